@@ -1,0 +1,62 @@
+"""The error tree. Every error that a person can cause names the value, the rule it breaks and the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "DataError",
+    "InvalidSetting",
+    "LedgerError",
+    "MammoFedError",
+    "PolicyRefused",
+    "PrivacyRefused",
+    "RunFailed",
+    "WeightsError",
+]
+
+
+class MammoFedError(Exception):
+    """Base of all errors that mammo-fed raises on purpose.
+
+    Attributes:
+      exit_code: what a command line returns: 1 internal failure, 2 bad input, 3 refused for privacy.
+    """
+
+    exit_code = 1
+
+
+class InvalidSetting(MammoFedError, ValueError):
+    """A setting breaks its rule; the message names the setting, its value, the rule and where to change it."""
+
+    exit_code = 2
+
+
+class DataError(MammoFedError, ValueError):
+    """A cohort, an image or a table cannot be read as what it claims to be."""
+
+    exit_code = 2
+
+
+class WeightsError(MammoFedError, ValueError):
+    """Backbone weights are missing or do not fit; the message names the ways out."""
+
+    exit_code = 2
+
+
+class RunFailed(MammoFedError, RuntimeError):
+    """A run could not be completed for a reason that is not the user's input."""
+
+    exit_code = 1
+
+
+class PrivacyRefused(MammoFedError):
+    """A release would pass a site's budget, or a privacy rule forbids it."""
+
+    exit_code = 3
+
+
+class PolicyRefused(PrivacyRefused):
+    """A task asks for something that the site's own policy does not allow."""
+
+
+class LedgerError(PrivacyRefused):
+    """The ledger is damaged, was tampered with, or is asked to contradict itself; nothing is released."""

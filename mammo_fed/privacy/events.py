@@ -1,0 +1,112 @@
+"""What a release does to its patients, in the terms an accountant needs; never what it sees."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, get_args
+
+from mammo_fed.errors import InvalidSetting
+
+__all__ = ["Mechanism", "PrivacyEvent", "Unit", "events_from_json", "events_to_json"]
+
+Unit = Literal["patient", "image"]
+Mechanism = Literal["mean", "gradient"]
+RELATION: Final = "zero_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyEvent:
+    """Gaussian noise on a sum of clipped contributions, repeated `steps` times.
+
+    Guarantee: none by itself; accountants price a sequence of events (mammo_fed.privacy.accounting).
+    Neighbouring datasets: the data of one `unit` zeroed out, the cohort's size public (sensitivity `clipping_norm`).
+
+    Attributes:
+      mechanism: what is released: the cohort's "mean" feature or a "gradient" sum.
+      noise_multiplier: standard deviation of the noise over `clipping_norm`, >= 0; 0 means no noise and an infinite epsilon.
+      steps: number of (adaptive) repetitions, >= 1.
+      sample_rate: probability with which each unit takes part in a step, in (0, 1]; 1 is the full batch, else Poisson.
+      unit: whose data is protected.
+      clipping_norm: largest L2 norm that one unit contributes to the sum, > 0.
+      max_images_per_patient: enforced bound on a patient's images; prices a patient when the unit is the image. Public.
+    """
+
+    mechanism: Mechanism
+    noise_multiplier: float
+    steps: int
+    sample_rate: float
+    unit: Unit
+    clipping_norm: float
+    max_images_per_patient: int
+
+    def __post_init__(self) -> None:
+        if self.mechanism not in get_args(Mechanism):
+            raise InvalidSetting(f"mechanism={self.mechanism!r} must be one of {get_args(Mechanism)}")
+        if self.unit not in get_args(Unit):
+            raise InvalidSetting(f"unit={self.unit!r} must be one of {get_args(Unit)}; check privacy.unit")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            raise InvalidSetting(f"noise_multiplier={self.noise_multiplier} must be a finite number, at least 0")
+        if self.steps < 1:
+            raise InvalidSetting(f"steps={self.steps} must be at least 1; check federation.local_steps")
+        if not 0 < self.sample_rate <= 1:
+            raise InvalidSetting(f"sample_rate={self.sample_rate} must be in (0, 1]; check privacy.batch_size")
+        if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0):
+            raise InvalidSetting(
+                f"clipping_norm={self.clipping_norm} must be a finite number above 0; check privacy.clipping_norm"
+            )
+        if self.max_images_per_patient < 1:
+            raise InvalidSetting(
+                f"max_images_per_patient={self.max_images_per_patient} must be at least 1; check the site's policy"
+            )
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether every unit takes part in every step."""
+        return self.sample_rate == 1.0
+
+    def repeated(self, times: int) -> PrivacyEvent:
+        """The same event with `times` as many steps."""
+        return replace(self, steps=self.steps * times)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the neighbouring relation spelled out."""
+        return {**asdict(self), "relation": RELATION}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PrivacyEvent:
+        """Rebuild an event from `as_dict`.
+
+        Raises:
+          InvalidSetting: If a field is missing, unknown, of the wrong type or out of its range.
+        """
+        fields = dict(values)
+        relation = fields.pop("relation", None)
+        if relation != RELATION:
+            raise InvalidSetting(f"relation={relation!r} must be {RELATION!r}: no other relation is priced")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise InvalidSetting(f"a privacy event has the wrong fields or types: {sorted(fields)}") from error
+
+
+def events_to_json(events: Sequence[PrivacyEvent]) -> str:
+    """Canonical JSON of a sequence of events (sorted keys, no spaces), fit for hashing."""
+    return json.dumps([event.as_dict() for event in events], sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def events_from_json(text: str) -> tuple[PrivacyEvent, ...]:
+    """Inverse of `events_to_json`.
+
+    Raises:
+      InvalidSetting: If `text` is not a JSON list of events.
+    """
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidSetting("privacy events are not valid JSON") from error
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InvalidSetting("privacy events must be a JSON list of objects")
+    return tuple(PrivacyEvent.from_dict(item) for item in items)
