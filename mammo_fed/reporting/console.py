@@ -1,0 +1,75 @@
+"""A run's record as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mammo_fed.reporting.record import Record
+from mammo_fed.reporting.wording import (
+    budget_text,
+    delta_text,
+    epsilon_text,
+    metric_text,
+    participation_text,
+    readable,
+    set_title,
+)
+
+__all__ = ["metrics_table", "privacy_table", "results_table"]
+
+
+def results_table(record: Record) -> Group:
+    """What was gained and what was guaranteed: the metrics, the privacy table and the guarantee, for `rich` to print."""
+    return Group(metrics_table(record), privacy_table(record), Text(f"Guarantee: {readable(record.privacy.guarantee)}"))
+
+
+def metrics_table(record: Record) -> Table:
+    """Metrics of every evaluation set; both AUPRCs, named by their positive class."""
+    table = _table(f"Results of {readable(record.run_id)}")
+    table.add_column("set", no_wrap=False)
+    for column in ("AUROC [95 % CI]", "AUPRC\nmalignant", "AUPRC\nbenign", "Brier", "sens. at\n90 % spec.", "patients"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, found in record.evaluation.items():
+        table.add_row(
+            Text(set_title(name)),
+            metric_text(found.auroc),
+            metric_text(found.auprc_malignant),
+            metric_text(found.auprc_benign),
+            metric_text(found.brier),
+            metric_text(found.sensitivity_at_90_specificity),
+            f"{found.n_patients:,}",
+        )
+        if found.auroc_ci:
+            # Under the value, so that four sets and their intervals fit 80 columns.
+            low, high = found.auroc_ci
+            table.add_row("", f"[{low:.3f}, {high:.3f}]", "", "", "", "", "")
+    return table
+
+
+def privacy_table(record: Record) -> Table:
+    """What each site spent and what its budget still allows."""
+    privacy = record.privacy
+    by_image = privacy.unit == "image"
+    table = _table(f"Privacy, unit: {privacy.unit}, delta {delta_text(privacy.delta)}, noise: {privacy.noise}")
+    table.add_column("site", no_wrap=False)
+    for column in ("epsilon\nthis run", *(["of a\npatient"] if by_image else []), "of the\naccount", "budget\nleft", "rounds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for site in privacy.sites:
+        table.add_row(
+            Text(readable(site.site)),
+            epsilon_text(site.epsilon),
+            *([epsilon_text(site.patient_epsilon)] if by_image else []),
+            epsilon_text(site.epsilon_account),
+            budget_text(site.budget_left),
+            str(site.rounds),
+            participation_text(rounds=site.rounds, refused=site.refused),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))

@@ -1,0 +1,256 @@
+"""The sections of a run's record, checked when they are built."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mammo_fed.errors import DataError
+
+if TYPE_CHECKING:
+    from mammo_fed.training.evaluation import Metrics
+
+__all__ = [
+    "DataSection",
+    "Evaluation",
+    "FederationSection",
+    "ModelSection",
+    "PrivacySection",
+    "Provenance",
+    "Seconds",
+    "SiteData",
+    "SitePrivacy",
+    "SynthesisSection",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall-clock seconds of the parts of a run and of the whole."""
+
+    features: float
+    training: float
+    evaluation: float
+    total: float
+
+    def __post_init__(self) -> None:
+        for name in ("features", "training", "evaluation", "total"):
+            _require_count(f"seconds.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteData:
+    """Public counts of one site; `malignant_fraction` is None where the site does not publish it."""
+
+    site: str
+    patients: int
+    images: int
+    malignant_fraction: float | None
+
+    def __post_init__(self) -> None:
+        _require_count("data.sites.patients", self.patients)
+        _require_count("data.sites.images", self.images)
+        _require_share("data.sites.malignant_fraction", self.malignant_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Where the training data came from; `fingerprint` is a random identifier for cohorts not declared public."""
+
+    source: str
+    fingerprint: str
+    sites: tuple[SiteData, ...]
+
+    def __post_init__(self) -> None:
+        _require_distinct("data.sites", [site.site for site in self.sites])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The model: frozen backbone, hash of its weights file, and what was trained (`scope`)."""
+
+    backbone: str
+    weights_sha256: str
+    scope: str
+    parameters_trained: int
+
+    def __post_init__(self) -> None:
+        _require_count("model.parameters_trained", self.parameters_trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a generator saw: the cohort, and epsilon and delta towards its patients.
+
+    Epsilon is 0 where no patient is in it (a phantom, no synthetic set) and infinite without differential privacy.
+    """
+
+    epsilon: float
+    delta: float
+    trained_on: str
+
+    def __post_init__(self) -> None:
+        _require_epsilon("synthesis.provenance.epsilon", self.epsilon)
+        _require_share("synthesis.provenance.delta", self.delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisSection:
+    """How the synthetic set was used ("whiten", "pretrain", "augment"), its source, and what its generator saw."""
+
+    use: tuple[str, ...]
+    source: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePrivacy:
+    """What one site spent.
+
+    Attributes:
+      site: its name.
+      epsilon: of this run, infinite without noise, 0 where the site took no part.
+      epsilon_account: of everything its ledger holds, this run included.
+      epsilon_after_round: cumulative epsilon of this run after each round it took part in.
+      patient_epsilon: of a patient with the largest allowed number of images; equals `epsilon` where the unit is the patient.
+      mechanism: the mechanism in words, such as "full-batch DP gradient descent".
+      budget_left: epsilon that its policy still allows, infinite where the policy sets no bound.
+      rounds: number of rounds it took part in.
+      refused: whether the site refused the task or a round of it.
+    """
+
+    site: str
+    epsilon: float
+    epsilon_account: float
+    epsilon_after_round: tuple[float, ...]
+    patient_epsilon: float
+    mechanism: str
+    budget_left: float
+    rounds: int
+    refused: bool
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "epsilon_account", "patient_epsilon", "budget_left"):
+            _require_epsilon(f"privacy.sites.{name}", getattr(self, name))
+        for value in self.epsilon_after_round:
+            _require_epsilon("privacy.sites.epsilon_after_round", value)
+        _require_count("privacy.sites.rounds", self.rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySection:
+    """The guarantee: its terms, what each site spent, the sentence, and what the sentence does not cover.
+
+    `target_epsilon` is infinite where no noise was asked for; `relation` is the neighbouring relation ("zero_out").
+    """
+
+    unit: Literal["patient", "image"]
+    delta: float
+    accountant: str
+    mechanism: str
+    target_epsilon: float
+    rounds: int
+    local_steps: int
+    noise: Literal["operating system", "injected", "none"]
+    relation: str
+    sites: tuple[SitePrivacy, ...]
+    guarantee: str
+    not_covered: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < 1:
+            raise DataError(f"privacy.delta={self.delta} must be in (0, 1)")
+        _require_epsilon("privacy.target_epsilon", self.target_epsilon)
+        _require_count("privacy.rounds", self.rounds)
+        _require_count("privacy.local_steps", self.local_steps)
+        _require_distinct("privacy.sites", [site.site for site in self.sites])
+
+    @property
+    def epsilon(self) -> float:
+        """Largest epsilon of this run over the sites: 0 where none took part, infinite without noise."""
+        return max((site.epsilon for site in self.sites), default=0.0)
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether the run gives a guarantee at all: finite epsilon, and noise nobody can draw again."""
+        return self.noise == "operating system" and math.isfinite(self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of one evaluation set (see mammo_fed.training.evaluation.Metrics); None where they are withheld."""
+
+    n_patients: int
+    n_images: int
+    auroc: float | None
+    auroc_ci: tuple[float, float] | None
+    auprc_benign: float | None
+    auprc_malignant: float | None
+    brier: float | None
+    sensitivity_at_90_specificity: float | None
+
+    def __post_init__(self) -> None:
+        _require_count("evaluation.n_patients", self.n_patients)
+        _require_count("evaluation.n_images", self.n_images)
+        for name in ("auroc", "auprc_benign", "auprc_malignant", "brier", "sensitivity_at_90_specificity"):
+            _require_share(f"evaluation.{name}", getattr(self, name))
+        for bound in self.auroc_ci or ():
+            _require_share("evaluation.auroc_ci", bound)
+
+    @classmethod
+    def from_metrics(cls, metrics: Metrics) -> Evaluation:
+        """The metrics of a set, all shown."""
+        return cls(**vars(metrics))
+
+    @classmethod
+    def withheld(cls, *, n_patients: int, n_images: int) -> Evaluation:
+        """A set whose metrics its site's policy does not publish: the public counts alone."""
+        return cls(
+            n_patients=n_patients,
+            n_images=n_images,
+            auroc=None,
+            auroc_ci=None,
+            auprc_benign=None,
+            auprc_malignant=None,
+            brier=None,
+            sensitivity_at_90_specificity=None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSection:
+    """How the messages went: strategy, rounds and sites asked for, payload bytes, mean seconds per round."""
+
+    strategy: str
+    rounds: int
+    sites: int
+    bytes_up: int
+    bytes_down: int
+    seconds_per_round: float
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round"):
+            _require_count(f"federation.{name}", getattr(self, name))
+
+
+def _require_count(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise DataError(f"{name}={value} must be a finite number, at least 0")
+
+
+def _require_epsilon(name: str, value: float) -> None:
+    if not value >= 0:
+        raise DataError(f"{name}={value} must be at least 0 or infinite")
+
+
+def _require_share(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise DataError(f"{name}={value} must be in [0, 1]")
+
+
+def _require_distinct(name: str, values: list[str]) -> None:
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise DataError(f"{name}: {twice} named more than once; give each site a name of its own")

@@ -1,0 +1,208 @@
+"""The sentences and numbers of a report: what a run guarantees, what it does not, and digits that never flatter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from mammo_fed.errors import InvalidSetting
+
+__all__ = [
+    "delta_text",
+    "epsilon_text",
+    "guarantee_sentence",
+    "not_covered_sentences",
+    "readable",
+    "set_title",
+]
+
+Ledger = Literal["run", "site"]
+Noise = Literal["operating system", "injected", "none"]
+NONE_GIVEN: Final = "so this run gives no privacy guarantee."
+SET_TITLES: Final = {"val": "Validation", "test": "Test", "external": "External test", "sites": "Sites, pooled"}
+# Which set a headline speaks of: the first of these that the run has. Validation comes last, choices may have been made on it.
+HEADLINE_ORDER: Final = ("test", "sites", "external", "val")
+HOW_TO_READ: Final = (
+    "Epsilon bounds what the sites' messages tell about one patient: apart from a failure probability delta, whatever anyone "
+    "concludes from them is at most exp(epsilon) times as likely with that patient's data as without it. Smaller is stronger.",
+    "The account adds up all runs in a site's ledger. A site refuses work that would pass its budget, whatever a server asks.",
+    "AUROC is the chance that a malignant mass scores above a benign one: 0.5 is guessing, 1 is perfect. Its 95 % interval "
+    "comes from resampling whole patients, because the views of one mass are alike.",
+    "AUPRC depends on which class counts as positive and on how common it is, so both are given. Guessing reaches the share "
+    "of the positive class. Published values on these tasks often take benign as the positive class.",
+    "The Brier score is the mean squared distance of the score to the truth: 0.25 is a constant one half, lower is better.",
+    "Sensitivity at 90 % specificity is the share of malignant masses found by a threshold that calls at most one benign mass "
+    "in ten malignant.",
+    "The scores are research results on single patches. They are not a diagnosis.",
+)
+
+
+def epsilon_text(epsilon: float) -> str:
+    """Epsilon with at most two decimals, rounded up so that a shown epsilon is never below the true one.
+
+    >>> [epsilon_text(value) for value in (6.0, 5.991, 14.5, math.inf)]
+    ['6', '6', '14.5', '∞']
+    """
+    if math.isinf(epsilon):
+        return "∞"
+    # The allowance is far below any accountant's own error; it keeps 6.000000000001 from reading 6.01.
+    return f"{math.ceil(epsilon * 100 - 1e-6) / 100:.2f}".rstrip("0").rstrip(".")
+
+
+def delta_text(delta: float) -> str:
+    """Delta in powers of ten where that is exact, else in full.
+
+    >>> [delta_text(value) for value in (1e-4, 2.5e-5)]
+    ['1e-04', '2.5e-05']
+    """
+    short = f"{delta:.0e}"
+    return short if float(short) == delta else f"{delta!r}"
+
+
+def budget_text(epsilon: float) -> str:
+    """What is left of a budget, rounded down to two decimals.
+
+    >>> [budget_text(value) for value in (1.999, 4.0, math.inf)]
+    ['1.99', '4', 'no bound']
+    """
+    if math.isinf(epsilon):
+        return "no bound"
+    return f"{math.floor(epsilon * 100 + 1e-6) / 100:.2f}".rstrip("0").rstrip(".")
+
+
+def metric_text(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A metric in three decimals with its interval, or "withheld" where the record holds none.
+
+    >>> [metric_text(0.8571, (0.8, 0.9)), metric_text(None)]
+    ['0.857 [0.800, 0.900]', 'withheld']
+    """
+    if value is None:
+        return "withheld"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def set_title(name: str) -> str:
+    """What people call an evaluation set; an unknown set keeps its name."""
+    return SET_TITLES.get(name, readable(name))
+
+
+def headline_set(names: Iterable[str]) -> str | None:
+    """The set whose result stands for the run, or None where there is no set.
+
+    >>> headline_set(["val", "test"])
+    'test'
+    """
+    present = list(names)
+    return next((name for name in HEADLINE_ORDER if name in present), present[0] if present else None)
+
+
+def participation_text(*, rounds: int, refused: bool) -> str:
+    """Whether a site took part, in words."""
+    if not refused:
+        return "took part" if rounds else "not asked"
+    return f"refused after round {rounds}" if rounds else "refused"
+
+
+def readable(text: str) -> str:
+    """`text` with every character that does not print (terminal escapes, direction overrides) replaced by a question mark."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def guarantee_sentence(
+    *,
+    unit: Literal["patient", "image"],
+    epsilon: float,
+    delta: float,
+    noise: Noise,
+    ledger: Ledger,
+    noise_seed: int | None = None,
+    patient_epsilon: float | None = None,
+    max_images_per_patient: int | None = None,
+) -> str:
+    """What a run guarantees, in one sentence that starts with "None" where it guarantees nothing.
+
+    Args:
+      unit: whose data is protected.
+      epsilon: largest over the sites: of this run for ledger "run", of the whole account for ledger "site"; infinite
+        without noise, 0 where every site refused.
+      delta: of the same guarantee, in (0, 1).
+      noise: where the noise came from.
+      ledger: "run" for a fresh ledger in the run folder, "site" for one that carries over every run of its site.
+      noise_seed: privacy.noise_seed, where noise is "injected".
+      patient_epsilon: epsilon of a patient with `max_images_per_patient` images, where the unit is the image.
+      max_images_per_patient: largest number of images of a patient, public by the sites' policies.
+
+    Raises:
+      InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, or delta or
+        epsilon is out of range.
+    """
+    if not epsilon >= 0 or not 0 < delta < 1:
+        raise InvalidSetting(f"epsilon={epsilon} must be at least 0 and delta={delta} in (0, 1); check privacy.delta")
+    if epsilon == 0:
+        return "Nothing computed from a patient was released: every site refused."
+    if noise == "injected":
+        return f"None: noise was injected with privacy.noise_seed={noise_seed}, {NONE_GIVEN}"
+    if noise == "none" or math.isinf(epsilon):
+        return f"None: no noise was added (privacy.target_epsilon is infinite), {NONE_GIVEN}"
+    price = f"(epsilon={epsilon_text(epsilon)}, delta={delta_text(delta)})-differential privacy"
+    scope = "for this run alone" if ledger == "run" else "over all runs in the site's ledger"
+    if unit == "patient":
+        who, patient = "Each patient's data (all images)", ""
+    elif patient_epsilon is None or max_images_per_patient is None:
+        raise InvalidSetting(
+            "patient_epsilon and max_images_per_patient must be given with unit=image: "
+            "an image's guarantee says nothing about a patient by itself; check the site's policy"
+        )
+    else:
+        images = "1 image" if max_images_per_patient == 1 else f"{max_images_per_patient} images"
+        who = "Each image, not each patient,"
+        patient = f"; for a patient with {images} epsilon is {epsilon_text(patient_epsilon)}"
+    return (
+        f"{who} is protected with {price} at its site {scope}{patient}; "
+        f"neighbouring cohorts differ in one {unit}'s data being zeroed out, cohort sizes are public."
+    )
+
+
+def not_covered_sentences(
+    *,
+    evaluation_public: bool,
+    synthetic_source: str,
+    synthetic_epsilon: float,
+    synthetic_delta: float,
+    synthetic_trained_on: str,
+) -> tuple[str, ...]:
+    """What the reported epsilon does not cover, one sentence each.
+
+    Args:
+      evaluation_public: whether every evaluation cohort is declared public.
+      synthetic_source: "phantom", "gan", "folder", or "none" for a run without synthetic images.
+      synthetic_epsilon: of the generator towards the patients it was trained on; infinite without differential privacy.
+      synthetic_delta: of the same guarantee.
+      synthetic_trained_on: the cohort that the generator saw, such as "CBIS-DDSM training images".
+    """
+    whose = "public cohorts" if evaluation_public else "a release that their sites' policies allow"
+    return (
+        f"Evaluation metrics are computed on validation and test patients without differential privacy ({whose}).",
+        "Counts of patients and images per site, the weights made from them, the largest number of images per patient and, "
+        "where shown, the share of malignant images are public by declaration of the site.",
+        "Hyper-parameters (features, clipping norms, learning rates, numbers of steps) were chosen without differential "
+        "privacy; what that choice reveals about the patients it was made on is not in epsilon.",
+        _synthetic_sentence(synthetic_source, synthetic_epsilon, synthetic_delta, synthetic_trained_on),
+    )
+
+
+def _synthetic_sentence(source: str, epsilon: float, delta: float, trained_on: str) -> str:
+    if source == "none":
+        return "No synthetic images were used."
+    if source == "phantom":
+        return "The synthetic images are procedural: no patient's data went into them, so they cost no privacy."
+    if math.isinf(epsilon):
+        return (
+            f"The generator of the synthetic images was trained on {trained_on} without differential privacy: the reported "
+            "epsilon does not cover what it reveals about them, above all where they are in the training cohort too."
+        )
+    return (
+        f"The generator of the synthetic images was trained on {trained_on} with (epsilon={epsilon_text(epsilon)}, "
+        f"delta={delta_text(delta)})-differential privacy, which a patient in both cohorts pays on top of the reported epsilon."
+    )

@@ -1,0 +1,318 @@
+"""Frozen settings, built once from a composed configuration, checked as they are built, with canonical JSON and a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.typed import build, canonical_json, plain
+
+__all__ = [
+    "DataSettings",
+    "EngineSettings",
+    "FederationSettings",
+    "ModelSettings",
+    "PrivacySettings",
+    "Settings",
+    "SynthesisSettings",
+]
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which cohorts, and how large the phantom ones are.
+
+    Attributes:
+      source: "phantom", "mammo_dp" (a clone of the paper's repository) or "csv" (a table and its images).
+      root: folder of the clone, or the CSV table; unused by the phantom.
+      public: whether the patients' data is declared public; decides what a record may say of them.
+      images_train, images_test, images_external: sizes of the phantom's pooled sets.
+      d_prime: separation of the phantom's classes.
+      image_size: side of phantom patches in pixels.
+    """
+
+    source: Literal["phantom", "mammo_dp", "csv"]
+    root: str | None
+    public: bool
+    images_train: int
+    images_test: int
+    images_external: int
+    d_prime: float
+    image_size: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.d_prime) and self.d_prime >= 0):
+            raise InvalidSetting(f"data.d_prime={self.d_prime} must be a finite number, at least 0")
+        for name in ("images_train", "images_test", "images_external"):
+            _at_least(f"data.{name}", getattr(self, name), 8)
+        _at_least("data.image_size", self.image_size, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The classifier: frozen backbones, their descriptors, public whitening, and the head that is trained.
+
+    Attributes:
+      backbone: one or more timm architectures, side by side.
+      weights, weights_file: where their weights come from; see mammo_fed.models.backbones.
+      tap, pooling, input_size, flips: see mammo_fed.models.features.
+      components, whitening_power: see mammo_fed.models.whitening.
+      head, hidden, bias_scale: see mammo_fed.models.heads.
+      scope: what private training changes; the head.
+    """
+
+    backbone: tuple[str, ...]
+    weights: Literal["wheel", "timm", "file", "none"]
+    weights_file: str | None
+    tap: int | None
+    pooling: Literal["mean", "mean_std", "covariance"]
+    input_size: int
+    flips: bool
+    components: int
+    whitening_power: float
+    head: Literal["linear", "mlp"]
+    hidden: int
+    bias_scale: float
+    scope: Literal["head"]
+
+    def __post_init__(self) -> None:
+        _at_least("model.components", self.components, 1)
+        _at_least("model.hidden", self.hidden, 1)
+        if not 0 <= self.whitening_power <= 1:
+            raise InvalidSetting(f"model.whitening_power={self.whitening_power} must be in [0, 1]")
+        if not (math.isfinite(self.bias_scale) and self.bias_scale >= 0):
+            raise InvalidSetting(f"model.bias_scale={self.bias_scale} must be a finite number, at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySettings:
+    """What is promised and the mechanism that keeps the promise; "auto" values are filled in by mammo_fed.recipe.
+
+    Attributes:
+      unit: whose data is protected.
+      target_epsilon: of the whole run at every site, > 0; infinity trains without noise and without a guarantee.
+      delta: in (0, 1).
+      accountant: "pld" (default), "rdp" (the paper's) or "prv".
+      mechanism: "dp_gd" (full batch, closed form) or "dp_sgd" (Poisson sampling, Opacus).
+      clipping_norm: largest gradient norm of one unit.
+      mean_clipping_norm: largest norm of one unit's sum of features in the private mean.
+      mean_fraction: part of the budget (of mu squared) spent on the private mean, in [0, 1).
+      batch_size: expected images a step at a site under dp_sgd.
+      learning_rate, weight_decay, optimizer, label_smoothing: of the local steps.
+      max_images_per_patient: enforced at the site; public.
+      ledger: "run" (a fresh one in the run folder) or a folder whose ledgers carry over all runs.
+      noise_seed: injects the noise for tests and benchmarks on public cohorts; voids the guarantee.
+    """
+
+    unit: Literal["patient", "image"]
+    target_epsilon: float
+    delta: float
+    accountant: Literal["pld", "rdp", "prv"]
+    mechanism: Literal["dp_gd", "dp_sgd"]
+    clipping_norm: float | Auto
+    mean_clipping_norm: float | Auto
+    mean_fraction: float
+    batch_size: int
+    learning_rate: float | Auto
+    weight_decay: float
+    optimizer: Literal["sgd", "adamw"]
+    label_smoothing: float
+    max_images_per_patient: int
+    ledger: str
+    noise_seed: int | None
+
+    def __post_init__(self) -> None:
+        if not self.target_epsilon > 0:
+            raise InvalidSetting(
+                f"privacy.target_epsilon={self.target_epsilon} must be above 0 (inf trains without privacy); 1 to 10 is usual"
+            )
+        if not 0 < self.delta < 1:
+            raise InvalidSetting(
+                f"privacy.delta={self.delta} must be in (0, 1); well below 1 / patients is usual, such as 1e-4"
+            )
+        for name in ("clipping_norm", "mean_clipping_norm", "learning_rate"):
+            value = getattr(self, name)
+            if value != "auto" and not (math.isfinite(value) and value > 0):
+                raise InvalidSetting(f"privacy.{name}={value} must be a finite number above 0, or auto")
+        if not 0 <= self.mean_fraction < 1:
+            raise InvalidSetting(f"privacy.mean_fraction={self.mean_fraction} must be in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidSetting(f"privacy.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InvalidSetting(f"privacy.weight_decay={self.weight_decay} must be a finite number, at least 0")
+        _at_least("privacy.batch_size", self.batch_size, 1)
+        _at_least("privacy.max_images_per_patient", self.max_images_per_patient, 1)
+        self._check_mechanism()
+
+    def _check_mechanism(self) -> None:
+        if self.mechanism == "dp_gd" and (self.label_smoothing > 0 or self.weight_decay > 0 or self.optimizer != "sgd"):
+            raise InvalidSetting(
+                "privacy.mechanism=dp_gd takes plain gradient steps: set privacy.optimizer=sgd, weight_decay=0 and "
+                "label_smoothing=0, or choose privacy=dp_sgd"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisSettings:
+    """The centrally shared synthetic set and what it is used for.
+
+    Attributes:
+      source: "phantom" (procedural), "gan" (the clone's GAN images), "folder" (images named *_malignant / *_benign), or "auto":
+        gan for data=mammo_dp where the clone has them, else phantom.
+      root: the folder of source="folder".
+      use: of "whiten" (fits the public statistics) and "pretrain" (the head starts from it). Whitening is always needed.
+      count: number of phantom images.
+    """
+
+    source: Literal["phantom", "gan", "folder"] | Auto
+    root: str | None
+    use: tuple[Literal["whiten", "pretrain"], ...]
+    count: int
+
+    def __post_init__(self) -> None:
+        _at_least("synthesis.count", self.count, 16)
+        if "whiten" not in self.use:
+            raise InvalidSetting(
+                f"synthesis.use={list(self.use)} must contain whiten: features need public statistics, and they are never "
+                "fitted on patients"
+            )
+        if self.source == "folder" and not self.root:
+            raise InvalidSetting("synthesis.source=folder needs synthesis.root=FOLDER with *_malignant.png and *_benign.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSettings:
+    """Sites, rounds and how the server adds up.
+
+    Attributes:
+      num_sites: hospitals in a simulation; 1 is the centralized configuration.
+      partition, partition_alpha: how patients are split over simulated hospitals.
+      rounds, local_steps: communication rounds and local steps in each.
+      strategy: Flower's strategy by name.
+      fraction: part of the sites that trains in a round, in (0, 1].
+      min_nodes: sites to wait for, >= 1; "auto" is all of them.
+      tail: part of the last rounds whose models are averaged, in (0, 1].
+      proximal_mu, server_learning_rate, beta_1, beta_2, tau, trim, num_malicious: the strategies' own parameters.
+      round_timeout: seconds to wait for replies.
+      site_budgets: each simulated site's own maximum epsilon; empty means the target everywhere.
+    """
+
+    num_sites: int
+    partition: Literal["uniform", "size", "label"]
+    partition_alpha: float
+    rounds: int | Auto
+    local_steps: int | Auto
+    strategy: Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum"]
+    fraction: float
+    min_nodes: int | Auto
+    tail: float
+    proximal_mu: float
+    server_learning_rate: float
+    beta_1: float
+    beta_2: float
+    tau: float
+    trim: float
+    num_malicious: int
+    round_timeout: float
+    site_budgets: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _at_least("federation.num_sites", self.num_sites, 1)
+        for name in ("rounds", "local_steps", "min_nodes"):
+            if getattr(self, name) != "auto":
+                _at_least(f"federation.{name}", getattr(self, name), 1)
+        for name in ("fraction", "tail"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InvalidSetting(f"federation.{name}={getattr(self, name)} must be in (0, 1]")
+        if not 0 <= self.trim < 0.5:
+            raise InvalidSetting(f"federation.trim={self.trim} must be in [0, 0.5)")
+        if self.site_budgets and len(self.site_budgets) != self.num_sites:
+            raise InvalidSetting(
+                f"federation.site_budgets={list(self.site_budgets)} must name one maximum epsilon for each of the "
+                f"{self.num_sites} sites, or none"
+            )
+        if any(not budget > 0 for budget in self.site_budgets):
+            raise InvalidSetting(f"federation.site_budgets={list(self.site_budgets)} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What only changes speed and place, never a result.
+
+    Attributes:
+      name: "in_process" or "ray".
+      workers: sites that run at a time, >= 1.
+      wire: send every message through Flower's real serialisation, in process.
+      threads: CPU threads for the networks; 0 leaves it to PyTorch.
+      cache: folder of cached features; null is the user's cache folder.
+    """
+
+    name: Literal["in_process", "ray"]
+    workers: int
+    wire: bool
+    threads: int
+    cache: str | None
+
+    def __post_init__(self) -> None:
+        _at_least("engine.workers", self.workers, 1)
+        _at_least("engine.threads", self.threads, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything a run is made from.
+
+    Attributes:
+      seed: partition, initialisation and public steps; never the noise.
+    """
+
+    seed: int
+    data: DataSettings
+    model: ModelSettings
+    privacy: PrivacySettings
+    synthesis: SynthesisSettings
+    federation: FederationSettings
+    engine: EngineSettings
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+        if self.privacy.mechanism == "dp_gd" and self.model.head != "linear":
+            raise InvalidSetting(
+                f"model.head={self.model.head} needs privacy=dp_sgd: the closed form knows the linear head only"
+            )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
+        """Build and check settings from plain nested values (a composed Hydra configuration, or parsed JSON).
+
+        Raises:
+          InvalidSetting: If a key is missing or unknown, or a value has the wrong type or is out of its range.
+        """
+        return build(cls, values, path="")
+
+    def to_json(self) -> str:
+        """Canonical JSON (sorted keys); infinity is the string "inf"."""
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Inverse of `to_json`."""
+        return cls.from_mapping(json.loads(text))
+
+    def sha256(self) -> str:
+        """Hash of all that can change a result: everything but the engine."""
+        values = plain(self)
+        del values["engine"]
+        return hashlib.sha256(canonical_json(values).encode()).hexdigest()
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise InvalidSetting(f"{name}={value} must be at least {least}")

@@ -1,0 +1,117 @@
+"""One site, one round: the private mean, or private steps on the head. No Flower, no ledger, no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
+from mammo_fed.models.whitening import centre_and_normalise
+from mammo_fed.privacy.dpsgd import LocalOptimizer, PoissonData, poisson_steps
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.mechanisms import LogisticData, private_descent, private_mean
+
+__all__ = ["LocalSteps", "SiteFeatures", "release_mean", "train_head"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SiteFeatures:
+    """A site's training images as the mechanisms see them.
+
+    Attributes:
+      features: float32, shape (images, dims), rows of norm 1 (or 0 where an image was not finite).
+      labels: int64, shape (images,), 1 = malignant.
+      units: int64, shape (images,), dense index of the protected unit.
+      public_count: number of images, declared public by the site's policy; the only denominator.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    units: NDArray[np.int64]
+    public_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSteps:
+    """Hyper-parameters of local steps; none of them touches what is promised."""
+
+    learning_rate: float
+    weight_decay: float
+    optimizer: LocalOptimizer
+    label_smoothing: float
+    proximal: float
+
+
+def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.float32]:
+    """The site's private mean feature, float32, shape (dims,); see mammo_fed.privacy.mechanisms.private_mean."""
+    return private_mean(site.features, site.units, charged=charged, public_count=site.public_count, noise=noise)
+
+
+def train_head(
+    site: SiteFeatures,
+    flat: NDArray[np.float32],
+    *,
+    head: HeadSpec,
+    centre: NDArray[np.float32],
+    steps: LocalSteps,
+    charged: PrivacyEvent,
+    closed_form: bool,
+    noise: np.random.Generator,
+    sampling: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Private steps from the head `flat`.
+
+    Guarantee: that of the mechanism for `charged`: mammo_fed.privacy.mechanisms.private_descent in closed form, else
+    mammo_fed.privacy.dpsgd.poisson_steps.
+
+    Args:
+      site: the site's features.
+      flat: float32, shape (head.num_parameters,); where the site starts.
+      head: shape of the head.
+      centre: float32, shape (dims,); the aggregated private mean, subtracted before renormalising.
+      steps: hyper-parameters of the local steps.
+      charged: the event that the ledger has reserved.
+      closed_form: full-batch descent on the linear head; otherwise Poisson DP-SGD on any head.
+      noise, sampling: generators for the noise and for the Poisson draws.
+
+    Returns:
+      The new flat vector, float32, same shape.
+    """
+    features = centre_and_normalise(site.features, centre)
+    if closed_form:
+        return private_descent(
+            LogisticData.build(features, site.labels, site.units, bias_scale=head.bias_scale),
+            flat,
+            charged=charged,
+            public_count=site.public_count,
+            learning_rate=steps.learning_rate,
+            proximal=steps.proximal,
+            noise=noise,
+        )
+    module = build_head(head, seed=0)
+    load_flat(module, flat)
+    poisson_steps(
+        module,
+        PoissonData(features=features, labels=site.labels, units=site.units),
+        loss=_loss(steps.label_smoothing),
+        charged=charged,
+        public_count=site.public_count,
+        learning_rate=steps.learning_rate,
+        weight_decay=steps.weight_decay,
+        optimizer=steps.optimizer,
+        proximal=steps.proximal,
+        noise=noise,
+        sampling=sampling,
+    )
+    return flatten(module)
+
+
+def _loss(label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return head_loss(logits, labels, label_smoothing=label_smoothing)
+
+    return loss
