@@ -58,7 +58,7 @@ def canonical_json(value: Any) -> str:
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
-    if is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and is_dataclass(hint):
         return build(hint, value, path=path)
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.data.cache import ArrayCache
-from mammo_fed.data.cohort import Cohort, concatenate, require_both_classes
+from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both_classes
 from mammo_fed.data.partition import partition
 from mammo_fed.data.phantom_cohorts import phantom_hospitals, phantom_synthetic
 from mammo_fed.data.sources import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
@@ -34,6 +38,7 @@ __all__ = [
 
 # Bumped whenever the phantom draws other images from the same settings.
 PHANTOM_FORMAT = 1
+DEFAULT_HOSPITALS = 4
 COLUMNS = ("labels", "patients", "images", "views", "splits")
 
 
@@ -61,10 +66,12 @@ class Pool:
     Attributes:
       cohort: all training images.
       rows: row indices of each site, whole patients only, disjoint.
+      fingerprint: of `cohort`, keyed with a secret beside the cache unless the cohort is public.
     """
 
     cohort: Cohort
     rows: tuple[NDArray[np.int64], ...]
+    fingerprint: str
 
 
 def load_pool(data: DataSettings, share: Share, *, cache: ArrayCache) -> Pool:
@@ -80,13 +87,21 @@ def load_pool(data: DataSettings, share: Share, *, cache: ArrayCache) -> Pool:
 @lru_cache(maxsize=4)
 def _load_pool(data: DataSettings, share: Share, cache_root: Path) -> Pool:
     if data.source == "phantom":
-        sites = [_phantom(data, share, ArrayCache(cache_root))[f"site-{i + 1}"] for i in range(share.num_sites)]
+        drawn = _phantom(data, share, ArrayCache(cache_root))
+        sites = [drawn[f"site_{i + 1}"] for i in range(_hospitals(share))]
         ends = np.cumsum([0] + [len(site) for site in sites])
-        rows = tuple(np.arange(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True))
-        return Pool(cohort=concatenate(sites, name="phantom-train"), rows=rows)
+        rows = tuple(np.arange(start, end) for start, end in itertools.pairwise(ends))
+        if share.num_sites == 1:
+            rows = (np.concatenate(rows),)
+        return _pool(concatenate(sites, name="phantom-train"), rows, cache_root)
     cohort = _read(data, "train")
     split = partition(cohort, num_sites=share.num_sites, how=share.how, alpha=share.alpha, seed=share.seed)  # type: ignore[arg-type]
-    return Pool(cohort=cohort, rows=tuple(split))
+    return _pool(cohort, tuple(split), cache_root)
+
+
+def _pool(cohort: Cohort, rows: tuple[NDArray[np.int64], ...], cache_root: Path) -> Pool:
+    key = None if cohort.public else site_key(cache_root / "fingerprint.key")
+    return Pool(cohort=cohort, rows=rows, fingerprint=fingerprint(cohort, key=key))
 
 
 def evaluation_cohorts(data: DataSettings, share: Share, *, cache: ArrayCache) -> dict[str, Cohort]:
@@ -122,7 +137,7 @@ def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: 
     """
     source = synthetic_source(synthesis, data)
     if source == "folder":
-        return read_image_folder(Path(str(synthesis.root)))
+        return read_image_folder(Path(str(synthesis.root)), public=True)
     if source == "gan":
         root = synthesis.root or (data.root if data.source == "mammo_dp" else None)
         if root is None:
@@ -156,6 +171,19 @@ def limit_images_per_patient(cohort: Cohort, rows: NDArray[np.int64], *, most: i
     return kept
 
 
+def site_key(path: Path) -> bytes:
+    """The site's secret at `path`, 32 bytes, made on first use and readable by its owner only."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(secrets.token_bytes(32))
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_bytes()
+
+
 def _root(data: DataSettings) -> Path:
     if data.root is None:
         remedy = "set MAMMO_DP_ROOT or give data.root=CLONE" if data.source == "mammo_dp" else "give data.root=TABLE.csv"
@@ -177,15 +205,26 @@ def _read(data: DataSettings, split: str) -> Cohort:
 
 def _phantom(data: DataSettings, share: Share, cache: ArrayCache) -> dict[str, Cohort]:
     sizes = {name: getattr(data, name) for name in ("images_train", "images_test", "images_external")}
-    drawing = {**sizes, "d_prime": data.d_prime, "size": data.image_size, "seed": 2 * share.seed, "num_sites": share.num_sites}
+    drawing = {
+        **sizes,
+        "d_prime": data.d_prime,
+        "size": data.image_size,
+        "seed": 2 * share.seed,
+        "num_sites": _hospitals(share),
+    }
 
     def draw() -> dict[str, Cohort]:
         made = phantom_hospitals(
-            **sizes, d_prime=data.d_prime, image_size=data.image_size, seed=2 * share.seed, num_sites=share.num_sites
+            **sizes, d_prime=data.d_prime, image_size=data.image_size, seed=2 * share.seed, num_sites=_hospitals(share)
         )
-        return {**{f"site-{i + 1}": site for i, site in enumerate(made.sites)}, "test": made.test, "external": made.external}
+        return {**{f"site_{i + 1}": site for i, site in enumerate(made.sites)}, "test": made.test, "external": made.external}
 
     return _cached_cohorts(cache, drawing, draw)
+
+
+def _hospitals(share: Share) -> int:
+    """Hospitals that the phantom draws: a single site holds the patients of the usual four."""
+    return DEFAULT_HOSPITALS if share.num_sites == 1 else share.num_sites
 
 
 def _cached_cohorts(cache: ArrayCache, drawing: Mapping[str, Any], draw: Any) -> dict[str, Cohort]:
@@ -195,18 +234,18 @@ def _cached_cohorts(cache: ArrayCache, drawing: Mapping[str, Any], draw: Any) ->
     def make() -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {}
         for name, cohort in draw().items():
-            arrays[f"{name}.pixels"] = cohort.pixels
-            arrays |= {f"{name}.{column}": getattr(cohort, column) for column in COLUMNS}
+            arrays[f"{name}_pixels"] = cohort.pixels
+            arrays |= {f"{name}_{column}": getattr(cohort, column) for column in COLUMNS}
         return arrays
 
     arrays = cache.get_or_make(key, make)
-    names = sorted(name.removesuffix(".pixels") for name in arrays if name.endswith(".pixels"))
+    names = sorted(name.removesuffix("_pixels") for name in arrays if name.endswith("_pixels"))
     return {
         name: Cohort(
             name=f"phantom-{name}",
-            pixels=arrays[f"{name}.pixels"],
+            pixels=arrays[f"{name}_pixels"],
             public=True,
-            **{column: np.asarray(arrays[f"{name}.{column}"]) for column in COLUMNS},
+            **{column: np.asarray(arrays[f"{name}_{column}"]) for column in COLUMNS},
         )
         for name in names
     }

@@ -24,7 +24,6 @@ from mammo_fed.errors import InvalidSetting, RunFailed
 __all__ = ["ArrayCache", "default_cache_root"]
 
 STALE_SECONDS: Final = 24 * 3600
-ATTEMPTS: Final = 5
 
 _KEY: Final = re.compile(r"[0-9a-f]{8,128}")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -65,7 +64,7 @@ class ArrayCache:
         self.root = root
 
     def __contains__(self, key: object) -> bool:
-        """Whether an entry is there and its files have the sizes, shapes and types of its manifest."""
+        """Whether an entry is there and its files are as its manifest says; a key that is no hash raises InvalidSetting."""
         return isinstance(key, str) and self._load(self._entry(key), verify=False) is not None
 
     def get_or_make(
@@ -74,6 +73,7 @@ class ArrayCache:
         """The arrays under `key`, memory-mapped and read-only; `make` is called if they are not there or are damaged.
 
         Two processes that miss the same key at once both make it; the first to finish keeps its copy and both read that one.
+        Where both replace a damaged entry, each reads a whole one, of either.
 
         Args:
           key: hash of everything that the arrays depend on, 8 to 128 lower-case hex digits.
@@ -88,20 +88,19 @@ class ArrayCache:
           RunFailed: If the cache folder cannot be written.
         """
         entry = self._entry(key)
-        made: Mapping[str, NDArray[Any]] | None = None
-        for _ in range(ATTEMPTS):
-            found = self._load(entry, verify=verify)
-            if found is not None:
-                return found
-            if made is None:
-                made = make()
-            try:
-                self._install(entry, made, verify=verify)
-            except OSError as error:
-                raise RunFailed(
-                    f"cache {self.root} cannot be written ({error.strerror}); free disk space or set MAMMO_FED_CACHE elsewhere"
-                ) from error
-        raise RunFailed(f"cache {self.root} loses what is written to it; check the disk or set MAMMO_FED_CACHE elsewhere")
+        found = self._load(entry, verify=verify)
+        if found is not None:
+            return found
+        made = make()
+        try:
+            written = self._install(entry, made, verify=verify)
+        except OSError as error:
+            raise RunFailed(
+                f"cache {self.root} cannot be written ({error.strerror}); free disk space or set MAMMO_FED_CACHE elsewhere"
+            ) from error
+        if written is None:
+            raise RunFailed(f"cache {self.root} loses what is written to it; check the disk or set MAMMO_FED_CACHE elsewhere")
+        return written
 
     def _entry(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -117,8 +116,8 @@ class ArrayCache:
             # Whatever is wrong with an entry, making it again is right: it depends on its key alone.
             return None
 
-    def _install(self, entry: Path, arrays: Mapping[str, NDArray[Any]], *, verify: bool) -> None:
-        """Write beside the entry's place, then rename into it; if another process was faster, its copy stays."""
+    def _install(self, entry: Path, arrays: Mapping[str, NDArray[Any]], *, verify: bool) -> Mapping[str, NDArray[Any]] | None:
+        """Write beside the entry's place, then rename into it; if another process was faster, its copy stays and is read."""
         self.root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
         entry.parent.mkdir(mode=_PRIVATE, exist_ok=True)
         self._remove_stale()
@@ -127,9 +126,14 @@ class ArrayCache:
             whole = folder / "entry"
             whole.mkdir(mode=_PRIVATE)
             _write(whole, arrays)
-            if self._load(entry, verify=verify) is None:
+            # Mapped before the rename: a map outlives its file's name, so whatever others do to the entry, this one holds.
+            own = self._load(whole, verify=verify)
+            # The rename itself decides who was first: a look beforehand could discard what another process has just put there.
+            if not _rename_unless_taken(whole, entry) and self._load(entry, verify=verify) is None:
                 _discard(entry)
                 _rename_unless_taken(whole, entry)
+            winner = self._load(entry, verify=verify)
+        return own if winner is None else winner
 
     def _remove_stale(self) -> None:
         """Remove what writers left behind that died more than a day ago."""
@@ -219,15 +223,16 @@ def _discard(entry: Path) -> None:
         os.rename(entry, folder / "damaged")
 
 
-def _rename_unless_taken(folder: Path, entry: Path) -> None:
-    """Put the folder in the entry's place, unless another process put a whole one there first."""
+def _rename_unless_taken(folder: Path, entry: Path) -> bool:
+    """Put the folder in the entry's place; False, and nothing done, if a file or a folder with content is there."""
     try:
         os.rename(folder, entry)
     except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
-        return
+        return False
     _sync_folder(entry.parent)
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -224,7 +224,8 @@ def draw_mass(label: int, *, suspicion: float, style: PhantomStyle, image_size: 
 
 @functools.lru_cache(maxsize=8)
 def _frequencies(canvas: int) -> tuple[Image, Image]:
-    """Vertical (canvas, 1) and horizontal (1, canvas // 2 + 1) frequencies in cycles per canvas, read-only by convention."""
+    """Vertical (canvas, 1) and horizontal (1, canvas // 2 + 1) frequencies in cycles per canvas, read-only."""
     vertical = (np.fft.fftfreq(canvas) * canvas).astype(np.float32)[:, None]
     horizontal = (np.fft.rfftfreq(canvas) * canvas).astype(np.float32)[None, :]
+    vertical.flags.writeable = horizontal.flags.writeable = False
     return vertical, horizontal

@@ -72,7 +72,9 @@ def phantom_cohort(
       InvalidSetting: If a setting is out of its range.
     """
     if num_images < 1:
-        raise InvalidSetting(f"num_images={num_images} must be at least 1; check data.images")
+        raise InvalidSetting(f"num_images={num_images} must be at least 1; check data.images_train")
+    if split not in SPLITS:
+        raise InvalidSetting(f"split={split!r} must be one of {SPLITS}; check the cohort's split")
     patches, labels = _plan(num_images, style.prevalence, _generator(seed, name, 0))
     patients = _draw_patients(name, patches, labels, lambda _: style, d_prime=d_prime, image_size=image_size, seed=seed)
     return _table(name, patients, labels, split=split, public=public)
@@ -110,8 +112,10 @@ def phantom_hospitals(
     train, test = _shares(images_train, num_sites), _shares(images_test, num_sites)
     _require_images("images_train", images_train, min(train), FEWEST_IMAGES, num_sites)
     _require_images("images_test", images_test, min(test), 1, num_sites)
+    # The largest part has both classes, and so has the pooled set.
     _require_images("images_test", images_test, max(test), FEWEST_IMAGES, num_sites)
-    _require_images("images_external", images_external, images_external, FEWEST_IMAGES, 1)
+    if images_external < FEWEST_IMAGES:
+        raise InvalidSetting(f"images_external={images_external} must be at least {FEWEST_IMAGES}; check data.images_external")
 
     def hospital(name: str, num_images: int, style: PhantomStyle, split: str) -> Cohort:
         return phantom_cohort(
@@ -143,7 +147,7 @@ def phantom_synthetic(*, count: int = 600, d_prime: float = 2.4, image_size: int
       InvalidSetting: If a setting is out of its range.
     """
     if count < 2:
-        raise InvalidSetting(f"count={count} must be at least 2; check synthesis.images")
+        raise InvalidSetting(f"count={count} must be at least 2; check synthesis.count")
     name = "phantom-synthetic"
     labels = _generator(seed, name, 0).permutation(np.where(np.arange(count) % 2, MALIGNANT, BENIGN))
     patients = _draw_patients(name, [1] * count, labels, any_style, d_prime=d_prime, image_size=image_size, seed=seed)
@@ -154,8 +158,8 @@ def _require_images(setting: str, total: int, images: int, fewest: int, num_site
     """Raise InvalidSetting where a site's share of `total` is below `fewest`."""
     if images < fewest:
         raise InvalidSetting(
-            f"{setting}={total} over num_sites={num_sites} leaves a site {images} images and must leave at least {fewest}; "
-            "check data.images and federation.num_sites"
+            f"{setting}={total} over num_sites={num_sites} must leave at least {fewest} images where it leaves {images}; "
+            f"check data.{setting} and federation.num_sites"
         )
 
 
@@ -212,8 +216,6 @@ def _draw_patients(
 
 def _table(name: str, patients: Sequence[Sequence[Image]], labels: NDArray[np.int64], *, split: str, public: bool) -> Cohort:
     """Cohort of the drawn patients; a patient's views alternate between CC and MLO."""
-    if split not in SPLITS:
-        raise InvalidSetting(f"split={split!r} must be one of {SPLITS}; check the cohort's split")
     patches = [len(drawn) for drawn in patients]
     owners = [f"{name}-{number:04d}" for number, count in enumerate(patches, start=1) for _ in range(count)]
     positions = [position for count in patches for position in range(count)]

@@ -50,7 +50,7 @@ class MassOutline:
         """Where every pixel lies in the mass's frame.
 
         Returns:
-          Distance from the centre in pixels, angle in radians, contour radius there in pixels: float32, shape (size, size) each.
+          Distance from the centre in pixels, angle in radians, contour radius there in pixels; each float32, (size, size).
         """
         rows, columns = np.ogrid[:image_size, :image_size]
         down = (rows - self.centre_px[0]).astype(np.float32)

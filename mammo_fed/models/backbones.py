@@ -114,7 +114,7 @@ def load_backbone(spec: BackboneSpec, *, image_size: int) -> Backbone:
     network.eval().requires_grad_(False)
     config: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
     return Backbone(
-        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=network.to(memory_format=torch.channels_last),
         spec=spec,
         weights_sha256=_hash_state(network.state_dict()),
         mean=torch.tensor(config.get("mean", (0.5, 0.5, 0.5))),
@@ -126,12 +126,12 @@ def _create(spec: BackboneSpec, image_size: int) -> nn.Module:
     if spec.name not in timm.list_models():
         close = ", ".join(timm.list_models(f"*{spec.name[:8]}*")[:4]) or "see timm.list_models()"
         raise InvalidSetting(f"model.backbone={spec.name} must be an architecture that timm knows ({close})")
-    extra = {"img_size": image_size} if spec.name.startswith(("swin", "vit", "deit")) else {}
+    extra: dict[str, Any] = {"img_size": image_size} if spec.name.startswith(("swin", "vit", "deit")) else {}
     try:
         network: nn.Module = timm.create_model(spec.name, pretrained=spec.weights == "timm", num_classes=0, **extra)
     except InvalidSetting:
         raise
-    except Exception as error:  # noqa: BLE001 - hub clients raise a dozen types; each means that the weights did not come
+    except Exception as error:
         raise WeightsError(_ways_out(spec, f"timm's hub did not give them ({type(error).__name__})")) from error
     stages = len(getattr(network, "feature_info", ())) or 1
     if spec.tap is not None and not -stages <= spec.tap < stages:
@@ -164,7 +164,7 @@ def _read_file(path: Path, spec: BackboneSpec) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - unpickling a damaged file raises anything; all of it means a bad file
+    except Exception as error:
         raise WeightsError(_ways_out(spec, f"the file {path} is not a readable state dict ({type(error).__name__})")) from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

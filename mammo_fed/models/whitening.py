@@ -128,7 +128,8 @@ def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Rows divided by their norm, float32; a zero row stays zero, a row that is not finite becomes zero."""
     clean = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
     norms = np.linalg.norm(clean.astype(np.float64), axis=1, keepdims=True)
-    return (clean / np.maximum(norms, TINY)).astype(np.float32)
+    unit: NDArray[np.float32] = (clean / np.maximum(norms, TINY)).astype(np.float32)
+    return unit
 
 
 def centre_and_normalise(features: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:

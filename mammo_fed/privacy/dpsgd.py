@@ -87,8 +87,8 @@ def poisson_steps(
 ) -> None:
     """Take `charged.steps` steps of Poisson DP-SGD on `head`, in place.
 
-    Guarantee: `charged.steps` adaptive Poisson-subsampled Gaussian mechanisms with sampling rate `charged.sample_rate` over units,
-    sensitivity `charged.clipping_norm` and noise multiplier `charged.noise_multiplier`.
+    Guarantee: `charged.steps` adaptive Poisson-subsampled Gaussian mechanisms over units, with sampling rate
+    `charged.sample_rate`, sensitivity `charged.clipping_norm` and noise multiplier `charged.noise_multiplier`.
     Neighbouring cohorts: one unit's data zeroed out, the cohort's size public; a zeroed unit contributes nothing.
     Edge cases: an empty batch is a step of noise alone: skipping it would reveal that it was empty.
 
@@ -158,7 +158,7 @@ def _unit_gradients(
         # Features need no gradient of their own; torch says so for every backward hook.
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
         logits = wrapped(torch.from_numpy(data.features[rows]))
-        loss(logits, torch.from_numpy(data.labels[rows])).sum().backward()
+        loss(logits, torch.from_numpy(data.labels[rows])).sum().backward()  # type: ignore[no-untyped-call]
     private.sum_within_units(torch.from_numpy(np.searchsorted(drawn, data.units[rows])), len(drawn))
 
 

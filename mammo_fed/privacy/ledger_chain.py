@@ -20,9 +20,8 @@ __all__ = [
     "Head",
     "LedgerKeys",
     "check_reported",
-    "encode_head",
     "extend",
-    "parse_head",
+    "head_from_text",
     "patient_digests",
     "reply_seal",
     "verified",
@@ -61,6 +60,17 @@ class LedgerKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Head:
+    """Where a chain ends: the last entry's position and seal. Safe to report: it says how many entries, not what is in them."""
+
+    seq: int
+    mac: bytes
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.mac.hex()}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One line of the journal.
 
@@ -81,16 +91,10 @@ class Entry:
         values: dict[str, Any] = json.loads(self.payload)
         return values
 
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """Where a chain ends: the last entry's position and seal. Safe to report: it says how many entries, not what is in them."""
-
-    seq: int
-    mac: bytes
-
-    def __str__(self) -> str:
-        return f"{self.seq}:{self.mac.hex()}"
+    @property
+    def head(self) -> Head:
+        """Where a chain ends whose last entry this is."""
+        return Head(seq=self.seq, mac=self.mac)
 
 
 START: Final = Head(seq=-1, mac=bytes(32))
@@ -115,29 +119,16 @@ def verified(keys: LedgerKeys, head: Head, entries: Iterable[Entry]) -> list[Ent
         if entry.seq != head.seq + 1 or not hmac.compare_digest(expected, entry.mac):
             raise LedgerError(f"ledger entry {head.seq + 1} is not what the site wrote there; {REMEDY}")
         proven.append(entry)
-        head = Head(seq=entry.seq, mac=entry.mac)
+        head = entry.head
     return proven
 
 
-def encode_head(keys: LedgerKeys, head: Head) -> bytes:
-    """What the head file holds: the head and a seal, so that cutting the journal and the head together needs the key."""
-    return f"{head} {_mac(keys.head, str(head).encode()).hex()}\n".encode()
-
-
-def parse_head(keys: LedgerKeys, content: bytes) -> Head:
-    """Inverse of `encode_head`.
-
-    Raises:
-      LedgerError: If the content is not what this site's key sealed.
-    """
-    try:
-        text, _, _ = content.decode("ascii").partition(" ")
-        head = _head_from_text(text)
-    except ValueError as error:
-        raise LedgerError(f"the ledger's head is not readable; {REMEDY}") from error
-    if not hmac.compare_digest(encode_head(keys, head), content):
-        raise LedgerError(f"the ledger's head is not what the site wrote; {REMEDY}")
-    return head
+def head_from_text(text: str) -> Head:
+    """The head that reads `text`; ValueError where it is none."""
+    seq, _, mac = text.partition(":")
+    if len(mac) != 64:
+        raise ValueError("a seal has 64 hex digits")
+    return Head(seq=int(seq), mac=bytes.fromhex(mac))
 
 
 def check_reported(reported: str, entries: Iterable[Entry]) -> None:
@@ -148,7 +139,7 @@ def check_reported(reported: str, entries: Iterable[Entry]) -> None:
       LedgerError: If the chain does not contain it.
     """
     try:
-        head = _head_from_text(reported)
+        head = head_from_text(reported)
     except ValueError as error:
         raise InvalidSetting(f"reported head={reported!r} must read POSITION:HEX, as privacy show prints it") from error
     if not any(entry.seq == head.seq and hmac.compare_digest(entry.mac, head.mac) for entry in entries):
@@ -178,14 +169,6 @@ def patient_digests(keys: LedgerKeys, identifiers: Iterable[str]) -> frozenset[s
 def reply_seal(keys: LedgerKeys, reply: bytes) -> str:
     """Keyed digest of a stored reply, 64 hex digits."""
     return _mac(keys.replies, reply).hex()
-
-
-def _head_from_text(text: str) -> Head:
-    """Head from "seq:mac"; ValueError where it is none."""
-    seq, _, mac = text.partition(":")
-    if len(mac) != 64:
-        raise ValueError("a seal has 64 hex digits")
-    return Head(seq=int(seq), mac=bytes.fromhex(mac))
 
 
 def _seal(keys: LedgerKeys, head: Head, *, seq: int, kind: str, payload: bytes) -> bytes:

@@ -1,14 +1,11 @@
-"""What the ledger asks of the operating system: durable writes, a lock, and plain words when one of them fails."""
+"""What the ledger asks of the operating system: durable writes, a private key, and plain words when one of them fails."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import random
 import sqlite3
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Final
 
 from mammo_fed.errors import LedgerError
 
-__all__ = ["REMEDY", "acquire", "read_secret", "storage_errors", "sync_folder", "write_durably"]
+__all__ = ["BUSY", "REMEDY", "WAIT_SECONDS", "read_secret", "storage_errors", "sync_folder", "write_durably"]
 
 REMEDY: Final = (
     "nothing is released; keep the ledger's folder as it is and restore it from a backup no older than the last round"
@@ -77,26 +74,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def acquire(descriptor: int) -> None:
-    """Lock an open file for this descriptor alone; a process that dies lets go of it.
-
-    Raises:
-      LedgerError: If it stays taken for WAIT_SECONDS.
-    """
-    deadline = time.monotonic() + WAIT_SECONDS
-    pause = 0.0005
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise LedgerError(BUSY) from error
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311, only to keep waiting processes out of step
-            pause = min(2 * pause, 0.02)
-        else:
-            return
 
 
 def read_secret(path: Path) -> bytes:

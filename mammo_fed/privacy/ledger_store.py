@@ -1,8 +1,8 @@
-"""The ledger's folder on disk: a SQLite journal that only grows, the site's key, a head file and a lock."""
+"""The ledger's folder on disk: a SQLite journal that only grows, the site's key and the head file."""
 
 from __future__ import annotations
 
-import fcntl
+import hmac
 import os
 import secrets
 import shutil
@@ -14,26 +14,15 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.ledger_chain import (
-    KEY_BYTES,
-    START,
-    Entry,
-    Head,
-    LedgerKeys,
-    encode_head,
-    extend,
-    parse_head,
-    verified,
-)
-from mammo_fed.privacy.ledger_files import REMEDY, acquire, read_secret, storage_errors, sync_folder, write_durably
+from mammo_fed.privacy.ledger_chain import KEY_BYTES, START, Entry, Head, LedgerKeys, extend, reply_seal, verified
+from mammo_fed.privacy.ledger_files import REMEDY, WAIT_SECONDS, read_secret, storage_errors, sync_folder, write_durably
+from mammo_fed.privacy.ledger_head import HeadFile
 
 __all__ = ["Journal"]
 
 DATABASE: Final = "journal.sqlite"
 KEY: Final = "site.key"
 HEAD: Final = "head"
-LOCK: Final = "lock"
-BUSY_SECONDS: Final = 30.0
 TABLES: Final = (
     "CREATE TABLE entries (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload BLOB NOT NULL, mac BLOB NOT NULL) STRICT",
     "CREATE TABLE replies (entry INTEGER PRIMARY KEY REFERENCES entries, body BLOB NOT NULL) STRICT",
@@ -43,27 +32,26 @@ TABLES: Final = (
 class Journal:
     """Durable, tamper-evident, append-only entries, for one process and thread; others may hold the same folder open.
 
-    Every change adds exactly one entry: commit (fsync), then the head file (fsync, renamed into place). A crash between the
-    two leaves the head one entry behind, which the next caller repairs; a head further behind, or ahead, is tampering.
-    Putting back an older copy of the whole folder passes here: only a head reported elsewhere can show that.
+    Every change adds exactly one entry: commit to the disk, then the head file. A crash between the two leaves the head one
+    entry behind, which the next caller repairs; a head further behind, or ahead, is tampering. Putting back an older copy of
+    the whole folder passes here: only a head that was reported elsewhere can show that.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open the existing journal in `folder`; use `Journal.open` to have it created.
 
         Raises:
-          LedgerError: If a part is missing, readable by others or not as it was made.
+          LedgerError: If a part is missing, the key is open to others, or the tables are not as they were made.
         """
-        self._folder = folder
         self._process = os.getpid()
         self._head = self._before = START
         with storage_errors():
             self.keys = LedgerKeys.derive(read_secret(folder / KEY))
-            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+            self._head_file = HeadFile(folder / HEAD, self.keys)
             try:
                 self._database = _connect(folder / DATABASE)
             except BaseException:
-                os.close(self._lock)
+                self._head_file.close()
                 raise
 
     @classmethod
@@ -97,13 +85,13 @@ class Journal:
         if os.getpid() != self._process:
             raise LedgerError("the ledger was opened by another process; open it again in this one")
         with storage_errors():
-            acquire(self._lock)
+            self._head_file.lock()
             try:
                 yield self._catch_up()
             finally:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                self._head_file.unlock()
 
     def append(self, kind: str, details: Mapping[str, Any], *, reply: bytes | None = None) -> Entry:
         """Add one entry, and with it the reply that it settles, in one transaction; durable on return. Needs `exclusive`.
@@ -112,19 +100,26 @@ class Journal:
           LedgerError: If the disk cannot take it. The entry may then be there or not; either is safe, as nothing is released.
         """
         entry = extend(self.keys, self._head, kind=kind, details=details)
+        # The lock keeps other sites' processes out; on a disk that ignores locks, the same position twice still fails here.
         self._database.execute("BEGIN IMMEDIATE")
         self._database.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (entry.seq, entry.kind, entry.payload, entry.mac))
         if reply is not None:
             self._database.execute("INSERT INTO replies VALUES (?, ?)", (entry.seq, reply))
         self._database.execute("COMMIT")
-        self._write_head(Head(seq=entry.seq, mac=entry.mac))
-        self._before, self._head = self._head, Head(seq=entry.seq, mac=entry.mac)
+        self._head_file.write(entry.head)
+        self._before, self._head = self._head, entry.head
         return entry
 
-    def reply(self, seq: int) -> bytes | None:
-        """The reply stored with entry `seq`. Needs `exclusive`."""
+    def reply(self, seq: int, *, seal: str) -> bytes:
+        """The reply stored with entry `seq` under `seal`. Needs `exclusive`.
+
+        Raises:
+          LedgerError: If it is missing or changed.
+        """
         row = self._database.execute("SELECT body FROM replies WHERE entry = ?", (seq,)).fetchone()
-        return None if row is None else bytes(row[0])
+        if row is None or not hmac.compare_digest(reply_seal(self.keys, row[0]), seal):
+            raise LedgerError(f"the reply stored with ledger entry {seq} is not what the site stored; {REMEDY}")
+        return bytes(row[0])
 
     def reply_entries(self) -> frozenset[int]:
         """Positions of all entries that have a reply stored. Needs `exclusive`."""
@@ -137,9 +132,7 @@ class Journal:
     def close(self) -> None:
         """Let go of the files; closing twice is harmless."""
         self._database.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._head_file.close()
 
     def _rows(self, first: int) -> Iterator[Entry]:
         query = "SELECT seq, kind, payload, mac FROM entries WHERE seq >= ? ORDER BY seq"
@@ -147,25 +140,17 @@ class Journal:
             yield Entry(seq=seq, kind=kind, payload=payload, mac=mac)
 
     def _catch_up(self) -> list[Entry]:
-        """Verify what others added against the chain and the head file; bring the head up where a crash left it behind."""
-        rows = list(self._rows(self._before.seq + 1))
-        proven = verified(self.keys, self._before, rows)
-        chain = [self._before, *(Head(seq=entry.seq, mac=entry.mac) for entry in proven)]
-        written = parse_head(self.keys, (self._folder / HEAD).read_bytes())
-        if self._head not in chain or self._head.seq > written.seq:
-            raise LedgerError(f"the ledger no longer ends after entry {self._head.seq} or later; {REMEDY}")
-        if chain[-1] != written and chain[-2:-1] != [written]:
-            raise LedgerError(f"the ledger ends at entry {chain[-1].seq}, its head says {written.seq}; {REMEDY}")
+        """Verify what others added against the chain and the head file; bring the file up where a crash left it behind."""
+        proven = verified(self.keys, self._before, self._rows(self._before.seq + 1))
+        chain = [self._before, *(entry.head for entry in proven)]
+        written = self._head_file.check(chain)
+        if self._head not in chain or written.seq < self._head.seq:
+            raise LedgerError(f"the ledger no longer ends at entry {self._head.seq} or later; {REMEDY}")
+        if written != chain[-1]:
+            self._head_file.write(chain[-1])
         fresh = [entry for entry in proven if entry.seq > self._head.seq]
         self._before, self._head = chain[-2], chain[-1]
-        if written != self._head:
-            self._write_head(self._head)
         return fresh
-
-    def _write_head(self, head: Head) -> None:
-        write_durably(self._folder / f"{HEAD}.new", encode_head(self.keys, head))
-        os.replace(self._folder / f"{HEAD}.new", self._folder / HEAD)
-        sync_folder(self._folder)
 
 
 def _create(folder: Path, *, kind: str, details: Mapping[str, Any]) -> None:
@@ -175,10 +160,10 @@ def _create(folder: Path, *, kind: str, details: Mapping[str, Any]) -> None:
     draft.mkdir(mode=0o700)
     try:
         secret = secrets.token_bytes(KEY_BYTES)
-        first = extend(LedgerKeys.derive(secret), START, kind=kind, details=details)
+        keys = LedgerKeys.derive(secret)
+        first = extend(keys, START, kind=kind, details=details)
         write_durably(draft / KEY, secret)
-        write_durably(draft / LOCK, b"")
-        write_durably(draft / HEAD, encode_head(LedgerKeys.derive(secret), Head(seq=first.seq, mac=first.mac)))
+        HeadFile.create(draft / HEAD, keys, first.head)
         write_durably(draft / DATABASE, b"")
         database = _connect(draft / DATABASE, create=True)
         database.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (first.seq, first.kind, first.payload, first.mac))
@@ -196,19 +181,20 @@ def _create(folder: Path, *, kind: str, details: Mapping[str, Any]) -> None:
 
 
 def _connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
-    """Connection that commits to the disk before it says so, to a file that must exist and have our tables and nothing else.
+    """Connection that commits to the disk before it says so, to an existing file with our tables and nothing else.
 
     Raises:
       LedgerError: If the tables are others or the disk cannot keep a write-ahead log.
     """
-    database = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+    address = f"file:{quote(str(path.absolute()))}?mode=rw"
+    database = sqlite3.connect(address, uri=True, isolation_level=None, timeout=WAIT_SECONDS)
     try:
+        # A schema may hold triggers that change what is written: distrust it, and refuse any that is not ours.
+        database.execute("PRAGMA trusted_schema = OFF")
         if create:
             database.execute("PRAGMA journal_mode = WAL")
             for table in TABLES:
                 database.execute(table)
-        # A schema may hold triggers that change what is written: refuse any that is not ours.
-        database.execute("PRAGMA trusted_schema = OFF")
         found = tuple(sql for (sql,) in database.execute("SELECT sql FROM sqlite_schema ORDER BY name"))
         if found != TABLES or database.execute("PRAGMA journal_mode").fetchone() != ("wal",):
             raise LedgerError(f"the ledger's tables are not as they were made; {REMEDY}")

@@ -15,11 +15,12 @@ from scipy.stats import binom
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 
-__all__ = ["Protected", "Release", "check_steps", "coarse_epsilon", "merge"]
+__all__ = ["Protected", "Release", "coarse_epsilon", "merge"]
 
 Protected = Literal["unit", "patient"]
-# More noise than this is priced as this much: safe, and it keeps the numerics away from underflow.
+# More noise than MAX is priced as MAX and less than MIN as none: both are safe and keep the numerics in range.
 MAX_NOISE_MULTIPLIER: Final = 1e6
+MIN_NOISE_MULTIPLIER: Final = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -58,7 +59,7 @@ class Release:
 
     def renyi_two(self) -> float:
         """Renyi divergence of order 2 of one step: log sum_ij p_i p_j exp(i j / sigma^2)."""
-        inverse = 1 / self.noise_multiplier**2
+        inverse = self.noise_multiplier**-2
         if self.full_batch:
             return inverse
         items = np.arange(self.group + 1)
@@ -86,14 +87,14 @@ def merge(events: Sequence[PrivacyEvent], *, protected: Protected) -> tuple[Rele
     units = sorted({event.unit for event in events})
     if protected == "unit" and len(units) > 1:
         raise InvalidSetting(f"unit={units} must be one unit for all events priced together; price them for the patient")
-    if any(event.noise_multiplier == 0 for event in events):
+    if any(event.noise_multiplier < MIN_NOISE_MULTIPLIER for event in events):
         return None
     full_batch: list[float] = []
     sampled: defaultdict[tuple[float, float, int], int] = defaultdict(int)
     for event in events:
         group = event.max_images_per_patient if protected == "patient" and event.unit == "image" else 1
         if event.full_batch:
-            full_batch.append(event.steps * _squared(group / event.noise_multiplier))
+            full_batch.append(event.steps * (group / event.noise_multiplier) ** 2)
         else:
             sampled[(event.sample_rate, min(event.noise_multiplier, MAX_NOISE_MULTIPLIER), group)] += event.steps
     releases = [
@@ -102,8 +103,6 @@ def merge(events: Sequence[PrivacyEvent], *, protected: Protected) -> tuple[Rele
     ]
     if full_batch:
         squared_mu = max(math.fsum(full_batch), MAX_NOISE_MULTIPLIER**-2)
-        if math.isinf(squared_mu):
-            return None
         releases.append(Release(sample_rate=1.0, noise_multiplier=1 / math.sqrt(squared_mu), group=1, steps=1))
     return tuple(sorted(releases))
 
@@ -117,16 +116,3 @@ def coarse_epsilon(releases: Sequence[Release], *, delta: float) -> float:
         return 0.0
     total = math.fsum(release.steps * release.renyi_two() for release in releases)
     return max(0.0, total - math.log(4 * delta))
-
-
-def check_steps(releases: Sequence[Release], *, accountant: str) -> None:
-    """Raise InvalidSetting if a release needs the price of a group, which `accountant` does not offer."""
-    if any(release.group > 1 for release in releases):
-        raise InvalidSetting(
-            f"accountant={accountant!r} must be 'pld' to price a patient with several sampled images; check privacy.accountant"
-        )
-
-
-def _squared(value: float) -> float:
-    """value^2, infinity where it overflows."""
-    return value * value

@@ -29,23 +29,19 @@ def results_table(record: Record) -> Group:
 def metrics_table(record: Record) -> Table:
     """Metrics of every evaluation set; both AUPRCs, named by their positive class."""
     table = _table(f"Results of {readable(record.run_id)}")
-    table.add_column("set", no_wrap=False)
-    for column in ("AUROC [95 % CI]", "AUPRC\nmalignant", "AUPRC\nbenign", "Brier", "sens. at\n90 % spec.", "patients"):
+    table.add_column("set", min_width=10)
+    for column in ("AUROC\n[95 % CI]", "AUPRC\nmalignant", "AUPRC\nbenign", "Brier", "sens. at\n90% spec.", "pa-\ntients"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, found in record.evaluation.items():
         table.add_row(
             Text(set_title(name)),
-            metric_text(found.auroc),
+            Text(_two_lines(found.auroc, found.auroc_ci)),
             metric_text(found.auprc_malignant),
             metric_text(found.auprc_benign),
             metric_text(found.brier),
             metric_text(found.sensitivity_at_90_specificity),
             f"{found.n_patients:,}",
         )
-        if found.auroc_ci:
-            # Under the value, so that four sets and their intervals fit 80 columns.
-            low, high = found.auroc_ci
-            table.add_row("", f"[{low:.3f}, {high:.3f}]", "", "", "", "", "")
     return table
 
 
@@ -54,7 +50,7 @@ def privacy_table(record: Record) -> Table:
     privacy = record.privacy
     by_image = privacy.unit == "image"
     table = _table(f"Privacy, unit: {privacy.unit}, delta {delta_text(privacy.delta)}, noise: {privacy.noise}")
-    table.add_column("site", no_wrap=False)
+    table.add_column("site")
     for column in ("epsilon\nthis run", *(["of a\npatient"] if by_image else []), "of the\naccount", "budget\nleft", "rounds"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
@@ -69,6 +65,11 @@ def privacy_table(record: Record) -> Table:
             participation_text(rounds=site.rounds, refused=site.refused),
         )
     return table
+
+
+def _two_lines(auroc: float | None, interval: tuple[float, float] | None) -> str:
+    """AUROC with its interval under it, so that a row fits 80 columns."""
+    return metric_text(auroc, interval).replace(" [", "\n[")
 
 
 def _table(title: str) -> Table:

@@ -36,7 +36,7 @@ def curve_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Html]:
         figure(plots.score_histogram(sets[name], name=name), f"Scores of the set {set_title(name)}, each class by itself."),
         figure(
             plots.calibration(sets),
-            "Calibration in ten groups of as many images. On the diagonal, a score is the share of malignant images.",
+            "Calibration in ten groups of equal size. On the diagonal, a score is the share of malignant images.",
         ),
     ]
 

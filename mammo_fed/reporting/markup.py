@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from mammo_fed.reporting.stylesheet import CSS
-from mammo_fed.reporting.wording import readable
+from mammo_fed.reporting.wording import NO_BREAK, readable
 
 __all__ = [
     "Html",
@@ -58,13 +58,15 @@ def listing(items: Iterable[str]) -> Html:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str) -> Html:
     """A table whose first column names the row; it scrolls by itself where the screen is narrow."""
-    columns = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
+    # "[95 % CI]" and "ε this run" stay in one piece; a longer title may break.
+    titles = (cell.replace("95 % CI", f"95{NO_BREAK}%{NO_BREAK}CI").replace("ε ", f"ε{NO_BREAK}") for cell in head)
+    columns = "".join(f'<th scope="col">{text(title)}</th>' for title in titles)
     body = "".join(
         f'<tr><th scope="row">{text(first)}</th>' + "".join(f"<td>{text(cell)}</td>" for cell in rest) + "</tr>\n"
         for first, *rest in rows
     )
     return Html(
-        f'<div class="scroll"><table><caption>{text(caption)}</caption>\n'
+        f'<div class="scroll"><table><caption><span>{text(caption)}</span></caption>\n'
         f"<thead><tr>{columns}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from mammo_fed.reporting.wording import (
 __all__ = ["PAGE_NAME", "Curves", "ScoredSet", "write_comparison_page", "write_page"]
 
 PAGE_NAME: Final = "report.html"
+RELATION_WORDS: Final = {"zero_out": "zero_out: the data of one unit is zeroed out, the cohort's size is public"}
 RESULT_COLUMNS: Final = (
     "Evaluation set",
     "AUROC [95 % CI]",
@@ -84,7 +86,8 @@ def write_page(folder: Path, record: Record, curves: Curves, *, settings: str = 
 
 
 def _header(record: Record) -> Html:
-    when = f"mammo-fed, {record.mode}, finished {record.finished} after {record.seconds.total:,.1f} s"
+    finished = datetime.fromisoformat(record.finished)
+    when = f"mammo-fed, {record.mode}, finished {finished:%Y-%m-%d %H:%M %Z} after {record.seconds.total:,.1f} s"
     return Html(f"<header><h1>{markup.text(record.run_id)}</h1>{markup.paragraph(when, kind='soft')}</header>")
 
 
@@ -133,7 +136,15 @@ def _results(record: Record) -> Html:
 
 def _privacy(privacy: PrivacySection) -> Html:
     by_image = privacy.unit == "image"
-    head = ["Site", "ε this run", *(["ε of a patient"] if by_image else []), "ε of the account", "Budget left", "Rounds", ""]
+    head = [
+        "Site",
+        "ε this run",
+        *(["ε of a patient"] if by_image else []),
+        "ε of the account",
+        "Budget left",
+        "Rounds",
+        "Part taken",
+    ]
     rows = [
         (
             site.site,
@@ -155,10 +166,10 @@ def _privacy(privacy: PrivacySection) -> Html:
         ("Unit", privacy.unit),
         ("Target ε", target),
         ("Mechanism", privacy.mechanism),
-        ("Schedule", f"{privacy.rounds} rounds of {privacy.local_steps} local steps"),
+        ("Schedule", f"rounds: {privacy.rounds}, local steps in each: {privacy.local_steps}"),
         ("Noise", privacy.noise),
         ("Accountant", privacy.accountant),
-        ("Neighbouring relation", privacy.relation),
+        ("Neighbouring cohorts", RELATION_WORDS.get(privacy.relation, privacy.relation)),
     ]
     return markup.section("Privacy", markup.table(head, rows, caption=caption), markup.facts(terms))
 
@@ -184,7 +195,7 @@ def _data(record: Record) -> Html:
             site.site,
             f"{site.patients:,}",
             f"{site.images:,}",
-            "withheld" if site.malignant_fraction is None else f"{site.malignant_fraction:.1%}",
+            "withheld" if site.malignant_fraction is None else f"{100 * site.malignant_fraction:.1f} %",
         )
         for site in record.data.sites
     ]
@@ -200,7 +211,12 @@ def _how_it_ran(record: Record) -> Html:
         ("Backbone", model.backbone),
         ("Weights (SHA-256)", model.weights_sha256),
         ("Trained", f"{model.scope}, {model.parameters_trained:,} parameters"),
-        ("Synthetic images", f"{synthesis.source}, used to {', '.join(synthesis.use)}" if synthesis.use else "not used"),
+        (
+            "Synthetic images",
+            f"{synthesis.images:,} from {synthesis.source} (sha256 {synthesis.sha256[:16]}...); use: {', '.join(synthesis.use)}"
+            if synthesis.use
+            else "not used",
+        ),
         ("Generator trained on", synthesis.provenance.trained_on),
         ("Strategy", f"{federation.strategy}, {federation.rounds} rounds, {federation.sites} sites"),
         ("Messages", f"{megabytes}; {federation.seconds_per_round:.2f} s a round"),

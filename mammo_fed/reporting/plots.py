@@ -36,6 +36,7 @@ Z95: Final = 1.959964
 MOST_SITES_SHOWN: Final = 30
 # Where a run without noise sits on a logarithmic axis: this many times the largest finite epsilon.
 INFINITY_FACTOR: Final = 4.0
+SHIFT: Final = 1.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,7 +132,7 @@ def score_histogram(scored: ScoredSet, *, name: str) -> str:
 
 
 def calibration(sets: Mapping[str, ScoredSet]) -> str:
-    """Share of malignant images over the mean score, in ten groups of as many images; bars: 95 % Wilson intervals."""
+    """Share of malignant images over the mean score, in ten groups of equal size; bars: 95 % Wilson intervals."""
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=GRID, linewidth=1.2)
@@ -210,24 +211,32 @@ def site_sizes(names: Sequence[str], patients: Sequence[int], images: Sequence[i
 
 
 def trade_off(sets: Mapping[str, Sequence[TradeOffPoint]]) -> str:
-    """AUROC with its 95 % interval over epsilon, one series a set; runs without noise stand at the right edge."""
-    finite = [point.epsilon for points in sets.values() for point in points if 0 < point.epsilon < math.inf]
+    """AUROC with its 95 % interval over epsilon, one series a set; runs without noise stand at the right edge.
+
+    Every epsilon is above 0.
+    """
+    finite = {point.epsilon for points in sets.values() for point in points if math.isfinite(point.epsilon)}
     edge = max(finite, default=1.0) * INFINITY_FACTOR
-    ticks = sorted({*finite, *(edge for points in sets.values() for point in points if math.isinf(point.epsilon))})
+    endless = {edge for points in sets.values() for point in points if math.isinf(point.epsilon)}
+    ticks = sorted(finite | endless)
 
     def paint(axes: Any) -> None:
         lines = []
         for row, (points, (colour, dash, marker)) in enumerate(zip(sets.values(), _styles(len(sets)), strict=True)):
-            shown = sorted((point for point in points if point.epsilon > 0), key=lambda point: point.epsilon)
             # A small shift apart, so that the intervals of two sets at one epsilon do not cover each other.
-            places = [min(point.epsilon, edge) * 1.03**row for point in shown]
+            shift = SHIFT ** (row - (len(sets) - 1) / 2)
+            shown = sorted(points, key=lambda point: point.epsilon)
+            places = [min(point.epsilon, edge) * shift for point in shown]
             intervals = [point.auroc_ci or (point.auroc, point.auroc) for point in shown]
-            axes.vlines(places, [low for low, _ in intervals], [high for _, high in intervals], color=colour, linewidth=1.2)
+            axes.vlines(places, [low for low, _ in intervals], [high for _, high in intervals], color=colour, linewidth=1.1)
+            # Runs at one epsilon differ in something else, and "no noise" is no point of the scale: no line through either.
+            joined = len(set(places)) == len(places) and math.isfinite(shown[-1].epsilon)
             values = [point.auroc for point in shown]
-            lines += axes.plot(places, values, color=colour, linestyle=dash, marker=marker, markersize=6)
-        legend(axes, lines, [set_title(name) for name in sets], loc="best")
+            style = {"linestyle": dash if joined else "", "marker": marker, "markersize": 6}
+            lines += axes.plot(places, values, color=colour, **style)
+        legend(axes, lines, [set_title(name) for name in sets], loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [epsilon_text(tick) if tick < edge else "no noise" for tick in ticks], minor=False)
+        axes.set_xticks(ticks, ["no noise" if tick in endless else epsilon_text(tick) for tick in ticks], minor=False)
         axes.minorticks_off()
 
     return draw("trade-off", paint, label="AUROC over epsilon, all runs", xlabel="Epsilon (logarithmic)", ylabel="AUROC")
@@ -244,7 +253,7 @@ def _unit_square(axes: Any) -> None:
 
 
 def _calibration_points(scored: ScoredSet) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Mean score, share of malignant images and its Wilson interval for groups of as many images by rising score."""
+    """Mean score, share of malignant images and its Wilson interval for groups of equal size by rising score."""
     order = np.argsort(scored.scores, kind="stable")
     groups = np.array_split(order, min(CALIBRATION_BINS, len(order)))
     size = np.array([len(group) for group in groups], dtype=np.float64)

@@ -98,10 +98,15 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisSection:
-    """How the synthetic set was used ("whiten", "pretrain", "augment"), its source, and what its generator saw."""
+    """How the synthetic set was used ("whiten", "pretrain", "augment"), which it was, and what its generator saw.
+
+    `sha256` is over its pixels and labels; `images` counts them.
+    """
 
     use: tuple[str, ...]
     source: str
+    images: int
+    sha256: str
     provenance: Provenance
 
 

@@ -14,7 +14,8 @@ _LIGHT: Final = (
 )
 _DARK: Final = (
     "--ink: #e4e7eb; --soft: #a9b4c0; --page: #14181d; --panel: #1f252c; --grid: #3e4c59; --good: #5fd3a8; --bad: #ff9a66; "
-    "--series-1: #56b4e9; --series-2: #ff8a3d; --series-3: #3fc79a; --series-4: #e3a3c5; --series-5: #e6b422; --series-6: #9ecdf0;"
+    "--series-1: #56b4e9; --series-2: #ff8a3d; --series-3: #3fc79a; --series-4: #e3a3c5; --series-5: #e6b422; "
+    "--series-6: #9ecdf0;"
 )
 _FONTS: Final = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'
 
@@ -33,7 +34,8 @@ li {{ margin-bottom: .45rem; overflow-wrap: anywhere; }}
 pre {{ font: .85em/1.45 ui-monospace, "Liberation Mono", Menlo, monospace; background: var(--panel); padding: 1rem;
   border-radius: .5rem; overflow-x: auto; }}
 .soft, figcaption, caption {{ color: var(--soft); }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem; margin-top: 1.4rem; }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem;
+  margin-top: 1.4rem; }}
 .card {{ background: var(--panel); border-radius: .6rem; padding: 1.1rem 1.25rem; border-left: .3rem solid var(--series-1); }}
 .card.good {{ border-left-color: var(--good); }}
 .card.bad {{ border-left-color: var(--bad); }}
@@ -43,8 +45,9 @@ pre {{ font: .85em/1.45 ui-monospace, "Liberation Mono", Menlo, monospace; backg
 .scroll {{ overflow-x: auto; margin-bottom: 1.2rem; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; padding-bottom: .4rem; font-size: .9rem; }}
+caption span {{ display: block; max-width: min(48rem, calc(100vw - 2.5rem)); }}
 th, td {{ text-align: right; padding: .45rem .7rem; border-bottom: 1px solid var(--grid); vertical-align: bottom; }}
-th:first-child {{ text-align: left; padding-left: 0; overflow-wrap: anywhere; min-width: 7rem; }}
+th:first-child {{ text-align: left; padding-left: 0; overflow-wrap: anywhere; min-width: 8.5rem; }}
 thead th {{ font-weight: 600; font-size: .88rem; color: var(--soft); }}
 tbody th {{ font-weight: 600; }}
 td {{ white-space: nowrap; }}

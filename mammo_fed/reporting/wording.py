@@ -17,6 +17,7 @@ __all__ = [
     "set_title",
 ]
 
+NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 Ledger = Literal["run", "site"]
 Noise = Literal["operating system", "injected", "none"]
 NONE_GIVEN: Final = "so this run gives no privacy guarantee."
@@ -106,7 +107,7 @@ def participation_text(*, rounds: int, refused: bool) -> str:
 
 def readable(text: str) -> str:
     """`text` with every character that does not print (terminal escapes, direction overrides) replaced by a question mark."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return "".join(character if character.isprintable() or character == NO_BREAK else "?" for character in text)
 
 
 def guarantee_sentence(

@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make demo` runs the main job on embedded data, `make test` passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test check slow bench clean
+
+help: ## Show what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Make .venv with the package, pinned dependencies and development tools
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+demo: install ## Run four hospitals on embedded data and write a report
+	$(BIN)/mammo-fed demo
+
+test: install ## Run the fast tests
+	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+
+slow: install ## Run the slow and the browser tests
+	$(BIN)/python -m pytest -m "slow or browser"
+
+check: install ## Format, lint, types, import layers, doctests and all tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not gpu"
+
+bench: install ## Run the benchmarks; each prints a ratio
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

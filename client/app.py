@@ -1,0 +1,74 @@
+"""The site's Flower app: unpack, ask the site, pack. What goes wrong is told to the operator; the network gets a fixed word."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.site import DECLARATION_ROUND, Site, open_site
+from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
+from mammo_fed.federation.messages import Reply, pack_reply, read_declaration, read_task
+
+__all__ = ["app"]
+
+logger = logging.getLogger(__name__)
+
+app = ClientApp()
+
+
+@app.query()
+def declare(message: Message, context: Context) -> Message:
+    """Answer the declaration of a run."""
+
+    def answer(site: Site) -> Reply:
+        declaration, whitening = read_declaration(message)
+        return site.declare(declaration, whitening)
+
+    return _answer(message, context, answer, round_index=DECLARATION_ROUND)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer one round."""
+
+    def answer(site: Site) -> Reply:
+        task, centre, arrays = read_task(message)
+        return site.round(task, centre, arrays)
+
+    return _answer(message, context, answer, round_index=0)
+
+
+def _answer(message: Message, context: Context, answer: Callable[[Site], Reply], *, round_index: int) -> Message:
+    site = open_site(_site_path(context))
+    try:
+        reply = answer(site)
+    except Exception as error:
+        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not isinstance(error, PrivacyRefused))
+        reply = site.refusal("", round_index, _reason(error))
+    return Message(pack_reply(reply), reply_to=message)
+
+
+def _reason(error: Exception) -> str:
+    for kind, word in (
+        (PolicyRefused, "policy"),
+        (LedgerError, "ledger"),
+        (PrivacyRefused, "budget"),
+        (WeightsError, "weights"),
+        (InvalidSetting, "task"),
+    ):
+        if isinstance(error, kind):
+            return word
+    return "internal"
+
+
+def _site_path(context: Context) -> Path:
+    """A real site names its own file; a simulated one is found by its number in the simulation's folder."""
+    own = context.node_config.get("site-file")
+    if own is not None:
+        return Path(str(own))
+    folder = Path(str(context.run_config["sites-folder"]))
+    return folder / f"site-{int(context.node_config['partition-id']) + 1}.json"

@@ -1,0 +1,133 @@
+"""A site's own rules. No server can loosen them, and a refusal reveals nothing but that there was one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mammo_fed.data.assemble import Share
+from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
+from mammo_fed.federation.task import Declaration
+from mammo_fed.settings import DataSettings
+from mammo_fed.typed import build, canonical_json
+
+__all__ = ["SiteFile", "SitePolicy", "check_declaration", "read_site_file"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePolicy:
+    """What a site allows, and the numbers that it declares public.
+
+    Attributes:
+      max_epsilon: of all runs on the site's patients together; may be infinite for public cohorts.
+      delta: at which `max_epsilon` is meant.
+      min_patients: the site takes no part with fewer.
+      max_images_per_patient: enforced before training; further images of a patient are left out.
+      public_patients, public_images: size of the cohort, declared public; the only denominators and weights.
+      public_class_balance: whether the share of malignant images may be published.
+      units: units of privacy that the site accepts.
+      scopes: parts of the model that the site trains.
+      provenance: origins of a synthetic set that the site accepts.
+    """
+
+    max_epsilon: float
+    delta: float
+    min_patients: int
+    max_images_per_patient: int
+    public_patients: int
+    public_images: int
+    public_class_balance: bool
+    units: tuple[Literal["patient", "image"], ...]
+    scopes: tuple[Literal["head"], ...]
+    provenance: tuple[Literal["procedural", "no_dp", "unknown"], ...]
+
+    def __post_init__(self) -> None:
+        if not self.max_epsilon > 0:
+            raise InvalidSetting(f"max_epsilon={self.max_epsilon} must be above 0; check the site's policy")
+        if not 0 < self.delta < 1:
+            raise InvalidSetting(f"delta={self.delta} must be in (0, 1); check the site's policy")
+        for name in ("min_patients", "max_images_per_patient", "public_patients", "public_images"):
+            if getattr(self, name) < 1:
+                raise InvalidSetting(f"{name}={getattr(self, name)} must be at least 1; check the site's policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFile:
+    """Everything that makes a site: its cohort, its share of it, its policy and its folders.
+
+    Attributes:
+      site: name of the site.
+      data: where its cohort comes from.
+      share: how a simulation splits the cohort; one site and everything for a real hospital.
+      index: which share is this site's, from 0.
+      policy: its rules.
+      folder: private folder of the site: log and prepared runs.
+      ledger: path of its ledger.
+      cache: folder of its feature cache.
+      threads: CPU threads; 0 leaves it to PyTorch.
+    """
+
+    site: str
+    data: DataSettings
+    share: Share
+    index: int
+    policy: SitePolicy
+    folder: str
+    ledger: str
+    cache: str
+    threads: int
+
+    def write(self, path: Path) -> Path:
+        """Write the file, readable by its owner only."""
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(json.loads(canonical_json(self)), indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+def read_site_file(path: Path) -> SiteFile:
+    """Read and check a site file.
+
+    Raises:
+      DataError: If it cannot be read.
+      InvalidSetting: If a key is missing, unknown or out of its range.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"site file {path} cannot be read ({type(error).__name__}); check the path and that it is JSON"
+        ) from error
+    return build(SiteFile, values, path="")
+
+
+def check_declaration(declaration: Declaration, policy: SitePolicy, *, patients: int, public: bool) -> None:
+    """Hold a run against the site's policy.
+
+    Args:
+      declaration: what the server asks for.
+      policy: the site's rules.
+      patients: number of patients that the site really has.
+      public: whether the site's cohort is declared public.
+
+    Raises:
+      PolicyRefused: If anything is not allowed; the text is for the site's own log.
+    """
+    complaints = []
+    if declaration.unit not in policy.units:
+        complaints.append(f"unit={declaration.unit} is not among {policy.units}")
+    if declaration.model.scope not in policy.scopes:
+        complaints.append(f"scope={declaration.model.scope} is not among {policy.scopes}")
+    if declaration.synthesis_provenance not in policy.provenance:
+        complaints.append(f"a synthetic set of provenance {declaration.synthesis_provenance} is not among {policy.provenance}")
+    if patients < policy.min_patients:
+        complaints.append(f"the site has fewer than {policy.min_patients} patients")
+    if declaration.delta > policy.delta:
+        complaints.append(f"delta={declaration.delta} is above the policy's {policy.delta}")
+    if declaration.noise_seed is not None and not public:
+        complaints.append("noise_seed is set and the cohort is not declared public")
+    if declaration.target_epsilon == float("inf") and not public:
+        complaints.append("no noise is asked for and the cohort is not declared public")
+    if complaints:
+        raise PolicyRefused("the site's policy refuses the run: " + "; ".join(complaints))

@@ -1,0 +1,33 @@
+"""A site's reply as bytes for its ledger: safetensors, with the rest as strict JSON in the header."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from safetensors.numpy import load, save
+
+from mammo_fed.federation.messages import Reply
+from mammo_fed.privacy.events import events_from_json, events_to_json
+from mammo_fed.typed import plain
+
+__all__ = ["reply_from_bytes", "reply_to_bytes"]
+
+HEADER_LENGTH: Final = 8
+REAL: Final = ("epsilon", "epsilon_account", "budget_left")
+
+
+def reply_to_bytes(reply: Reply) -> bytes:
+    """Bytes from which `reply_from_bytes` rebuilds the reply exactly."""
+    fields = {name: getattr(reply, name) for name in Reply.__dataclass_fields__ if name not in ("arrays", "events")}
+    text = json.dumps(plain(fields), sort_keys=True, allow_nan=False)
+    return save({"arrays": reply.arrays}, metadata={"reply": text, "events": events_to_json(reply.events)})
+
+
+def reply_from_bytes(stored: bytes) -> Reply:
+    """Inverse of `reply_to_bytes`."""
+    length = int.from_bytes(stored[:HEADER_LENGTH], "little")
+    about = json.loads(stored[HEADER_LENGTH : HEADER_LENGTH + length])["__metadata__"]
+    fields = json.loads(about["reply"])
+    fields |= {name: float(fields[name]) for name in REAL}
+    return Reply(**fields, events=events_from_json(about["events"]), arrays=load(stored)["arrays"])

@@ -1,0 +1,294 @@
+"""One hospital: its features, its ledger, and its answer to a declaration and to a round."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from mammo_fed.privacy.planning import Schedule, plan_schedule
+from numpy.typing import NDArray
+
+from client.policy import SiteFile, check_declaration, read_site_file
+from client.replies import reply_from_bytes, reply_to_bytes
+from mammo_fed.data.assemble import limit_images_per_patient, load_pool
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused, WeightsError
+from mammo_fed.federation.messages import Reply
+from mammo_fed.federation.task import Declaration, RoundTask, task_hash
+from mammo_fed.models.classifier import extractor_spec
+from mammo_fed.models.features import Extractor
+from mammo_fed.models.whitening import Whitening
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.ledger import Budget, Ledger
+from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
+
+__all__ = ["Site", "open_site", "plan_for_site"]
+
+logger = logging.getLogger(__name__)
+
+DECLARATION_ROUND: Final = -1
+
+
+def plan_for_site(declaration: Declaration, *, public_images: int, max_images_per_patient: int) -> Schedule:
+    """The schedule that meets the declaration's target at a site with this many (public) images.
+
+    Both sides call it: the site to know its noise, the server to know what to expect.
+    """
+    rate = 1.0 if declaration.mechanism == "dp_gd" else min(1.0, declaration.batch_size / public_images)
+    return plan_schedule(
+        unit=declaration.unit,
+        target_epsilon=declaration.target_epsilon,
+        delta=declaration.delta,
+        accountant=declaration.accountant,
+        rounds=declaration.rounds,
+        local_steps=declaration.local_steps,
+        sample_rate=rate,
+        mean_fraction=declaration.mean_fraction,
+        clipping_norm=declaration.clipping_norm,
+        mean_clipping_norm=declaration.mean_clipping_norm,
+        max_images_per_patient=max_images_per_patient,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A run that the site has accepted."""
+
+    declaration: Declaration
+    schedule: Schedule
+    data: SiteFeatures
+
+
+class Site:
+    """Answers for one hospital. Everything it returns is covered by an event, or public by the site's policy."""
+
+    def __init__(self, file: SiteFile) -> None:
+        self.file = file
+        self.folder = Path(file.folder)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cache = ArrayCache(Path(file.cache))
+        pool = load_pool(file.data, file.share, cache=self._cache)
+        self._pool = pool
+        self._rows = limit_images_per_patient(pool.cohort, pool.rows[file.index], most=file.policy.max_images_per_patient)
+        self.cohort: Cohort = pool.cohort.select(self._rows, name=file.site)
+        self._prepared: dict[str, Prepared] = {}
+        if len(np.unique(self.cohort.labels)) == 1:
+            logger.warning("site %s: all training labels are of one class; only this log says so", file.site)
+
+    def declare(self, declaration: Declaration, whitening: NDArray[np.float32]) -> Reply:
+        """Accept a run: check it against the policy, price it whole in the ledger, and make the features.
+
+        Args:
+          declaration: all that the run will ask.
+          whitening: float32, flat: mean, scale and components of the public statistics, whose hash the declaration names.
+
+        Raises:
+          PolicyRefused: If the site's policy forbids the run.
+          PrivacyRefused: If the site's budget would be passed.
+          WeightsError: If the site holds other backbone weights than the server.
+        """
+        cohort = self.cohort
+        check_declaration(declaration, self.file.policy, patients=cohort.num_patients, public=cohort.public)
+        prepared = self._prepare(declaration, _unflatten(whitening, declaration))
+        with self._ledger(declaration) as ledger:
+            ledger.declare(
+                run_id=declaration.run_id, schedule=prepared.schedule.events(), patients=sorted(set(cohort.patients.tolist()))
+            )
+            reply = self._reply(declaration, ledger, events=prepared.schedule.events())
+        self._remember(declaration, whitening)
+        self._prepared[declaration.run_id] = prepared
+        return reply
+
+    def round(self, task: RoundTask, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> Reply:
+        """One round: reserve, train, store the reply, settle, and only then return it.
+
+        The same task again gets the stored reply; another task for a round that was answered is refused.
+
+        Raises:
+          InvalidSetting: If the run was never declared here, or the task is not of it.
+          PrivacyRefused: If the ledger refuses.
+        """
+        prepared = self._prepared.get(task.run_id) or self._recall(task.run_id)
+        declaration = prepared.declaration
+        key = {"run_id": task.run_id, "round_index": task.round_index}
+        content = task_hash(task, centre=centre, arrays=arrays)
+        with self._ledger(declaration) as ledger:
+            stored = ledger.stored_reply(**key, task_hash=content)
+            if stored is not None:
+                return reply_from_bytes(stored)
+            event = _event(prepared.schedule, task)
+            reservation = ledger.reserve(**key, task_hash=content, events=(event,))
+            flat = self._release(prepared, task, event, centre, arrays)
+            reply = self._reply(declaration, ledger, events=(event,), task=task, content=content, arrays=flat)
+            ledger.settle(reservation, reply_to_bytes(reply))
+        return reply
+
+    def refusal(self, run_id: str, round_index: int, reason: str) -> Reply:
+        """A reply that says no, with nothing in it that depends on a patient."""
+        policy = self.file.policy
+        return Reply(
+            site=self.file.site,
+            run_id=run_id,
+            round_index=round_index,
+            task_hash="",
+            events=(),
+            epsilon=0.0,
+            epsilon_account=0.0,
+            budget_left=0.0,
+            reason=reason,  # type: ignore[arg-type]
+            weight=policy.public_images,
+            patients=policy.public_patients,
+            arrays=np.zeros(0, np.float32),
+        )
+
+    def _release(
+        self,
+        prepared: Prepared,
+        task: RoundTask,
+        event: PrivacyEvent,
+        centre: NDArray[np.float32],
+        arrays: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        declaration = prepared.declaration
+        draws = NoiseSource(injected_seed=declaration.noise_seed)
+        where = {"site": self.file.site, "round_index": task.round_index}
+        noise = draws.generator(**where, purpose="noise")  # type: ignore[arg-type]
+        if task.kind == "mean":
+            return release_mean(prepared.data, charged=event, noise=noise)
+        return train_head(
+            prepared.data,
+            arrays,
+            head=declaration.head,
+            centre=centre,
+            steps=LocalSteps(
+                learning_rate=task.learning_rate,
+                weight_decay=task.weight_decay,
+                optimizer=task.optimizer,
+                label_smoothing=task.label_smoothing,
+                proximal=task.proximal,
+            ),
+            charged=event,
+            closed_form=declaration.mechanism == "dp_gd",
+            noise=noise,
+            sampling=draws.generator(**where, purpose="sampling"),  # type: ignore[arg-type]
+        )
+
+    def _prepare(self, declaration: Declaration, whitening: Whitening) -> Prepared:
+        policy = self.file.policy
+        schedule = plan_for_site(
+            declaration, public_images=policy.public_images, max_images_per_patient=policy.max_images_per_patient
+        )
+        if self.file.threads:
+            torch.set_num_threads(self.file.threads)
+        extractor = Extractor(extractor_spec(declaration.model, seed=0), cache=self._cache)
+        if extractor.weights_sha256 != declaration.weights_sha256:
+            raise WeightsError("this site's backbone weights differ from the server's; install the same weights on both sides")
+        blocks = extractor.blocks(self._pool.cohort.pixels, fingerprint=self._pool.fingerprint)
+        cohort = self.cohort
+        features = whitening([block[self._rows] for block in blocks])
+        data = SiteFeatures(
+            features=features,
+            labels=cohort.labels,
+            units=cohort.unit_index(declaration.unit),
+            public_count=policy.public_images,
+        )
+        return Prepared(declaration=declaration, schedule=schedule, data=data)
+
+    def _ledger(self, declaration: Declaration) -> Ledger:
+        policy = self.file.policy
+        return Ledger.open(
+            Path(self.file.ledger),
+            site=self.file.site,
+            budget=Budget(max_epsilon=policy.max_epsilon, delta=policy.delta),
+            filter="gdp" if declaration.mechanism == "dp_gd" else "declared",
+        )
+
+    def _reply(
+        self,
+        declaration: Declaration,
+        ledger: Ledger,
+        *,
+        events: tuple[PrivacyEvent, ...],
+        task: RoundTask | None = None,
+        content: str = "",
+        arrays: NDArray[np.float32] | None = None,
+    ) -> Reply:
+        policy, cohort = self.file.policy, self.cohort
+        share = float(cohort.labels.mean()) if policy.public_class_balance else None
+        return Reply(
+            site=self.file.site,
+            run_id=declaration.run_id,
+            round_index=DECLARATION_ROUND if task is None else task.round_index,
+            task_hash=content,
+            events=events,
+            epsilon=ledger.epsilon(run_id=declaration.run_id, accountant=declaration.accountant),
+            epsilon_account=ledger.epsilon(accountant=declaration.accountant),
+            budget_left=ledger.budget_left(),
+            reason="",
+            weight=policy.public_images,
+            patients=policy.public_patients,
+            arrays=np.zeros(0, np.float32) if arrays is None else arrays,
+            malignant_fraction=share if task is None else None,
+            fingerprint=(fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32)) if task is None else "",
+        )
+
+    def _run_folder(self, run_id: str) -> Path:
+        if not run_id.isalnum():
+            raise InvalidSetting("run_id must be letters and digits")
+        return self.folder / "runs" / run_id
+
+    def _remember(self, declaration: Declaration, whitening: NDArray[np.float32]) -> None:
+        """Keep what a later process needs to answer a round of this run."""
+        folder = self._run_folder(declaration.run_id)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        np.save(folder / "whitening.npy", whitening, allow_pickle=False)
+        (folder / "declaration.json").write_text(declaration.to_json(), encoding="utf-8")
+
+    def _recall(self, run_id: str) -> Prepared:
+        folder = self._run_folder(run_id)
+        try:
+            declaration = Declaration.from_json((folder / "declaration.json").read_text(encoding="utf-8"))
+            whitening = np.load(folder / "whitening.npy", allow_pickle=False)
+        except OSError as error:
+            raise InvalidSetting(f"run {run_id} was never declared at this site") from error
+        prepared = self._prepare(declaration, _unflatten(whitening, declaration))
+        self._prepared[run_id] = prepared
+        return prepared
+
+
+@lru_cache(maxsize=128)
+def open_site(path: Path) -> Site:
+    """The site that a site file describes; opened once in a process."""
+    return Site(read_site_file(path))
+
+
+def _event(schedule: Schedule, task: RoundTask) -> PrivacyEvent:
+    """The declared event that a task spends."""
+    if task.kind == "mean":
+        if schedule.mean_event is None:
+            raise PolicyRefused("the task asks for a mean that was not declared")
+        return schedule.mean_event
+    if task.round_index > schedule.rounds:
+        raise PolicyRefused(f"round {task.round_index} was not declared: the schedule has {schedule.rounds}")
+    return schedule.step_event
+
+
+def _unflatten(flat: NDArray[np.float32], declaration: Declaration) -> Whitening:
+    """Mean, scale and components from one flat array, checked against the declared hash."""
+    if declaration.dims < 1 or len(flat) % (declaration.dims + 2):
+        raise DataError("the public statistics do not have the declared shape")
+    width = len(flat) // (declaration.dims + 2)
+    whitening = Whitening(
+        mean=flat[:width], scale=flat[width : 2 * width], components=flat[2 * width :].reshape(width, declaration.dims)
+    )
+    if whitening.sha256() != declaration.whitening_sha256:
+        raise DataError("the public statistics do not have the declared hash; they were changed on the way")
+    return whitening

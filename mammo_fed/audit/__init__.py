@@ -1,0 +1,1 @@
+"""Checks of the privacy claim: the sensitivity gate."""

@@ -1,0 +1,119 @@
+"""The sensitivity gate: with the noise off, zeroing out one unit may move a release by at most its clipping norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["HOSTILE", "GateCase", "Silence", "hostile_cases", "largest_move"]
+
+# Kinds of a unit that a mechanism may meet.
+HOSTILE: Final = ("ordinary", "empty", "huge", "nan", "infinite", "many_images", "mislabelled")
+MANY: Final = 12
+
+
+class Silence(np.random.Generator):
+    """A generator whose normal draws are zero, so that what is left of a release is the clipped sum; other draws are real."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(np.random.PCG64(seed))
+
+    def standard_normal(self, size=None, **_):  # type: ignore[no-untyped-def,override]
+        """Zeros of shape `size`."""
+        return 0.0 if size is None else np.zeros(size)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GateCase:
+    """A cohort in which one unit is on trial.
+
+    Attributes:
+      kind: of HOSTILE.
+      features: float32, shape (images, dims).
+      labels: int64, shape (images,).
+      patients: int64, shape (images,), dense.
+      images_of_trial: bool, shape (images,): the rows of the unit on trial.
+    """
+
+    kind: str
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    images_of_trial: NDArray[np.bool_]
+
+    def without(self) -> GateCase:
+        """The neighbouring cohort: the unit's rows are gone (a zeroed unit contributes nothing), sizes stay public."""
+        keep = ~self.images_of_trial
+        return GateCase(
+            kind=self.kind,
+            features=self.features[keep],
+            labels=self.labels[keep],
+            patients=np.unique(self.patients[keep], return_inverse=True)[1].astype(np.int64),
+            images_of_trial=np.zeros(int(keep.sum()), bool),
+        )
+
+
+def hostile_cases(*, dims: int, unit: str, seed: int = 0) -> Iterator[GateCase]:
+    """Cohorts of 20 ordinary patients with two images each, and one unit of each kind in turn.
+
+    Args:
+      dims: number of features.
+      unit: "patient" or "image"; an image on trial is a patient of one image.
+      seed: of the ordinary rows.
+    """
+    for kind in HOSTILE:
+        rng = np.random.default_rng(seed)
+        features = rng.standard_normal((40, dims))
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        labels = rng.integers(0, 2, 40)
+        images = 1 if unit == "image" else MANY if kind == "many_images" else 2
+        trial = np.tile(rng.standard_normal(dims) / np.sqrt(dims), (images, 1))
+        trial_label = 1
+        if kind == "empty":
+            trial[:] = 0.0
+        elif kind == "huge":
+            trial *= 1e6
+        elif kind == "nan":
+            trial[0, 0] = np.nan
+        elif kind == "infinite":
+            trial[-1, -1] = np.inf
+        elif kind == "mislabelled":
+            trial_label = 0
+        patients = np.arange(40) // 2
+        yield GateCase(
+            kind=kind,
+            features=np.concatenate([features, trial]).astype(np.float32),
+            labels=np.concatenate([labels, np.full(images, trial_label)]).astype(np.int64),
+            patients=np.concatenate([patients, np.full(images, 20)]).astype(np.int64),
+            images_of_trial=np.concatenate([np.zeros(40, bool), np.ones(images, bool)]),
+        )
+
+
+def largest_move(
+    release: Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]], NDArray[np.floating]],
+    *,
+    dims: int,
+    unit: str,
+) -> dict[str, float]:
+    """How far each kind of unit moves the summed release, in L2.
+
+    Args:
+      release: maps (features, labels, dense unit index) to the summed, clipped, noise-free release.
+      dims: number of features.
+      unit: "patient" or "image".
+
+    Returns:
+      The distance by kind of unit; a mechanism passes if each is at most its clipping norm, and NaN never passes.
+    """
+    moves = {}
+    for case in hostile_cases(dims=dims, unit=unit):
+        both = []
+        for cohort in (case, case.without()):
+            units = cohort.patients if unit == "patient" else np.arange(len(cohort.patients), dtype=np.int64)
+            both.append(np.asarray(release(cohort.features, cohort.labels, units), np.float64))
+        moves[case.kind] = float(np.linalg.norm(both[0] - both[1]))
+    return moves

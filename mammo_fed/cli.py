@@ -1,0 +1,182 @@
+"""mammo-fed: simulate federations, reproduce the paper, plan and check privacy, look at results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mammo_fed import __version__
+from mammo_fed.compose import Composed, compose_settings, expand_sweep
+from mammo_fed.errors import MammoFedError
+from mammo_fed.reporting.comparison import write_comparison_page
+from mammo_fed.reporting.console import results_table
+from mammo_fed.reporting.record import Record, read_record, write_atomically
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+OVERRIDES = """
+settings are given as key=value; `--cfg job` prints them all. The most used:
+  data=phantom|mammo_dp|csv  data.root=PATH    where the patients come from
+  federation.num_sites=4     federation.partition=uniform|size|label
+  privacy.target_epsilon=6   privacy.unit=patient|image   privacy=dp_gd|dp_sgd
+  synthesis.source=phantom|gan|folder          synthesis.use=[whiten,pretrain]
+  model=efficientnet_pair|efficientnet_lite0|swin_tiny
+  engine=in_process|ray      seed=0            hydra.run.dir=FOLDER
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (0 done, 1 failure, 2 bad input, 3 refused for privacy, 130 interrupted)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        command: Callable[[argparse.Namespace, Console], int] = options.command
+        return command(options, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; no result was written", style="yellow", highlight=False)
+        return INTERRUPTED
+    except MammoFedError as error:
+        if options.debug:
+            traceback.print_exc()
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - a person gets one line; --debug shows the rest
+        if options.debug:
+            traceback.print_exc()
+        console.print(
+            f"internal failure: {type(error).__name__}: {error} (--debug shows where)",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mammo-fed",
+        description="Train a breast-mass malignancy classifier across hospitals, with a privacy guarantee for each patient.",
+    )
+    parser.add_argument("--version", action="version", version=f"mammo-fed {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def add(name: str, text: str, command: Callable[[argparse.Namespace, Console], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            parents=[common],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=command)
+        return added
+
+    demo = add("demo", "run four hospitals on embedded data: results and a report in minutes, no download", _demo)
+    simulation = add("simulate", "run a federation of simulated hospitals, everything configurable", _simulate)
+    for run in (demo, simulation):
+        run.epilog = OVERRIDES
+        run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+        run.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
+    simulation.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
+    simulation.epilog = OVERRIDES + "\nsweeps: -m privacy.target_epsilon=1,6,12 seed=0,1 writes below hydra.sweep.dir\n"
+    report = add("report", "show one run's results, or compare several on one page", _report)
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    report.add_argument("--output", type=Path, default=Path("comparison.html"), help="page for several runs")
+    predict = add("predict", "score images with a run's model; not a medical device", _predict)
+    predict.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="grey PNG patches, one mass each")
+    return parser
+
+
+def _demo(options: argparse.Namespace, console: Console) -> int:
+    if not options.cfg and not options.json:
+        console.print("Four unlike hospitals, procedural masses, one shared model; no patient's data is involved.")
+    return _run_one(options, compose_settings(options.overrides), console)
+
+
+def _simulate(options: argparse.Namespace, console: Console) -> int:
+    if not options.multirun:
+        return _run_one(options, compose_settings(options.overrides), console)
+    jobs = [compose_settings(overrides) for overrides in expand_sweep(options.overrides)]
+    base = jobs[0].sweep_folder
+    records = []
+    for number, job in enumerate(jobs):
+        console.print(f"[{number + 1}/{len(jobs)}] {base / str(number)}", markup=False)
+        records.append(_run(job, base / str(number), console, quiet=options.json))
+    page = write_comparison_page(base / "comparison.html", records)
+    if options.json:
+        sys.stdout.write(json.dumps([record.as_dict() for record in records], indent=2) + "\n")
+    else:
+        console.print(f"comparison: {page.resolve()}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _run_one(options: argparse.Namespace, composed: Composed, console: Console) -> int:
+    if options.cfg:
+        sys.stdout.write(composed.yaml)
+        return 0
+    record = _run(composed, composed.folder, console, quiet=options.json)
+    if options.json:
+        sys.stdout.write(json.dumps(record.as_dict(), indent=2) + "\n")
+    return 0
+
+
+def _run(composed: Composed, folder: Path, console: Console, *, quiet: bool) -> Record:
+    # Imported late: torch and Flower take seconds, and --help should not.
+    from mammo_fed.progress import RunProgress, log_to_file
+    from simulations.launch import simulate
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", composed.yaml)
+    with log_to_file(folder / "run.log"), RunProgress(console, quiet=quiet) as progress:
+        record = simulate(composed.settings, folder, hooks=progress.hooks)
+    if not quiet:
+        Console().print(results_table(record))
+        console.print(f"guarantee: {record.privacy.guarantee}", markup=False, highlight=False)
+        console.print(f"results:   {folder.resolve()}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"report:    {(folder / 'report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    return record
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    records = [read_record(run) for run in options.runs]
+    if options.json:
+        sys.stdout.write(json.dumps([record.as_dict() for record in records], indent=2) + "\n")
+        return 0
+    for run, record in zip(options.runs, records, strict=True):
+        console.print(str(run), markup=False)
+        Console().print(results_table(record))
+    if len(records) > 1:
+        page = write_comparison_page(options.output, records)
+        console.print(f"comparison: {page.resolve()}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _predict(options: argparse.Namespace, console: Console) -> int:
+    from mammo_fed.predict import predict
+
+    scores = predict(options.run, options.images)
+    if options.json:
+        sys.stdout.write(json.dumps({str(path): score for path, score in scores.items()}, indent=2) + "\n")
+        return 0
+    for path, score in scores.items():
+        sys.stdout.write(f"{score:.4f}  {path}\n")
+    console.print("probability of malignancy; research only, not a medical device", style="dim")
+    return 0
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(True)
+    sys.exit(main())

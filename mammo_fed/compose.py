@@ -1,0 +1,114 @@
+"""Hydra at the command line: overrides in, frozen settings out, one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.settings import Settings
+
+__all__ = ["Composed", "compose_settings", "expand_sweep"]
+
+CONFIG_MODULE = "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A composed configuration.
+
+    Attributes:
+      settings: checked and frozen.
+      yaml: the configuration as text, for the run folder and `--cfg job`.
+      folder: of the run (hydra.run.dir).
+      sweep_folder: of a sweep (hydra.sweep.dir).
+    """
+
+    settings: Settings
+    yaml: str
+    folder: Path
+    sweep_folder: Path
+
+
+def compose_settings(overrides: Sequence[str]) -> Composed:
+    """Compose the configuration tree with overrides such as `data=mammo_dp` or `privacy.target_epsilon=1`.
+
+    Raises:
+      InvalidSetting: If an override cannot be parsed, names no setting, or gives a value of the wrong type or range.
+    """
+    setup_globals()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
+            known = compose("config", return_hydra_config=False)
+            _check_keys(overrides, known)
+            config = compose("config", overrides=list(overrides), return_hydra_config=True)
+        folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
+        job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        values: Any = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InvalidSetting(_one_line(error)) from error
+    return Composed(
+        settings=Settings.from_mapping(values),
+        yaml=OmegaConf.to_yaml(OmegaConf.create(values)),
+        folder=folder,
+        sweep_folder=sweep_folder,
+    )
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the comma-separated values in `overrides`, in their order.
+
+    Raises:
+      InvalidSetting: If an override cannot be parsed.
+    """
+    axes = []
+    for override in _parse(overrides):
+        if override.is_sweep_override():
+            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([str(override.input_line)])
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return list(OverridesParser.create().parse_overrides(overrides=list(overrides)))
+    except HydraException as error:
+        raise InvalidSetting(f"{_one_line(error)}; overrides look like privacy.target_epsilon=1") from error
+
+
+def _check_keys(overrides: Sequence[str], known: DictConfig) -> None:
+    """Name an unknown key and its nearest neighbours before Hydra answers with several lines."""
+    names = sorted(_names(OmegaConf.to_container(known, resolve=False)))
+    for override in _parse(overrides):
+        key = str(override.key_or_group)
+        if override.is_add() or key in names or key.startswith("hydra"):
+            continue
+        near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see mammo-fed simulate --cfg job"
+        raise InvalidSetting(f"{key} is not a setting; {hint}")
+
+
+def _names(values: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

@@ -1,0 +1,110 @@
+"""The trained model as one safe file: everything that is needed to score a new image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mammo_fed.errors import DataError
+from mammo_fed.models.backbones import BackboneSpec
+from mammo_fed.models.features import ExtractorSpec
+from mammo_fed.models.heads import HeadSpec, malignancy_score
+from mammo_fed.models.whitening import Whitening, centre_and_normalise
+from mammo_fed.settings import ModelSettings
+from mammo_fed.typed import build, canonical_json
+
+__all__ = ["Classifier", "extractor_spec", "read_classifier"]
+
+FORMAT: Final = "mammo-fed classifier 1"
+
+
+def extractor_spec(model: ModelSettings, *, seed: int) -> ExtractorSpec:
+    """The feature extraction that model settings describe; `seed` matters for weights=none only."""
+    return ExtractorSpec(
+        backbones=tuple(
+            BackboneSpec(name=name, weights=model.weights, weights_file=model.weights_file, tap=model.tap, seed=seed)
+            for name in model.backbone
+        ),
+        pooling=model.pooling,
+        input_size=model.input_size,
+        flips=model.flips,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classifier:
+    """Descriptors to malignancy.
+
+    Attributes:
+      model: how descriptors are made.
+      weights_sha256: hash of the backbone weights it was trained on.
+      seed: of backbones with random weights.
+      whitening: public statistics.
+      centre: float32, shape (dims,): the aggregated private mean.
+      flat: float32: the head.
+    """
+
+    model: ModelSettings
+    weights_sha256: str
+    seed: int
+    whitening: Whitening
+    centre: NDArray[np.float32]
+    flat: NDArray[np.float32]
+
+    @property
+    def head(self) -> HeadSpec:
+        """Shape of the head."""
+        model = self.model
+        return HeadSpec(kind=model.head, dims=self.whitening.dims, hidden=model.hidden, bias_scale=model.bias_scale)
+
+    def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probability of malignancy, shape (images,), for whitened unit-norm features of shape (images, dims)."""
+        return malignancy_score(self.head, self.flat, centre_and_normalise(features, self.centre))
+
+    def score(self, blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """Probability of malignancy, shape (images,), for descriptors, one array per network."""
+        return self.score_features(self.whitening(blocks))
+
+    def write(self, path: Path) -> Path:
+        """Write the model as safetensors, atomically."""
+        about = {"format": FORMAT, "weights_sha256": self.weights_sha256, "seed": str(self.seed)}
+        about["model"] = canonical_json(self.model)
+        arrays = {f"whitening.{name}": array for name, array in self.whitening.as_arrays().items()}
+        arrays |= {"centre": self.centre, "head": self.flat}
+        temporary = path.with_suffix(".partial")
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata=about)
+        temporary.replace(path)
+        return path
+
+
+def read_classifier(path: Path) -> Classifier:
+    """Read what `Classifier.write` wrote.
+
+    Raises:
+      DataError: If the file is absent or not such a model.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about: dict[str, Any] = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is not a readable model; give the folder of a finished run") from error
+    if about.get("format") != FORMAT or not {"centre", "head"} <= set(arrays):
+        raise DataError(f"{path} has format {about.get('format')!r}, this version reads {FORMAT!r}")
+    statistics = {name.removeprefix("whitening."): array for name, array in arrays.items() if name.startswith("whitening.")}
+    return Classifier(
+        model=build(ModelSettings, json.loads(about["model"]), path="model"),
+        weights_sha256=about["weights_sha256"],
+        seed=int(about["seed"]),
+        whitening=Whitening.from_arrays(statistics),
+        centre=arrays["centre"],
+        flat=arrays["head"],
+    )

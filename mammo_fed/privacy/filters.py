@@ -1,0 +1,143 @@
+"""Privacy filters: what a site may still release when later choices depend on earlier releases.
+
+A filter stops before a cap that holds however the events were chosen; the running value it shows is the cost of the
+schedule, not the guarantee (arXiv:1605.08294). Three kinds, fixed for an account when it opens:
+
+gdp: sum of mu^2 over full-batch Gaussian steps (arXiv:2210.17520, arXiv:2209.15596). Refuses any other step.
+rdp: Renyi divergence at one order chosen beforehand from the budget alone (arXiv:2008.11193).
+declared: PLD, the tightest, over schedules declared whole before the account's first reservation. Everything declared is
+  charged, run or not: whoever watches may pick which part to run, and the parts not run must not pay for something else.
+  A PLD filter over adaptively chosen events would be unsound (arXiv:2602.15815, arXiv:2602.06756). So once anything is
+  reserved, a further schedule is accepted only if all that was ever declared, with it, fits under the cap at the
+  account's one Renyi order. Either that sum fits, and then it is an rdp filter's decision, or the schedules declared before
+  the first release already exceed it, and then nothing is ever added to them: which of the two was settled before any output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final, Literal, get_args
+
+import numpy as np
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
+
+from mammo_fed.errors import InvalidSetting, PolicyRefused
+from mammo_fed.privacy.accounting import Accountant, epsilon
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.gaussian import gaussian_epsilon
+
+__all__ = [
+    "FilterKind",
+    "PrivacyFilter",
+    "Steps",
+    "adaptive_epsilon",
+    "as_steps",
+    "open_filter",
+    "rdp_to_epsilon",
+    "schedule_epsilon",
+]
+
+FilterKind = Literal["gdp", "rdp", "declared"]
+Steps = Counter[PrivacyEvent]
+"""Number of steps of every event of one step: sequences that cost the same, whatever their order."""
+
+# An order for budgets without a cap, where any order is sound.
+NOMINAL_EPSILON: Final = 8.0
+ORDERS: Final = 1 + np.geomspace(0.05, 2000, 2000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyFilter:
+    """How an account's budget is enforced.
+
+    Attributes:
+      kind: "gdp", "rdp" or "declared"; see the module's text.
+      order: the one Renyi order, > 1; None for gdp.
+    """
+
+    kind: FilterKind
+    order: float | None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FilterKind):
+            raise InvalidSetting(f"filter={self.kind!r} must be one of {get_args(FilterKind)}; check the site's policy")
+        if (self.order is None) != (self.kind == "gdp") or (self.order is not None and not 1 < self.order < math.inf):
+            raise InvalidSetting(f"order={self.order} must be above 1 for filter={self.kind}, none for gdp")
+
+
+def open_filter(kind: FilterKind, *, max_epsilon: float, delta: float) -> PrivacyFilter:
+    """The filter of an account that opens under this budget, chosen without looking at any data.
+
+    The order is the one at which a Gaussian release may be largest: argmax over orders a of the cap at a divided by a.
+    """
+    if kind == "gdp":
+        return PrivacyFilter(kind=kind, order=None)
+    target = max_epsilon if math.isfinite(max_epsilon) else NOMINAL_EPSILON
+    caps = target - np.array([_conversion(order, delta) for order in ORDERS])
+    return PrivacyFilter(kind=kind, order=round(float(ORDERS[int(np.argmax(caps / ORDERS))]), 4))
+
+
+def as_steps(events: Iterable[PrivacyEvent]) -> Steps:
+    """Steps of `events`, counted per event of one step."""
+    steps: Steps = Counter()
+    for event in events:
+        steps[replace(event, steps=1)] += event.steps
+    return steps
+
+
+def adaptive_epsilon(privacy_filter: PrivacyFilter, steps: Steps, *, delta: float) -> float:
+    """Epsilon of `steps` in the currency that bounds adaptive choices: stay below a cap in it, and the cap is the guarantee.
+
+    Raises:
+      PolicyRefused: If the currency is gdp and a step is not full batch.
+    """
+    if not +steps:
+        return 0.0
+    if any(event.noise_multiplier == 0 for event in +steps):
+        return math.inf
+    if privacy_filter.order is None:
+        if not all(event.full_batch for event in +steps):
+            raise PolicyRefused(
+                "filter=gdp takes full-batch steps only; use privacy.filter=rdp or declared in the site's policy"
+            )
+        squares = sum(count / event.noise_multiplier**2 for event, count in steps.items())
+        return gaussian_epsilon(mu=math.sqrt(squares), delta=delta)
+    divergence = sum(count * _divergence(event, privacy_filter.order) for event, count in steps.items())
+    return rdp_to_epsilon(divergence, order=privacy_filter.order, delta=delta)
+
+
+def schedule_epsilon(steps: Steps, *, delta: float, accountant: Accountant = "pld") -> float:
+    """Epsilon of a schedule fixed beforehand, in any order; says nothing about adaptive choices. 0 for no steps."""
+    return _schedule_epsilon(frozenset((+steps).items()), delta, accountant)
+
+
+def rdp_to_epsilon(divergence: float, *, order: float, delta: float) -> float:
+    """Epsilon at `delta` of a release whose Renyi divergence at `order` is at most `divergence`.
+
+    Source: arXiv:2004.00010, Prop. 12.
+    """
+    return max(0.0, divergence + _conversion(order, delta))
+
+
+def _conversion(order: float, delta: float) -> float:
+    return math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+
+
+@lru_cache(maxsize=4096)
+def _divergence(event: PrivacyEvent, order: float) -> float:
+    """Renyi divergence of one step, the larger of the two directions (arXiv:1908.10530)."""
+    gaussian = GaussianDpEvent(event.noise_multiplier)
+    accountant = RdpAccountant([order], NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(gaussian if event.full_batch else PoissonSampledDpEvent(event.sample_rate, gaussian))
+    return float(accountant.rdp[0])
+
+
+@lru_cache(maxsize=256)
+def _schedule_epsilon(steps: frozenset[tuple[PrivacyEvent, int]], delta: float, accountant: Accountant) -> float:
+    events = [event.repeated(count) for event, count in sorted(steps, key=repr)]
+    return epsilon(events, delta=delta, accountant=accountant) if events else 0.0

@@ -1,0 +1,283 @@
+"""A site's durable ledger: every release is reserved before it happens, and nothing that was reserved is forgotten.
+
+Guarantee: the patients of an account are covered by the account's cap, (max_epsilon, delta)-DP, over all rounds, runs,
+restarts and crashes, provided that a reply leaves the site only after `settle` has returned and that what produced it did
+no more than its reservation says. An epsilon below the cap is the cost of the schedule so far, not a guarantee, where
+stopping or later parameters depended on earlier replies.
+Neighbouring datasets: the data of one unit zeroed out, the cohort's size public, as the events say.
+
+The order of a round is: `stored_reply` (send it again if there is one) -> `reserve` -> train -> `settle` -> send. A crash
+after `reserve` costs nothing more: the same task is given the same reservation, trains again with fresh noise, and only
+one of its replies can ever be settled. Nothing lowers a charge.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from mammo_fed.errors import InvalidSetting, LedgerError
+from mammo_fed.privacy.accounting import Accountant
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.filters import FilterKind, as_steps, schedule_epsilon
+from mammo_fed.privacy.ledger_chain import Entry, patient_digests, reply_seal
+from mammo_fed.privacy.ledger_report import LedgerEntry, published, verify_journal
+from mammo_fed.privacy.ledger_rules import (
+    Budget,
+    charged_epsilon,
+    check_declaration,
+    check_name,
+    check_reservation,
+    check_same_run,
+    check_same_task,
+    join,
+    schedule_unit,
+)
+from mammo_fed.privacy.ledger_state import VERSION, LedgerState, Reservation, Run
+from mammo_fed.privacy.ledger_store import Journal
+
+__all__ = ["DEFAULT_ACCOUNT", "Budget", "Ledger", "Reservation"]
+
+DEFAULT_ACCOUNT: Final = "default"
+
+
+class Ledger:
+    """One process's and thread's hold on a site's ledger; any number may hold the same folder. Use it in a `with` statement."""
+
+    def __init__(self, journal: Journal, *, budget: Budget, filter_kind: FilterKind) -> None:
+        """Use `Ledger.open`."""
+        self._journal = journal
+        self._budget = budget
+        self._filter = filter_kind
+        self._state = LedgerState()
+        self._unread: list[Entry] = []
+
+    @classmethod
+    def open(cls, path: Path, *, site: str, budget: Budget, filter: FilterKind) -> Self:
+        """The ledger in the folder `path`, verified; where there is none yet, a new one with a key of its own.
+
+        Args:
+          path: a folder for the ledger alone, on a local disk: journal, key, head and lock lie in it.
+          site: whose ledger it is.
+          budget: what every account in it may cost, from the site's policy.
+          filter: how accounts opened from now on enforce it; see `mammo_fed.privacy.filters`.
+
+        Raises:
+          LedgerError: If the ledger was tampered with, is another site's, or its disk cannot be written.
+        """
+        check_name(site, setting="site")
+        journal = Journal.open(path, kind="opened", details={"at": _now(), "site": site, "version": VERSION})
+        ledger = cls(journal, budget=budget, filter_kind=filter)
+        try:
+            with ledger._alone() as state:
+                if state.site != site:
+                    raise LedgerError(f"site={site} must be the ledger's own site; check privacy.ledger in the site's policy")
+        except BaseException:
+            journal.close()
+            raise
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder; closing twice is harmless."""
+        self._journal.close()
+
+    def declare(
+        self, *, run_id: str, schedule: Sequence[PrivacyEvent], patients: Iterable[str], account: str = DEFAULT_ACCOUNT
+    ) -> None:
+        """Announce all that a run will do to a cohort, before its first round; refuse it if the budget does not allow it.
+
+        The cohort's patients are charged in `account`, and so is everybody ever enrolled there. Where a patient is known to
+        another account too, the two become one for good, with the charges of both. Declaring a run again changes nothing,
+        except that patients who joined its cohort are enrolled.
+
+        Args:
+          run_id: the run.
+          schedule: every event of the run, all of one unit.
+          patients: stable identifiers of the cohort's patients; repeats are allowed, only keyed digests are stored.
+          account: the site's name for the budget to charge.
+
+        Raises:
+          PrivacyRefused: If the account's charges and the schedule are above the budget.
+          PolicyRefused: If the account is charged by another filter or in another unit.
+          LedgerError: If the run was declared with another schedule or account, or the ledger is damaged or not writable.
+          InvalidSetting: If an argument is out of its range.
+        """
+        check_name(run_id, setting="run_id")
+        check_name(account, setting="account")
+        schedule = tuple(schedule)
+        unit = schedule_unit(schedule)
+        cohort = patient_digests(self._journal.keys, patients)
+        with self._alone() as state:
+            run = state.runs.get(run_id)
+            if run is not None:
+                check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
+            touched = state.touched(account, cohort)
+            joined = join(touched, account=account, kind=self._filter, unit=unit, budget=self._budget)
+            # Patients who join the cohort of a declared run bring charges only where another account knows them.
+            if run is None or len(touched) > 1:
+                check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
+            details: dict[str, Any] = {
+                "run": run_id,
+                "merged": [name for name in joined.names if name != account],
+                "patients": sorted(cohort - joined.patients),
+            }
+            if run is None:
+                opened = {"kind": joined.privacy_filter.kind, "order": joined.privacy_filter.order}
+                events = [event.as_dict() for event in schedule]
+                self._append("declared", {**details, "account": account, "filter": opened, "schedule": events})
+            elif details["patients"] or len(touched) > 1:
+                self._append("enrolled", details)
+
+    def stored_reply(self, *, run_id: str, round_index: int, task_hash: str) -> bytes | None:
+        """The reply that this task was given before, None if it has none yet.
+
+        Raises:
+          LedgerError: If the round belongs to another task, or its reply is missing or changed.
+        """
+        with self._alone() as state:
+            run = state.runs.get(run_id)
+            paid = run.rounds.get(round_index) if run else None
+            if paid is None:
+                return None
+            check_same_task(paid.reservation, task_hash=task_hash)
+            if paid.settled is None:
+                return None
+            return self._journal.reply(paid.settled, seal=paid.reply_seal)
+
+    def reserve(self, *, run_id: str, round_index: int, task_hash: str, events: Sequence[PrivacyEvent]) -> Reservation:
+        """Charge a round before any patient is touched; durable on return. A reservation without a reply is given again.
+
+        Args:
+          run_id: a declared run.
+          round_index: its round, >= 0.
+          task_hash: hash of the task's content.
+          events: what the task may do: part of the declared schedule, not yet reserved.
+
+        Raises:
+          PrivacyRefused: If the account would pass its budget; others may have charged it since the run was declared.
+          PolicyRefused: If the events were not declared or are reserved already.
+          LedgerError: If the run was not declared, the round belongs to another task or has its reply, or the ledger is
+            damaged or not writable.
+        """
+        events = tuple(events)
+        if round_index < 0 or not events:
+            raise InvalidSetting(f"round_index={round_index} must be at least 0, with at least one event; got {len(events)}")
+        check_name(task_hash, setting="task_hash")
+        with self._alone() as state:
+            run = state.runs.get(run_id)
+            if run is None:
+                raise LedgerError(f"run_id={run_id} must be declared before a round is reserved; declare its schedule first")
+            if round_index in run.rounds:
+                return self._resume(run, round_index, task_hash=task_hash, events=events)
+            check_reservation(state.account_of(run_id), run=run, asked=as_steps(events), budget=self._budget)
+            content = [event.as_dict() for event in events]
+            entry = self._append("reserved", {"run": run_id, "round": round_index, "task": task_hash, "events": content})
+            return state.rounds[entry.seq].reservation
+
+    def settle(self, reservation: Reservation, reply: bytes) -> None:
+        """Store the one reply that `reservation` pays for; durable on return, and only then may it be sent.
+
+        Settling the same reply twice changes nothing.
+
+        Raises:
+          LedgerError: If this ledger has no such reservation, if another reply is stored for it already (send that one,
+            from `stored_reply`), or if the ledger is damaged or not writable.
+        """
+        seal = reply_seal(self._journal.keys, reply)
+        with self._alone() as state:
+            paid = state.rounds.get(reservation.seq)
+            if paid is None or paid.reservation != reservation:
+                raise LedgerError("the reservation is not in this ledger; reserve the round again")
+            if paid.settled is None:
+                self._append("settled", {"reservation": reservation.seq, "reply": seal, "bytes": len(reply)}, reply=reply)
+            elif not hmac.compare_digest(paid.reply_seal, seal):
+                raise LedgerError("the round has another reply stored; send the stored one")
+
+    def events(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT) -> tuple[PrivacyEvent, ...]:
+        """All reserved events in order, of the run if one is given, else of the account with all that merged into it."""
+        with self._alone() as state:
+            if run_id is not None:
+                run = state.runs.get(run_id)
+                paid = [round_.reservation for round_ in run.rounds.values()] if run else []
+            else:
+                known = state.account(account)
+                paid = list(state.reservations(known)) if known else []
+            return tuple(event for reservation in paid for event in reservation.events)
+
+    def epsilon(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT, accountant: Accountant) -> float:
+        """Schedule cost at the budget's delta of what `events` gives, by `accountant`; 0 for none."""
+        return schedule_epsilon(
+            as_steps(self.events(run_id=run_id, account=account)), delta=self._budget.delta, accountant=accountant
+        )
+
+    def budget_left(self, *, account: str = DEFAULT_ACCOUNT) -> float:
+        """`max_epsilon` less what the account's filter has charged, at least 0.
+
+        Epsilons do not add up: what a further run may cost is for `declare` to decide, and is usually more than this.
+        """
+        with self._alone() as state:
+            known = state.account(account)
+            charged = charged_epsilon(known, delta=self._budget.delta) if known else 0.0
+        return math.inf if math.isinf(self._budget.max_epsilon) else max(0.0, self._budget.max_epsilon - charged)
+
+    def head(self) -> str:
+        """Where the ledger ends, "position:seal"; worth reporting, as only a reported head exposes an older copy put back."""
+        with self._alone():
+            return str(self._journal.head)
+
+    def verify(self, *, reported: str | None = None) -> None:
+        """Verify every entry and stored reply, and that a head which the site reported before is still part of the ledger.
+
+        Raises:
+          LedgerError: If anything was edited, removed, reordered, copied in or cut off.
+        """
+        with self._alone():
+            verify_journal(self._journal, reported=reported)
+
+    def entries(self) -> Iterator[LedgerEntry]:
+        """All entries, verified; patients are counted, not listed."""
+        with self._alone():
+            entries = self._journal.entries()
+        return map(published, entries)
+
+    def _resume(self, run: Run, round_index: int, *, task_hash: str, events: tuple[PrivacyEvent, ...]) -> Reservation:
+        paid = run.rounds[round_index]
+        check_same_task(paid.reservation, task_hash=task_hash)
+        if paid.reservation.events != events:
+            raise LedgerError(f"round {round_index} is reserved with other events; send the task with those")
+        if paid.settled is not None:
+            raise LedgerError(f"round {round_index} has its reply; send the stored one")
+        # The entry costs no budget. It proves that the disk can still be written before anything is trained.
+        self._append("resumed", {"reservation": paid.reservation.seq})
+        return paid.reservation
+
+    def _append(self, kind: str, details: dict[str, Any], *, reply: bytes | None = None) -> Entry:
+        entry = self._journal.append(kind, {**details, "at": _now()}, reply=reply)
+        self._state.apply(entry)
+        return entry
+
+    @contextmanager
+    def _alone(self) -> Iterator[LedgerState]:
+        """Hold the ledger alone, with all that others added taken into account."""
+        with self._journal.exclusive() as fresh:
+            self._unread.extend(fresh)
+            while self._unread:
+                self._state.apply(self._unread[0])
+                del self._unread[0]
+            yield self._state
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,168 @@
+"""What a site's budget admits: the checks between a request and the ledger's next entry. Pure; no files."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
+from mammo_fed.privacy.events import PrivacyEvent, Unit
+from mammo_fed.privacy.filters import FilterKind, Steps, adaptive_epsilon, open_filter, schedule_epsilon
+from mammo_fed.privacy.ledger_state import Account, Reservation, Run, composed
+
+__all__ = [
+    "Budget",
+    "charged_epsilon",
+    "check_declaration",
+    "check_name",
+    "check_reservation",
+    "check_same_run",
+    "check_same_task",
+    "join",
+    "schedule_unit",
+]
+
+TOLERANCE = 1e-6
+NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one account may cost its patients in all; from the site's own policy file, no server can loosen it.
+
+    Attributes:
+      max_epsilon: largest epsilon, >= 0; infinity sets no cap.
+      delta: the delta that epsilon is read at, in (0, 1).
+    """
+
+    max_epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not self.max_epsilon >= 0:
+            raise InvalidSetting(f"max_epsilon={self.max_epsilon} must be at least 0; check the site's policy")
+        if not 0 < self.delta < 1:
+            raise InvalidSetting(f"delta={self.delta} must be above 0 and below 1; check the site's policy")
+
+    def admits(self, epsilon: float) -> bool:
+        """Whether `epsilon` is within the budget, up to a relative 1e-6 for rounding."""
+        return epsilon <= self.max_epsilon * (1 + TOLERANCE)
+
+
+def check_name(name: str, *, setting: str) -> None:
+    """Raise InvalidSetting unless `name` is 1 to 200 printable characters."""
+    if not (0 < len(name) <= NAME_LENGTH and name.isprintable()):
+        raise InvalidSetting(f"{setting} must be 1 to {NAME_LENGTH} printable characters; it has {len(name)}")
+
+
+def schedule_unit(schedule: Sequence[PrivacyEvent]) -> Unit:
+    """The unit that all of `schedule` protects.
+
+    Raises:
+      InvalidSetting: If the schedule is empty or mixes units.
+    """
+    units = {event.unit for event in schedule}
+    if len(units) != 1:
+        raise InvalidSetting(
+            f"schedule has {len(schedule)} events with units {sorted(units)}, must have one unit; check privacy.unit"
+        )
+    return schedule[0].unit
+
+
+def join(touched: Sequence[Account], *, account: str, kind: FilterKind, unit: Unit, budget: Budget) -> Account:
+    """The account that a cohort would charge: all accounts it touches composed, or a new one.
+
+    Raises:
+      PolicyRefused: If the accounts are not charged in one filter and unit, or not in these.
+    """
+    if not touched:
+        opened = open_filter(kind, max_epsilon=budget.max_epsilon, delta=budget.delta)
+        return Account(names=(account,), privacy_filter=opened, unit=unit)
+    known = touched[0].privacy_filter
+    if known.kind != kind or any(other.privacy_filter != known for other in touched):
+        # Changing the currency after an output would be a choice that no filter covers.
+        raise PolicyRefused(
+            f"filter={kind} must be the filter that the account opened with; check privacy.filter in the site's policy"
+        )
+    if any(other.unit != unit for other in touched):
+        raise PolicyRefused(f"unit={unit} must be the unit that the account is charged in; check privacy.unit")
+    return composed(touched)
+
+
+def check_declaration(account: Account, *, run: Run | None, schedule: Steps, budget: Budget) -> None:
+    """Check that a run's `schedule`, on top of all that `account` is charged with, stays within `budget`.
+
+    Args:
+      account: what the cohort would charge.
+      run: the run, where it was declared before and its cohort has grown into other accounts; None for a new one.
+      schedule: all steps of the run.
+      budget: the site's.
+
+    Raises:
+      PrivacyRefused: If it does not.
+    """
+    if account.privacy_filter.kind != "declared":
+        total = account.reserved + (run.remaining if run else schedule)
+        price = adaptive_epsilon(account.privacy_filter, total, delta=budget.delta)
+    else:
+        total = account.declared + (Counter() if run else schedule)
+        if account.reserved:
+            price = adaptive_epsilon(account.privacy_filter, total, delta=budget.delta)
+        else:
+            price = schedule_epsilon(total, delta=budget.delta)
+    _check(account, price, budget=budget)
+
+
+def check_reservation(account: Account, *, run: Run, asked: Steps, budget: Budget) -> None:
+    """Check that a reservation is part of what its run declared, and that the account stays within `budget` with it.
+
+    Raises:
+      PolicyRefused: If the steps were not declared, or are reserved already.
+      PrivacyRefused: If the budget does not allow them.
+    """
+    if asked - run.remaining:
+        raise PolicyRefused("the events of the round must be declared and not yet reserved; check the task's schedule")
+    if account.privacy_filter.kind == "declared":
+        # All that was declared is charged already; this holds unless the site has tightened its budget since.
+        price = schedule_epsilon(account.declared, delta=budget.delta)
+    else:
+        price = adaptive_epsilon(account.privacy_filter, account.reserved + asked, delta=budget.delta)
+    _check(account, price, budget=budget)
+
+
+def charged_epsilon(account: Account, *, delta: float) -> float:
+    """Epsilon that the account's filter has charged so far: the guarantee's cap is the budget, not this (running) value."""
+    if account.privacy_filter.kind == "declared":
+        return schedule_epsilon(account.declared, delta=delta)
+    return adaptive_epsilon(account.privacy_filter, account.reserved, delta=delta)
+
+
+def check_same_run(run: Run, *, schedule: Sequence[PrivacyEvent], same_account: bool) -> None:
+    """Raise LedgerError unless a run is declared again in the words of the first time."""
+    if run.schedule != tuple(schedule):
+        raise LedgerError(f"run_id={run.run_id} was declared with another schedule; a changed schedule needs a new run_id")
+    if not same_account:
+        raise LedgerError(f"run_id={run.run_id} was declared in account={run.account}; use that account")
+
+
+def check_same_task(reservation: Reservation, *, task_hash: str) -> None:
+    """Raise LedgerError unless the task is the one that the round was reserved for."""
+    if reservation.task_hash != task_hash:
+        raise LedgerError(f"round {reservation.round_index} was reserved for another task; a round has one task")
+
+
+def _check(account: Account, price: float, *, budget: Budget) -> None:
+    if budget.admits(price):
+        return
+    spent = charged_epsilon(account, delta=budget.delta)
+    raise PrivacyRefused(
+        f"epsilon={_up(price)} with this schedule must be at most max_epsilon={budget.max_epsilon:g} at delta={budget.delta:g}; "
+        f"{_up(spent)} is charged so far; ask for fewer steps or more noise, or change the site's policy"
+    )
+
+
+def _up(epsilon: float) -> str:
+    """`epsilon` with four decimals, never rounded down."""
+    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}" if math.isfinite(epsilon) else str(epsilon)

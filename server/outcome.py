@@ -1,0 +1,174 @@
+"""From what happened to the record."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from typing import Final, Literal
+
+from mammo_fed.federation.task import Declaration
+from mammo_fed.reporting.record import (
+    DataSection,
+    Evaluation,
+    FederationSection,
+    ModelSection,
+    PrivacySection,
+    Provenance,
+    Record,
+    Seconds,
+    SiteData,
+    SitePrivacy,
+    SynthesisSection,
+    guarantee_sentence,
+    not_covered_sentences,
+)
+from mammo_fed.settings import Settings
+from server.budget import BudgetView, SiteSpending
+from server.public import PublicStart
+from server.rounds import Traffic
+
+__all__ = ["Outcome", "build_record"]
+
+LIBRARIES: Final = ("mammo-fed", "flwr", "torch", "timm", "opacus", "dp-accounting", "numpy", "hydra-core")
+MECHANISM: Final = {"dp_gd": "full-batch DP gradient descent, closed form", "dp_sgd": "Poisson DP-SGD (Opacus)"}
+# What the generators behind the known sets saw: (epsilon, delta, trained on).
+SEEN: Final[Mapping[str, tuple[float, float, str]]] = {
+    "procedural": (0.0, 0.0, "no patient (procedural images)"),
+    "no_dp": (math.inf, 0.0, "CBIS-DDSM training images"),
+    "unknown": (math.inf, 0.0, "unknown data"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """Everything a record is made from."""
+
+    settings: Settings
+    declaration: Declaration
+    start: PublicStart
+    budget: BudgetView
+    traffic: Traffic
+    weights_sha256: str
+    evaluation: Mapping[str, Evaluation]
+    evaluation_public: bool
+    started: datetime
+    seconds: Seconds
+    mode: Literal["simulate", "deploy", "reproduce"]
+
+
+def build_record(outcome: Outcome) -> Record:
+    """The record of a finished run; nothing in it is about a single patient."""
+    settings, model = outcome.settings, outcome.settings.model
+    seconds = outcome.traffic.seconds or [0.0]
+    return Record(
+        run_id=outcome.declaration.run_id,
+        mode=outcome.mode,
+        config_hash=settings.sha256(),
+        seeds={"seed": settings.seed, "privacy.noise_seed": settings.privacy.noise_seed},
+        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        started=outcome.started.isoformat(timespec="seconds"),
+        finished=(outcome.started + timedelta(seconds=outcome.seconds.total)).isoformat(timespec="seconds"),
+        seconds=outcome.seconds,
+        data=_data(outcome),
+        model=ModelSection(
+            backbone="+".join(model.backbone),
+            weights_sha256=outcome.weights_sha256,
+            scope=model.scope,
+            parameters_trained=outcome.start.head.num_parameters,
+        ),
+        synthesis=SynthesisSection(
+            use=settings.synthesis.use,
+            source=outcome.start.source,
+            images=outcome.start.images,
+            sha256=outcome.start.sha256,
+            provenance=_provenance(outcome.start),
+        ),
+        privacy=_privacy(outcome),
+        evaluation=dict(outcome.evaluation),
+        federation=FederationSection(
+            strategy=settings.federation.strategy,
+            rounds=outcome.declaration.rounds,
+            sites=len(outcome.budget.sites),
+            bytes_up=outcome.traffic.bytes_up,
+            bytes_down=outcome.traffic.bytes_down,
+            seconds_per_round=sum(seconds) / len(seconds),
+        ),
+    )
+
+
+def _data(outcome: Outcome) -> DataSection:
+    sites = outcome.budget.sites.values()
+    combined = hashlib.sha256("".join(site.fingerprint for site in sites).encode()).hexdigest()
+    return DataSection(
+        source=outcome.settings.data.source,
+        fingerprint=combined,
+        sites=tuple(
+            SiteData(site=site.site, patients=site.patients, images=site.images, malignant_fraction=site.malignant_fraction)
+            for site in sites
+        ),
+    )
+
+
+def _provenance(start: PublicStart) -> Provenance:
+    epsilon, delta, trained_on = SEEN[start.provenance]
+    return Provenance(epsilon=epsilon, delta=delta, trained_on=trained_on)
+
+
+def _privacy(outcome: Outcome) -> PrivacySection:
+    privacy, declaration = outcome.settings.privacy, outcome.declaration
+    sites = tuple(_site(outcome, spending) for spending in outcome.budget.sites.values())
+    noise: Literal["operating system", "injected", "none"] = "operating system"
+    if privacy.noise_seed is not None:
+        noise = "injected"
+    elif math.isinf(privacy.target_epsilon):
+        noise = "none"
+    run_alone = privacy.ledger == "run"
+    seen = _provenance(outcome.start)
+    return PrivacySection(
+        unit=privacy.unit,
+        delta=privacy.delta,
+        accountant=privacy.accountant,
+        mechanism=MECHANISM[privacy.mechanism],
+        target_epsilon=privacy.target_epsilon,
+        rounds=declaration.rounds,
+        local_steps=declaration.local_steps,
+        noise=noise,
+        relation="zero_out",
+        sites=sites,
+        guarantee=guarantee_sentence(
+            unit=privacy.unit,
+            epsilon=max(site.epsilon if run_alone else site.epsilon_account for site in sites),
+            delta=privacy.delta,
+            noise=noise,
+            ledger="run" if run_alone else "site",
+            noise_seed=privacy.noise_seed,
+            patient_epsilon=max(site.patient_epsilon for site in sites),
+            max_images_per_patient=privacy.max_images_per_patient,
+        ),
+        not_covered=not_covered_sentences(
+            evaluation_public=outcome.evaluation_public,
+            synthetic_source=outcome.start.source,
+            synthetic_epsilon=seen.epsilon,
+            synthetic_delta=seen.delta,
+            synthetic_trained_on=seen.trained_on,
+        ),
+    )
+
+
+def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
+    return SitePrivacy(
+        site=spending.site,
+        epsilon=spending.epsilon,
+        epsilon_account=spending.epsilon_account,
+        epsilon_after_round=tuple(spending.epsilon_after_round),
+        patient_epsilon=outcome.budget.patient_epsilon(spending.site),
+        mechanism=MECHANISM[outcome.settings.privacy.mechanism],
+        budget_left=spending.budget_left,
+        rounds=len(spending.epsilon_after_round),
+        refused=bool(spending.reason),
+    )

@@ -1,0 +1,175 @@
+"""One federated run at the server, from the shared synthetic set to the record, whoever carries the messages."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from mammo_fed.data.assemble import Share, evaluation_cohorts
+from mammo_fed.data.cache import ArrayCache, default_cache_root
+from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.federation.task import Declaration
+from mammo_fed.models.classifier import Classifier, extractor_spec
+from mammo_fed.models.features import Extractor
+from mammo_fed.models.whitening import Whitening
+from mammo_fed.reporting.page import Curves, write_page
+from mammo_fed.reporting.plots import ScoredSet
+from mammo_fed.reporting.record import Evaluation, Record, Seconds
+from mammo_fed.settings import Settings
+from mammo_fed.training.evaluation import evaluate_scores
+from mammo_fed.training.recipe import resolve
+from server.budget import BudgetView
+from server.outcome import Outcome, build_record
+from server.public import PublicStart, make_public_start
+from server.rounds import Rounds
+
+__all__ = ["MODEL_NAME", "Hooks", "run_federation", "share_of"]
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """How a run tells its progress.
+
+    Attributes:
+      features: called with (name of the set, images done, images in all) while networks run.
+      round: called with (round, rounds, budget view) after the declaration (-1) and every round.
+    """
+
+    features: Callable[[str, int, int], None] = lambda *_: None
+    round: Callable[[int, int, BudgetView], None] = lambda *_: None
+
+
+def share_of(settings: Settings) -> Share:
+    """How the settings split the training patients over sites."""
+    federation = settings.federation
+    return Share(num_sites=federation.num_sites, how=federation.partition, alpha=federation.partition_alpha, seed=settings.seed)
+
+
+def run_federation(
+    grid: Grid, settings: Settings, folder: Path, *, mode: Literal["simulate", "deploy", "reproduce"], hooks: Hooks
+) -> Record:
+    """Run a federation over `grid` and write record.json, report.html and the model into `folder`.
+
+    Nothing is written before the last round and the evaluation are done: an interrupted run leaves no result.
+
+    Raises:
+      PrivacyRefused: If every site refuses.
+      DataError: If the synthetic set or an evaluation set cannot be read.
+      RunFailed: If sites do not come or none replies.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    if settings.engine.threads:
+        torch.set_num_threads(settings.engine.threads)
+    cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
+    extractor = Extractor(extractor_spec(settings.model, seed=0), cache=cache)
+    held_out = evaluation_cohorts(settings.data, share_of(settings), cache=cache)
+    start = make_public_start(
+        settings, extractor, cache=cache, progress=lambda done, total: hooks.features("synthetic", done, total)
+    )
+    blocks = {name: _blocks(extractor, name, cohort, hooks) for name, cohort in held_out.items()}
+    after_features = time.perf_counter()
+
+    declaration = declare_run(settings, extractor, start, run_id=secrets.token_hex(8))
+    rounds = Rounds(grid, settings, resolve(settings), declaration, on_round=hooks.round)
+    course = rounds.run(flatten_whitening(start.whitening), start.flat)
+    after_training = time.perf_counter()
+
+    classifier = Classifier(
+        model=settings.model,
+        weights_sha256=extractor.weights_sha256,
+        seed=0,
+        whitening=start.whitening,
+        centre=course.centre,
+        flat=course.flat,
+    )
+    features = {name: start.whitening(part) for name, part in blocks.items()}
+    scores = {name: classifier.score_features(part) for name, part in features.items()}
+    evaluation = {
+        name: evaluate_scores(scores[name], cohort.labels, cohort.patients, seed=settings.seed)
+        for name, cohort in held_out.items()
+    }
+    finished = time.perf_counter()
+    outcome = Outcome(
+        settings=settings,
+        declaration=declaration,
+        start=start,
+        budget=rounds.budget,
+        traffic=rounds.traffic,
+        weights_sha256=extractor.weights_sha256,
+        evaluation={name: Evaluation.from_metrics(metrics) for name, metrics in evaluation.items()},
+        evaluation_public=all(cohort.public for cohort in held_out.values()),
+        started=started,
+        seconds=Seconds(
+            features=after_features - clock,
+            training=after_training - after_features,
+            evaluation=finished - after_training,
+            total=finished - clock,
+        ),
+        mode=mode,
+    )
+    record = build_record(outcome)
+    curves = {
+        name: ScoredSet(labels=cohort.labels, scores=scores[name], public=cohort.public, round_auroc=())
+        for name, cohort in held_out.items()
+    }
+    write_results(folder, record, classifier, curves, settings)
+    return record
+
+
+def declare_run(settings: Settings, extractor: Extractor, start: PublicStart, *, run_id: str) -> Declaration:
+    """All that this run will ask of a site."""
+    privacy, recipe = settings.privacy, resolve(settings)
+    return Declaration(
+        run_id=run_id,
+        model=settings.model,
+        weights_sha256=extractor.weights_sha256,
+        whitening_sha256=start.whitening.sha256(),
+        synthesis_provenance=start.provenance,
+        dims=start.whitening.dims,
+        unit=privacy.unit,
+        target_epsilon=privacy.target_epsilon,
+        delta=privacy.delta,
+        accountant=privacy.accountant,
+        mechanism=privacy.mechanism,
+        clipping_norm=recipe.clipping_norm,
+        mean_clipping_norm=recipe.mean_clipping_norm,
+        mean_fraction=privacy.mean_fraction,
+        batch_size=privacy.batch_size,
+        rounds=recipe.rounds,
+        local_steps=recipe.local_steps,
+        noise_seed=privacy.noise_seed,
+    )
+
+
+def flatten_whitening(whitening: Whitening) -> NDArray[np.float32]:
+    """Mean, scale and components as the one flat array of the declaration's message."""
+    return np.concatenate([whitening.mean, whitening.scale, whitening.components.ravel()]).astype(np.float32, copy=False)
+
+
+def write_results(
+    folder: Path, record: Record, classifier: Classifier, curves: Mapping[str, ScoredSet], settings: Settings
+) -> None:
+    """Write model, page and, last, the record: a folder with a record is complete."""
+    classifier.write(folder / MODEL_NAME)
+    write_page(folder, record, Curves(sets=dict(curves)), settings=settings.to_json())
+    record.write(folder)
+
+
+def _blocks(extractor: Extractor, name: str, cohort: Cohort, hooks: Hooks) -> tuple[NDArray[np.float32], ...]:
+    key = fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32)
+    return extractor.blocks(cohort.pixels, fingerprint=key, progress=lambda done, total: hooks.features(name, done, total))

@@ -1,0 +1,50 @@
+"""Every site in a process of its own: Flower's simulation on Ray, with the same two apps."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+__all__ = ["run_on_ray"]
+
+
+class _ConfiguredClientApp(ClientApp):
+    """The installed client app with the run's configuration, which Flower's Python entry point does not pass on."""
+
+    def __init__(self, run_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._configuration = dict(run_config)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        # Imported where it runs: the app itself need not travel between processes.
+        from client.app import app
+
+        context.run_config = {**context.run_config, **self._configuration}
+        return app(message, context)
+
+
+def run_on_ray(server_app: ServerApp, *, num_sites: int, run_config: Mapping[str, Any], workers: int) -> None:
+    """Run the server app here and every site in a Ray actor; whatever the server app raises is raised here."""
+    configured = ServerApp()
+
+    @configured.main()
+    def main(grid: Grid, context: Context) -> None:
+        context.run_config = {**context.run_config, **run_config}
+        server_app(grid, context)
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    backend = {
+        "init_args": {"num_cpus": workers, "include_dashboard": False, "logging_level": "error", "log_to_driver": False},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
+    with warnings.catch_warnings():
+        # Flower deprecates this entry point for its command line, which would install packages and run bundled code.
+        warnings.simplefilter("ignore")
+        run_simulation(configured, _ConfiguredClientApp(run_config), num_sites, "ray", backend)  # type: ignore[arg-type]

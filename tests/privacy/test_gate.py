@@ -1,0 +1,172 @@
+"""The sensitivity gate over every mechanism, head and unit, and the faults that it must catch."""
+
+import numpy as np
+import pytest
+import torch
+
+from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
+from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
+from mammo_fed.models.whitening import centre_and_normalise
+from mammo_fed.privacy.dpsgd import PoissonData, UnitOptimizer, poisson_steps
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.mechanisms import LogisticData, clipped_logistic_sum, private_descent, private_mean
+
+DIMS = 6
+SLACK = 1 + 1e-5
+UNITS = ["patient", "image"]
+
+
+def event(*, mechanism="gradient", unit="patient", clipping_norm=0.5):
+    return PrivacyEvent(
+        mechanism=mechanism,
+        noise_multiplier=1.0,
+        steps=1,
+        sample_rate=1.0,
+        unit=unit,
+        clipping_norm=clipping_norm,
+        max_images_per_patient=16,
+    )
+
+
+def start_of(spec, scale):
+    return (np.random.default_rng(3).standard_normal(spec.num_parameters) * scale).astype(np.float32)
+
+
+def descent(unit, clipping_norm, scale):
+    spec = HeadSpec(kind="linear", dims=DIMS)
+    start = start_of(spec, scale)
+
+    def release(features, labels, units):
+        data = LogisticData.build(features, labels, units, bias_scale=spec.bias_scale)
+        moved = private_descent(
+            data,
+            start,
+            charged=event(unit=unit, clipping_norm=clipping_norm),
+            public_count=1,
+            learning_rate=1.0,
+            proximal=0.0,
+            noise=Silence(),
+        )
+        return start - moved
+
+    return release
+
+
+def poisson(unit, clipping_norm, scale, kind):
+    spec = HeadSpec(kind=kind, dims=DIMS, hidden=5)
+    start = start_of(spec, scale)
+
+    def release(features, labels, units):
+        head = build_head(spec, seed=0)
+        load_flat(head, start)
+        poisson_steps(
+            head,
+            PoissonData(features=features, labels=labels, units=units),
+            loss=lambda logits, truth: head_loss(logits, truth, label_smoothing=0.1),
+            charged=event(unit=unit, clipping_norm=clipping_norm),
+            public_count=1,
+            learning_rate=1.0,
+            weight_decay=0.0,
+            optimizer="sgd",
+            proximal=0.0,
+            noise=Silence(),
+            sampling=np.random.default_rng(0),
+        )
+        return start - flatten(head)
+
+    return release
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("scale", [0.0, 5.0])
+@pytest.mark.parametrize("mechanism", ["mean", "descent", "poisson linear", "poisson mlp"])
+def test_gate_no_unit_moves_a_release_by_more_than_its_clipping_norm(mechanism, scale, unit):
+    clipping_norm = 0.5
+    if mechanism == "mean":
+
+        def release(features, _, units):
+            charged = event(mechanism="mean", unit=unit, clipping_norm=clipping_norm)
+            return private_mean(features, units, charged=charged, public_count=1, noise=Silence())
+
+    elif mechanism == "descent":
+        release = descent(unit, clipping_norm, scale)
+    else:
+        release = poisson(unit, clipping_norm, scale, mechanism.split()[1])
+    moves = largest_move(release, dims=DIMS, unit=unit)
+    assert set(moves) == set(HOSTILE)
+    assert max(moves.values()) <= clipping_norm * SLACK, moves
+    assert moves["huge"] > 0.9 * clipping_norm, "a unit that saturates the clip must really reach it, or the gate tests nothing"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_gate_holds_behind_the_centre_and_the_renormalisation(unit):
+    inner = descent(unit, 0.3, 1.0)
+    centre = np.full(DIMS, 0.2, np.float32)
+    moves = largest_move(
+        lambda features, labels, units: inner(centre_and_normalise(features, centre), labels, units), dims=DIMS, unit=unit
+    )
+    assert max(moves.values()) <= 0.3 * SLACK, moves
+
+
+def test_gate_catches_a_missing_clip():
+    spec = HeadSpec(kind="linear", dims=DIMS)
+    start = start_of(spec, 0.0)
+
+    def unclipped(features, labels, units):
+        data = LogisticData.build(features, labels, units, bias_scale=spec.bias_scale)
+        return clipped_logistic_sum(data, start, clipping_norm=1e12)
+
+    assert largest_move(unclipped, dims=DIMS, unit="patient")["huge"] > 1.0
+
+
+def test_gate_catches_per_image_clipping_under_a_patient_claim():
+    per_image = descent("image", 0.3, 0.0)
+
+    def wrong(features, labels, units):
+        return per_image(features, labels, np.arange(len(units), dtype=np.int64))
+
+    assert largest_move(wrong, dims=DIMS, unit="patient")["many_images"] > 0.3 * 2
+
+
+def test_gate_catches_the_nan_that_plain_opacus_lets_through():
+    spec = HeadSpec(kind="linear", dims=DIMS)
+
+    class Plain(UnitOptimizer):
+        def sum_within_units(self, units, num_units):
+            """What Opacus does by itself: nothing between the gradient and its clip."""
+
+    def plain(features, labels, units):
+        import mammo_fed.privacy.dpsgd as dpsgd
+
+        original, dpsgd.UnitOptimizer = dpsgd.UnitOptimizer, Plain
+        try:
+            return poisson("image", 0.5, 0.0, "linear")(features, labels, units)
+        finally:
+            dpsgd.UnitOptimizer = original
+
+    assert np.isnan(largest_move(plain, dims=DIMS, unit="image")["nan"])
+    assert spec.num_parameters == DIMS + 1
+
+
+def test_gate_no_image_changes_another_image_s_descriptor():
+    from mammo_fed.models.backbones import BackboneSpec
+    from mammo_fed.models.features import Extractor, ExtractorSpec
+
+    rng = np.random.default_rng(0)
+    patches = rng.random((6, 64, 64), dtype=np.float32)
+    changed = patches.copy()
+    changed[3] = np.nan
+    for name, tap, pooling in (
+        ("tf_efficientnet_lite0", 3, "covariance"),
+        ("tf_efficientnet_lite0", 3, "mean_std"),
+        ("swin_tiny_patch4_window7_224", None, "mean"),
+    ):
+        spec = ExtractorSpec(
+            backbones=(BackboneSpec(name=name, weights="none", tap=tap),), pooling=pooling, input_size=64, flips=True
+        )
+        extractor = Extractor(spec, cache=None)  # type: ignore[arg-type]
+        with torch.random.fork_rng():
+            (before,), (after,) = (extractor.compute(images, flips=True) for images in (patches, changed))
+        others = np.arange(6) != 3
+        np.testing.assert_allclose(before[others], after[others], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert np.isnan(after[3]).any()

@@ -1,0 +1,142 @@
+"""The sentences state the guarantee's facts, and the digits never flatter."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.reporting.wording import (
+    budget_text,
+    delta_text,
+    epsilon_text,
+    guarantee_sentence,
+    headline_set,
+    not_covered_sentences,
+    participation_text,
+    readable,
+)
+
+PATIENT = {"unit": "patient", "epsilon": 6.0, "delta": 1e-4, "noise": "operating system", "ledger": "run"}
+PUBLIC_PHANTOM = {
+    "evaluation_public": True,
+    "synthetic_source": "phantom",
+    "synthetic_epsilon": 0.0,
+    "synthetic_delta": 0.0,
+    "synthetic_trained_on": "nothing",
+}
+
+
+def test_a_patient_level_run_is_described_in_full():
+    assert guarantee_sentence(**PATIENT) == (
+        "Each patient's data (all images) is protected with (epsilon=6, delta=1e-04)-differential privacy at its site for "
+        "this run alone; neighbouring cohorts differ in one patient's data being zeroed out, cohort sizes are public."
+    )
+
+
+def test_a_ledger_over_several_runs_says_so():
+    sentence = guarantee_sentence(**{**PATIENT, "ledger": "site"})
+    assert "over all runs in the site's ledger" in sentence
+    assert "this run alone" not in sentence
+
+
+def test_an_image_level_run_says_what_it_is_for_a_patient():
+    sentence = guarantee_sentence(**{**PATIENT, "unit": "image"}, patient_epsilon=37.994, max_images_per_patient=4)
+    assert sentence.startswith("Each image, not each patient,")
+    assert "for a patient with 4 images epsilon is 38;" in sentence
+    assert "one image's data being zeroed out" in sentence
+
+
+def test_an_image_level_run_cannot_hide_what_it_is_for_a_patient():
+    with pytest.raises(InvalidSetting, match="patient_epsilon"):
+        guarantee_sentence(**{**PATIENT, "unit": "image"})
+
+
+def test_injected_noise_guarantees_nothing_and_names_its_seed():
+    assert guarantee_sentence(**{**PATIENT, "noise": "injected"}, noise_seed=7) == (
+        "None: noise was injected with privacy.noise_seed=7, so this run gives no privacy guarantee."
+    )
+
+
+@pytest.mark.parametrize("change", [{"noise": "none"}, {"epsilon": math.inf}])
+def test_a_run_without_noise_guarantees_nothing(change):
+    sentence = guarantee_sentence(**{**PATIENT, **change})
+    assert sentence.startswith("None: ")
+    assert "epsilon=6" not in sentence
+
+
+def test_a_run_that_every_site_refused_released_nothing():
+    assert guarantee_sentence(**{**PATIENT, "epsilon": 0.0}).startswith("Nothing computed from a patient was released")
+
+
+@pytest.mark.parametrize("change", [{"delta": 0.0}, {"delta": 1.0}, {"epsilon": -1.0}, {"epsilon": math.nan}])
+def test_a_guarantee_out_of_range_is_refused(change):
+    with pytest.raises(InvalidSetting, match="must be at least 0"):
+        guarantee_sentence(**{**PATIENT, **change})
+
+
+@given(st.floats(0, 1e4))
+def test_a_shown_epsilon_is_at_most_a_hundredth_above_and_never_below_the_true_one(epsilon):
+    shown = float(epsilon_text(epsilon))
+    assert epsilon - 1.1e-8 <= shown <= epsilon + 0.01
+
+
+@given(st.floats(0, 1e4))
+def test_a_shown_budget_is_never_above_the_true_one(left):
+    assert left - 0.01 <= float(budget_text(left)) <= left + 1.1e-8
+
+
+@given(st.floats(1e-12, 0.5))
+def test_a_shown_delta_is_the_exact_one(delta):
+    assert float(delta_text(delta)) == delta
+
+
+def test_a_phantom_costs_no_privacy():
+    sentences = " ".join(not_covered_sentences(**PUBLIC_PHANTOM))
+    assert "procedural" in sentences
+    assert "generator" not in sentences
+
+
+def test_a_generator_without_privacy_is_named_as_not_covered():
+    changes = {"synthetic_source": "gan", "synthetic_epsilon": math.inf, "synthetic_trained_on": "CBIS-DDSM training images"}
+    last = not_covered_sentences(**{**PUBLIC_PHANTOM, **changes})[-1]
+    assert "trained on CBIS-DDSM training images without differential privacy" in last
+    assert "epsilon does not cover" in last
+
+
+def test_a_private_generator_adds_its_own_epsilon():
+    changes = {
+        "synthetic_source": "gan",
+        "synthetic_epsilon": 3.0,
+        "synthetic_delta": 1e-5,
+        "synthetic_trained_on": "site A",
+    }
+    assert "(epsilon=3, delta=1e-05)" in not_covered_sentences(**{**PUBLIC_PHANTOM, **changes})[-1]
+
+
+@pytest.mark.parametrize(("public", "words"), [(True, "public cohorts"), (False, "sites' policies allow")])
+def test_evaluation_counts_and_tuning_are_always_named(public, words):
+    evaluation, counts, tuning, _ = not_covered_sentences(**{**PUBLIC_PHANTOM, "evaluation_public": public})
+    assert "without differential privacy" in evaluation
+    assert words in evaluation
+    assert "public by declaration" in counts
+    assert "Hyper-parameters" in tuning
+
+
+def test_text_that_does_not_print_is_made_visible():
+    assert readable("a\x1b[31mb\u202ec\nd") == "a?[31mb?c?d"
+
+
+def test_the_headline_speaks_of_the_test_set_before_validation():
+    assert headline_set(["val", "external", "test"]) == "test"
+    assert headline_set(["val"]) == "val"
+    assert headline_set([]) is None
+
+
+@pytest.mark.parametrize(
+    ("rounds", "refused", "words"),
+    [(3, False, "took part"), (3, True, "refused after round 3"), (0, True, "refused"), (0, False, "not asked")],
+)
+def test_participation_in_words(rounds, refused, words):
+    assert participation_text(rounds=rounds, refused=refused) == words
