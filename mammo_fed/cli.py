@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(options: argparse.Namespace, console: Console) -> int:
     if not options.cfg and not options.json:
-        console.print("Four unlike hospitals, procedural masses, one shared model; no patient's data is involved.")
+        console.print("Four unlike hospitals, procedural masses, one shared model; no patient's data is involved.", soft_wrap=True)
     return _run_one(options, compose_settings(options.overrides), console)
 
 
@@ -144,7 +144,6 @@ def _run(composed: Composed, folder: Path, console: Console, *, quiet: bool) -> 
         record = simulate(composed.settings, folder, hooks=progress.hooks)
     if not quiet:
         Console().print(results_table(record))
-        console.print(f"guarantee: {record.privacy.guarantee}", markup=False, highlight=False)
         console.print(f"results:   {folder.resolve()}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"report:    {(folder / 'report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
     return record

@@ -68,7 +68,7 @@ class RunProgress:
     def _say(self, line: str) -> None:
         logger.info("%s", line)
         if not self._quiet:
-            self._bars.console.print(line, markup=False, highlight=False)
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

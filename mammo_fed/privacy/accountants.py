@@ -18,14 +18,14 @@ from mammo_fed.privacy.gaussian import check_delta, check_epsilon, gaussian_delt
 from mammo_fed.privacy.pld import LARGEST_EPSILON, pld_delta, pld_epsilon
 from mammo_fed.privacy.releases import Protected, Release, coarse_epsilon, merge
 
-__all__ = ["Accountant", "GdpAccountant", "PldAccountant", "PrvAccountant", "RdpAccountant"]
+__all__ = ["GdpAccountant", "PldAccountant", "PrivacyAccountant", "PrvAccountant", "RdpAccountant"]
 
 # Every epsilon and delta shown is the computed upper bound raised by this part of itself: more than any conversion or root
 # finding can be off, and far below the fourth digit that anybody reads.
 SAFETY_MARGIN: Final = 1e-6
 
 
-class Accountant(ABC):
+class PrivacyAccountant(ABC):
     """Prices events; holds no state, so that one price never depends on an earlier question.
 
     Guarantee: `epsilon` and `delta` are upper bounds for releases declared before the first output, used adaptively
@@ -92,7 +92,7 @@ class Accountant(ABC):
         """Upper bound on the delta of one or more releases."""
 
 
-class PldAccountant(Accountant):
+class PldAccountant(PrivacyAccountant):
     """Privacy loss distributions (google dp-accounting, pessimistic): tight for every event, and prices groups.
 
     Full-batch Gaussian events have an exact closed form (`GdpAccountant`); here they are discretised like any other.
@@ -107,7 +107,7 @@ class PldAccountant(Accountant):
         return pld_delta(releases, epsilon=epsilon)
 
 
-class GdpAccountant(Accountant):
+class GdpAccountant(PrivacyAccountant):
     """Gaussian differential privacy in closed form: exact for full-batch events, and for nothing else."""
 
     name = "gdp"
@@ -129,7 +129,7 @@ class GdpAccountant(Accountant):
         return math.sqrt(math.fsum(release.steps / release.noise_multiplier**2 for release in releases))
 
 
-class RdpAccountant(Accountant):
+class RdpAccountant(PrivacyAccountant):
     """Renyi divergences at Opacus' default orders, computed by Opacus: the accountant of the paper's rows.
 
     Source: arXiv:1908.10530, Sec 3.3 (sampled Gaussian); arXiv:2004.00010, Prop 12 (conversion).
@@ -166,7 +166,7 @@ class RdpAccountant(Accountant):
         return orders, [float(value) for value in total]
 
 
-class PrvAccountant(Accountant):
+class PrvAccountant(PrivacyAccountant):
     """Privacy random variables by Opacus, with the UPPER end of its error interval (0.01 above its estimate).
 
     Opacus follows the person's removal only; for steps sampled at several rates no proof says that the other direction
@@ -198,7 +198,7 @@ class PrvAccountant(Accountant):
             raise self._cannot(delta)
         return max(0.0, upper)
 
-    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:
+    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:  # noqa: ARG002
         raise InvalidSetting("accountant='prv' must be 'pld', 'rdp' or 'gdp' to ask for a delta; check privacy.accountant")
 
     def _refuse_what_does_not_fit(self, releases: Sequence[Release], delta: float) -> None:

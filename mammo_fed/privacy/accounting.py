@@ -17,18 +17,18 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accountants import Accountant, GdpAccountant, PldAccountant, PrvAccountant, RdpAccountant
+from mammo_fed.privacy.accountants import GdpAccountant, PldAccountant, PrivacyAccountant, PrvAccountant, RdpAccountant
 from mammo_fed.privacy.events import PrivacyEvent
 
 __all__ = ["ACCOUNTANTS", "AccountantName", "accountant_named", "delta_at", "epsilon", "patient_epsilon"]
 
 AccountantName = Literal["pld", "rdp", "gdp", "prv"]
-ACCOUNTANTS: Final[dict[str, Accountant]] = {
+ACCOUNTANTS: Final[dict[str, PrivacyAccountant]] = {
     each.name: each for each in (PldAccountant(), RdpAccountant(), GdpAccountant(), PrvAccountant())
 }
 
 
-def accountant_named(name: str) -> Accountant:
+def accountant_named(name: str) -> PrivacyAccountant:
     """The accountant of that name.
 
     Raises:

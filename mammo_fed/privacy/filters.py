@@ -23,11 +23,10 @@ from functools import lru_cache
 from typing import Final, Literal, get_args
 
 import numpy as np
-from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
-from dp_accounting.rdp import RdpAccountant
+from scipy.special import gammaln, logsumexp
 
 from mammo_fed.errors import InvalidSetting, PolicyRefused
-from mammo_fed.privacy.accounting import Accountant, epsilon
+from mammo_fed.privacy.accounting import AccountantName, epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.gaussian import gaussian_epsilon
 
@@ -48,7 +47,8 @@ Steps = Counter[PrivacyEvent]
 
 # An order for budgets without a cap, where any order is sound.
 NOMINAL_EPSILON: Final = 8.0
-ORDERS: Final = 1 + np.geomspace(0.05, 2000, 2000)
+# Whole orders only: there the divergence of a sampled step is a finite sum, elsewhere libraries give series cut short.
+ORDERS: Final = np.arange(2, 4097)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +57,17 @@ class PrivacyFilter:
 
     Attributes:
       kind: "gdp", "rdp" or "declared"; see the module's text.
-      order: the one Renyi order, > 1; None for gdp.
+      order: the one Renyi order, >= 2; None for gdp.
     """
 
     kind: FilterKind
-    order: float | None
+    order: int | None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FilterKind):
             raise InvalidSetting(f"filter={self.kind!r} must be one of {get_args(FilterKind)}; check the site's policy")
-        if (self.order is None) != (self.kind == "gdp") or (self.order is not None and not 1 < self.order < math.inf):
-            raise InvalidSetting(f"order={self.order} must be above 1 for filter={self.kind}, none for gdp")
+        if (self.order is None) != (self.kind == "gdp") or (self.order is not None and self.order < 2):
+            raise InvalidSetting(f"order={self.order} must be at least 2 for filter={self.kind}, None for gdp")
 
 
 def open_filter(kind: FilterKind, *, max_epsilon: float, delta: float) -> PrivacyFilter:
@@ -78,8 +78,8 @@ def open_filter(kind: FilterKind, *, max_epsilon: float, delta: float) -> Privac
     if kind == "gdp":
         return PrivacyFilter(kind=kind, order=None)
     target = max_epsilon if math.isfinite(max_epsilon) else NOMINAL_EPSILON
-    caps = target - np.array([_conversion(order, delta) for order in ORDERS])
-    return PrivacyFilter(kind=kind, order=round(float(ORDERS[int(np.argmax(caps / ORDERS))]), 4))
+    caps = target - np.array([_conversion(int(order), delta) for order in ORDERS])
+    return PrivacyFilter(kind=kind, order=int(ORDERS[np.argmax(caps / ORDERS)]))
 
 
 def as_steps(events: Iterable[PrivacyEvent]) -> Steps:
@@ -100,23 +100,24 @@ def adaptive_epsilon(privacy_filter: PrivacyFilter, steps: Steps, *, delta: floa
         return 0.0
     if any(event.noise_multiplier == 0 for event in +steps):
         return math.inf
-    if privacy_filter.order is None:
+    order = privacy_filter.order
+    if order is None:
         if not all(event.full_batch for event in +steps):
             raise PolicyRefused(
                 "filter=gdp takes full-batch steps only; use privacy.filter=rdp or declared in the site's policy"
             )
         squares = sum(count / event.noise_multiplier**2 for event, count in steps.items())
         return gaussian_epsilon(mu=math.sqrt(squares), delta=delta)
-    divergence = sum(count * _divergence(event, privacy_filter.order) for event, count in steps.items())
-    return rdp_to_epsilon(divergence, order=privacy_filter.order, delta=delta)
+    divergence = sum(count * _divergence(event.noise_multiplier, event.sample_rate, order) for event, count in steps.items())
+    return rdp_to_epsilon(divergence, order=order, delta=delta)
 
 
-def schedule_epsilon(steps: Steps, *, delta: float, accountant: Accountant = "pld") -> float:
+def schedule_epsilon(steps: Steps, *, delta: float, accountant: AccountantName = "pld") -> float:
     """Epsilon of a schedule fixed beforehand, in any order; says nothing about adaptive choices. 0 for no steps."""
     return _schedule_epsilon(frozenset((+steps).items()), delta, accountant)
 
 
-def rdp_to_epsilon(divergence: float, *, order: float, delta: float) -> float:
+def rdp_to_epsilon(divergence: float, *, order: int, delta: float) -> float:
     """Epsilon at `delta` of a release whose Renyi divergence at `order` is at most `divergence`.
 
     Source: arXiv:2004.00010, Prop. 12.
@@ -124,20 +125,27 @@ def rdp_to_epsilon(divergence: float, *, order: float, delta: float) -> float:
     return max(0.0, divergence + _conversion(order, delta))
 
 
-def _conversion(order: float, delta: float) -> float:
+def _conversion(order: int, delta: float) -> float:
     return math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
 
 
 @lru_cache(maxsize=4096)
-def _divergence(event: PrivacyEvent, order: float) -> float:
-    """Renyi divergence of one step, the larger of the two directions (arXiv:1908.10530)."""
-    gaussian = GaussianDpEvent(event.noise_multiplier)
-    accountant = RdpAccountant([order], NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(gaussian if event.full_batch else PoissonSampledDpEvent(event.sample_rate, gaussian))
-    return float(accountant.rdp[0])
+def _divergence(noise_multiplier: float, sample_rate: float, order: int) -> float:
+    """Renyi divergence at `order` of one Gaussian step, the larger of the two directions.
+
+    Source: arXiv:1908.10530, Sec. 3.3. Summands k = 0 and 1 of the moment make up 1 less the others' binomial weights, so that
+    only positive terms remain to be added and small divergences keep all their digits.
+    """
+    if sample_rate == 1.0:
+        return order / (2 * noise_multiplier**2)
+    k = np.arange(2, order + 1)
+    exponent = k * (k - 1) / (2 * noise_multiplier**2)
+    weight = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    weight += k * math.log(sample_rate) + (order - k) * math.log1p(-sample_rate)
+    return float(np.logaddexp(0.0, logsumexp(weight + exponent + np.log(-np.expm1(-exponent))))) / (order - 1)
 
 
 @lru_cache(maxsize=256)
-def _schedule_epsilon(steps: frozenset[tuple[PrivacyEvent, int]], delta: float, accountant: Accountant) -> float:
+def _schedule_epsilon(steps: frozenset[tuple[PrivacyEvent, int]], delta: float, accountant: AccountantName) -> float:
     events = [event.repeated(count) for event, count in sorted(steps, key=repr)]
     return epsilon(events, delta=delta, accountant=accountant) if events else 0.0

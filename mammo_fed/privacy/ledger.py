@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mammo_fed.errors import InvalidSetting, LedgerError
-from mammo_fed.privacy.accounting import Accountant
+from mammo_fed.privacy.accounting import AccountantName
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.filters import FilterKind, as_steps, schedule_epsilon
 from mammo_fed.privacy.ledger_chain import Entry, patient_digests, reply_seal
@@ -216,7 +216,7 @@ class Ledger:
                 paid = list(state.reservations(known)) if known else []
             return tuple(event for reservation in paid for event in reservation.events)
 
-    def epsilon(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT, accountant: Accountant) -> float:
+    def epsilon(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT, accountant: AccountantName) -> float:
         """Schedule cost at the budget's delta of what `events` gives, by `accountant`; 0 for none."""
         return schedule_epsilon(
             as_steps(self.events(run_id=run_id, account=account)), delta=self._budget.delta, accountant=accountant

@@ -43,8 +43,10 @@ class HeadFile:
         """Take the lock for this object alone, among threads and processes; a process that dies lets go of it.
 
         Raises:
-          LedgerError: If it stays taken for WAIT_SECONDS.
+          LedgerError: If the file was closed, or the lock stays taken for WAIT_SECONDS.
         """
+        if self._descriptor < 0:
+            raise LedgerError("the ledger was closed; open it again")
         deadline = time.monotonic() + WAIT_SECONDS
         pause = 0.0005
         while True:

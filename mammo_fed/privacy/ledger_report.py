@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.accounting import Accountant
+from mammo_fed.privacy.accounting import AccountantName
 from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.filters import FilterKind, schedule_epsilon
 from mammo_fed.privacy.ledger_chain import Entry, check_reported
@@ -79,7 +79,7 @@ class AccountSummary:
 
     names: tuple[str, ...]
     filter: FilterKind
-    order: float | None
+    order: int | None
     unit: Unit
     patients: int
     epsilon: float
@@ -95,11 +95,11 @@ class LedgerSummary:
     entries: int
     head: str
     delta: float
-    accountant: Accountant
+    accountant: AccountantName
     accounts: tuple[AccountSummary, ...]
 
 
-def show_ledger(folder: Path, *, delta: float, accountant: Accountant = "pld") -> LedgerSummary:
+def show_ledger(folder: Path, *, delta: float, accountant: AccountantName = "pld") -> LedgerSummary:
     """Verify the ledger in `folder` and sum it up.
 
     Raises:
@@ -181,7 +181,7 @@ def _existing(folder: Path) -> Iterator[Journal]:
         journal.close()
 
 
-def _summarize(state: LedgerState, account: Account, *, delta: float, accountant: Accountant) -> AccountSummary:
+def _summarize(state: LedgerState, account: Account, *, delta: float, accountant: AccountantName) -> AccountSummary:
     runs = []
     for run in state.runs.values():
         if state.account_of(run.run_id) is account:

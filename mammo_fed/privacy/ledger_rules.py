@@ -158,7 +158,7 @@ def _check(account: Account, price: float, *, budget: Budget) -> None:
         return
     spent = charged_epsilon(account, delta=budget.delta)
     raise PrivacyRefused(
-        f"epsilon={_up(price)} with this schedule must be at most max_epsilon={budget.max_epsilon:g} at delta={budget.delta:g}; "
+        f"epsilon={_up(price)} with this schedule must be at most max_epsilon={budget.max_epsilon:g} (delta={budget.delta:g}); "
         f"{_up(spent)} is charged so far; ask for fewer steps or more noise, or change the site's policy"
     )
 

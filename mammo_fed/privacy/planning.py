@@ -7,25 +7,22 @@ therefore sound under tight (PLD) accounting, and a run that stops early has spe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final
-
-from scipy.optimize import brentq
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accounting import AccountantName, epsilon
+from mammo_fed.privacy.calibration import calibrate, check_target, noise_for, remaining_epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.gaussian import check_delta, gaussian_mu
 
 __all__ = ["Schedule", "auto_rounds", "calibrate", "epsilon_curve", "noise_for", "plan_schedule", "remaining_epsilon"]
 
-# Features have unit norm, and are clipped to it all the same: the guarantee never rests on what the features are.
-MEAN_CLIPPING_NORM: Final = 1.0
-# Calibration stops inside [1 - TOLERANCE, 1] times the target.
-TOLERANCE: Final = 1e-6
-SMALLEST_NOISE: Final = 1e-6
-LARGEST_NOISE: Final = 1e6
+# (rounds, target epsilon) at the two ends of the table of `auto_rounds`.
+FEWEST_ROUNDS: Final = (3, 1.0)
+MOST_ROUNDS: Final = (12, 6.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,41 +61,6 @@ class Schedule:
         return steps if self.mean_event is None else (self.mean_event, *steps)
 
 
-def calibrate(
-    make_events: Callable[[float], Sequence[PrivacyEvent]], *, target_epsilon: float, delta: float, accountant: AccountantName
-) -> float:
-    """Smallest noise multiplier whose events cost at most `target_epsilon`, rounded up.
-
-    Guarantee: epsilon(make_events(result)) <= target_epsilon; and it is above target_epsilon (1 - 1e-6) wherever the
-    accountant's price is a continuous function of the noise.
-
-    Args:
-      make_events: from a noise multiplier > 0 to the events it stands for; more noise must not cost more.
-      target_epsilon: above 0; infinity gives 0.0, no noise.
-      delta: in (0, 1).
-      accountant: who prices.
-
-    Raises:
-      InvalidSetting: If a setting is out of its range, or no amount of noise reaches the target.
-    """
-    _check_target(target_epsilon)
-    check_delta(delta)
-    if math.isinf(target_epsilon):
-        return 0.0
-    aim = target_epsilon * (1 - TOLERANCE / 2)
-
-    def excess(log_noise: float) -> float:
-        price = epsilon(make_events(math.exp(log_noise)), delta=delta, accountant=accountant)
-        # A root finder cannot use infinity; beyond ten times the target only the sign matters.
-        return min(price, 10 * target_epsilon) - aim
-
-    low, high = _bracket(excess, math.log(_guess(make_events, mu=gaussian_mu(epsilon=target_epsilon, delta=delta))))
-    log_noise = high if low == high else float(brentq(excess, low, high, xtol=TOLERANCE / 20, rtol=1e-15))
-    while excess(log_noise) > target_epsilon - aim:
-        log_noise += TOLERANCE / 20
-    return math.exp(log_noise)
-
-
 def plan_schedule(
     *,
     unit: Unit,
@@ -111,6 +73,7 @@ def plan_schedule(
     mean_fraction: float,
     clipping_norm: float,
     max_images_per_patient: int,
+    mean_clipping_norm: float = 1.0,
 ) -> Schedule:
     """Noise for the mean and for every gradient step of a run, so that the whole run meets `target_epsilon`.
 
@@ -129,33 +92,78 @@ def plan_schedule(
       local_steps: gradient steps of one round, >= 1.
       sample_rate: of the gradient steps, in (0, 1]; the mean always takes everyone.
       mean_fraction: in [0, 1); 0 releases no mean.
-      clipping_norm: of one unit's gradient, > 0; the mean is clipped at 1.
+      clipping_norm: of one unit's gradient, > 0.
       max_images_per_patient: public bound.
+      mean_clipping_norm: of one unit's sum of features, > 0; costs nothing, as noise is relative to it. Features have unit
+        norm and are clipped all the same: the guarantee never rests on what they are.
 
     Raises:
       InvalidSetting: If a setting is out of its range, or the target cannot be met.
     """
-    _check_target(target_epsilon)
+    check_target(target_epsilon)
+    check_delta(delta)
     if not 0 <= mean_fraction < 1:
         raise InvalidSetting(f"mean_fraction={mean_fraction} must be at least 0 and below 1; check privacy.mean_fraction")
+    step = PrivacyEvent(
+        mechanism="gradient",
+        noise_multiplier=0.0,
+        steps=local_steps,
+        sample_rate=sample_rate,
+        unit=unit,
+        clipping_norm=clipping_norm,
+        max_images_per_patient=max_images_per_patient,
+    )
+    mean = replace(step, mechanism="mean", steps=1, sample_rate=1.0, clipping_norm=mean_clipping_norm)
+    silent = Schedule(mean_event=mean if mean_fraction else None, step_event=step, rounds=rounds)
+    if math.isinf(target_epsilon):
+        return silent
+    noisy = _noise_shape(silent, mean_fraction=mean_fraction, mu=gaussian_mu(epsilon=target_epsilon, delta=delta))
+    noise = calibrate(lambda x: noisy(x).events(), target_epsilon=target_epsilon, delta=delta, accountant=accountant)
+    return noisy(noise)
 
-    def schedule(mean_noise: float, step_noise: float) -> Schedule:
-        shared: _Shared = {"unit": unit, "max_images_per_patient": max_images_per_patient}
-        mean = PrivacyEvent(
-            mechanism="mean",
-            noise_multiplier=mean_noise,
-            steps=1,
-            sample_rate=1.0,
-            clipping_norm=MEAN_CLIPPING_NORM,
-            **shared,
-        )
-        step = PrivacyEvent(
-            mechanism="gradient",
-            noise_multiplier=step_noise,
-            steps=local_steps,
-            sample_rate=sample_rate,
-            clipping_norm=clipping_norm,
-            **shared,
-        )
-        return Schedule(mean_event=mean if mean_fraction else None, step_event=step, rounds=rounds)
-    ...
+
+def epsilon_curve(schedule: Schedule, *, delta: float, accountant: AccountantName) -> list[float]:
+    """Epsilon spent after round 0, 1, ..., `schedule.rounds`; never falls, and ends at the price of the whole schedule.
+
+    Raises:
+      InvalidSetting: If `delta` is out of range or the events cannot be priced.
+    """
+    rounds = range(schedule.rounds + 1)
+    return list(accumulate((epsilon(schedule.events_through(r), delta=delta, accountant=accountant) for r in rounds), max))
+
+
+def auto_rounds(target_epsilon: float) -> int:
+    """Number of rounds of one full-batch step for a target: 3 up to epsilon 1, 12 from 6, linear in log(epsilon) between.
+
+    The two ends were chosen by patient-grouped cross-validation of the default recipe on 1,104 public patches.
+
+    Raises:
+      InvalidSetting: If `target_epsilon` is not above 0.
+
+    >>> [auto_rounds(x) for x in (0.5, 1.0, 2.0, 3.0, 6.0, 60.0)]
+    [3, 3, 6, 9, 12, 12]
+    """
+    check_target(target_epsilon)
+    (few, low), (many, high) = FEWEST_ROUNDS, MOST_ROUNDS
+    position = math.log(min(max(target_epsilon, low), high) / low) / math.log(high / low)
+    return round(few + (many - few) * position)
+
+
+def _noise_shape(silent: Schedule, *, mean_fraction: float, mu: float) -> Callable[[float], Schedule]:
+    """Schedules as a function of one number, more of which is more noise.
+
+    In the full batch that number is 1 / mu of the whole run, split between mean and steps; with Poisson sampling it is the
+    noise multiplier of the steps, the mean's being fixed by the target's `mu`.
+    """
+    steps = silent.rounds * silent.step_event.steps
+
+    def noisy(number: float) -> Schedule:
+        full_batch = silent.step_event.full_batch
+        mean_event = silent.mean_event
+        if mean_event is not None:
+            mean_noise = (number if full_batch else 1 / mu) / math.sqrt(mean_fraction)
+            mean_event = replace(mean_event, noise_multiplier=mean_noise)
+        step_noise = number * math.sqrt(steps / (1 - mean_fraction)) if full_batch else number
+        return replace(silent, mean_event=mean_event, step_event=replace(silent.step_event, noise_multiplier=step_noise))
+
+    return noisy

@@ -21,9 +21,9 @@ from mammo_fed.privacy.releases import Release, coarse_epsilon
 
 __all__ = ["pld_delta", "pld_epsilon"]
 
-# Steps of the grid per standard deviation of one step's privacy loss: rounding adds about 1 / (24 * 100^2) to that deviation.
+# Points of the grid per standard deviation of one step's privacy loss: rounding then adds about 1e-5 to that deviation.
 GRID_PER_DEVIATION: Final = 100
-WIDEST_GRID: Final = 1e-3
+WIDEST_GRID: Final = 3e-3
 FINEST_GRID: Final = 1e-6
 # The library visits each grid point of a single step in Python, and each of the composition in an FFT.
 MAX_POINTS: Final = 240_000
@@ -41,8 +41,8 @@ TAIL: Final = 1e-15
 def pld_epsilon(releases: Sequence[Release], *, delta: float) -> float:
     """Epsilon of `releases` at `delta`, an upper bound that is tight below 1,000.
 
-    Guarantee: an upper bound for any adaptive use of exactly these releases in any order. NOT for choosing the next release's
-    noise or rate by what the earlier ones showed, nor for a stopping rule on the running value (arXiv:2602.15815).
+    Guarantee: an upper bound for exactly these releases in an order fixed beforehand; what each one computes may depend on
+    what the earlier ones showed. NOT for choosing the next one's noise or rate by it (arXiv:2602.15815).
     """
     loose = coarse_epsilon(releases, delta=delta)
     if not releases or loose > LARGEST_EPSILON:
@@ -89,18 +89,24 @@ def _single(noise_multiplier: float, sample_rate: float, group: int, grid: float
 
 def _repeat(part: pld.PrivacyLossDistribution, steps: int) -> pld.PrivacyLossDistribution:
     """`part` composed `steps` times, in two stages: the library raises its size to the power of `steps` as an integer."""
+    if steps == 1:
+        return part
     whole, rest = divmod(steps, STEPS_AT_ONCE)
     if whole == 0:
         return part.self_compose(rest)
     block = _repeat(part.self_compose(STEPS_AT_ONCE), whole)
-    return block.compose(part.self_compose(rest)) if rest else block
+    return block.compose(_repeat(part, rest)) if rest else block
 
 
 def _grid(releases: Sequence[Release]) -> float:
-    """Width of the grid of privacy losses; a continuous function of the noise, so that calibration sees no jumps."""
-    steps = math.fsum(release.steps for release in releases)
+    """Width of the grid of privacy losses; a continuous function of the noise, so that calibration sees no jumps.
+
+    The full-batch release is a single step: next to thousands of sampled ones its rounding does not count.
+    """
+    counted = [release for release in releases if not release.full_batch] or releases
+    steps = math.fsum(release.steps for release in counted)
     spread = math.fsum(
-        release.steps * (release.sample_rate * release.group / release.noise_multiplier) ** 2 for release in releases
+        release.steps * (release.sample_rate * release.group / release.noise_multiplier) ** 2 for release in counted
     )
     fine = math.sqrt(spread / steps) / GRID_PER_DEVIATION
     points = 2 * math.fsum(_largest_loss(release) for release in releases)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mammo_fed.errors import LedgerError, PrivacyRefused
 from mammo_fed.privacy.events import PrivacyEvent
@@ -32,8 +34,10 @@ def event(*, noise: float = 20.0, steps: int = 1, sample_rate: float = 1.0, unit
     )
 
 
-def open_ledger(folder: Path, *, max_epsilon: float = 6.0, kind: str = "gdp", site: str = "north") -> Ledger:
-    return Ledger.open(folder, site=site, budget=Budget(max_epsilon=max_epsilon, delta=DELTA), filter=kind)
+def open_ledger(
+    folder: Path, *, max_epsilon: float = 6.0, delta: float = DELTA, kind: str = "gdp", site: str = "north"
+) -> Ledger:
+    return Ledger.open(folder, site=site, budget=Budget(max_epsilon=max_epsilon, delta=delta), filter=kind)
 
 
 class Nursery:
@@ -64,13 +68,18 @@ class Nursery:
         return int(self._process.stdout.readline())
 
 
-def charge(folder: str, number: int, rounds: int, max_epsilon: float, granted: str) -> None:
-    """Reserve and settle up to `rounds` rounds until the budget is used up; writes down how many were granted."""
+def charge(folder: str, number: int, processes: int, rounds: int, max_epsilon: float, granted: str) -> None:
+    """Reserve and settle up to `rounds` rounds until the budget is used up; writes down how many were granted.
+
+    All `processes` workers declare before any of them reserves, so that none is refused beforehand.
+    """
     count = 0
     with open_ledger(Path(folder), max_epsilon=max_epsilon) as ledger:
         run_id = f"run {number}"
+        ledger.declare(run_id=run_id, schedule=[event(steps=rounds)], patients=["p1", "p2"])
+        while sum(entry.kind == "declared" for entry in ledger.entries()) < processes:
+            time.sleep(0.005)
         try:
-            ledger.declare(run_id=run_id, schedule=[event(steps=rounds)], patients=["p1", "p2"])
             for round_index in range(rounds):
                 reservation = ledger.reserve(run_id=run_id, round_index=round_index, task_hash=TASK, events=[event()])
                 ledger.settle(reservation, os.urandom(16))
@@ -83,18 +92,18 @@ def charge(folder: str, number: int, rounds: int, max_epsilon: float, granted: s
 
 def train(folder: str, rounds: int, seed: int, sent: str) -> None:
     """Take part in a run from the last round that was sent; every reply is noise, appended to `sent` when it leaves."""
-    moments = random.Random(seed)
+    moments = np.random.default_rng(seed)
     done = Path(sent).read_text().count("\n") if Path(sent).exists() else 0
     out = os.open(sent, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with open_ledger(Path(folder)) as ledger:
-        ledger.declare(run_id="run", schedule=[event(steps=rounds, noise=200.0)], patients=["p1", "p2"])
+        ledger.declare(run_id="run", schedule=[event(steps=rounds, noise=1000.0)], patients=["p1", "p2"])
         for round_index in range(max(0, done - 1), rounds):
             key = {"run_id": "run", "round_index": round_index, "task_hash": TASK}
             reply = ledger.stored_reply(**key)
             if reply is None:
-                reservation = ledger.reserve(**key, events=[event(noise=200.0)])
+                reservation = ledger.reserve(**key, events=[event(noise=1000.0)])
                 time.sleep(moments.uniform(0, 0.002))
-                reply = os.urandom(moments.choice([16, 20_000]))
+                reply = os.urandom(int(moments.choice([16, 20_000])))
                 ledger.settle(reservation, reply)
             if round_index >= done:
                 os.write(out, f"{round_index} {reply.hex()}\n".encode())
@@ -117,15 +126,29 @@ def answer_one_task(folder: str, answers: str) -> None:
     Path(answers).write_text(reply.hex())
 
 
+def inherit(folder: str, said: str) -> None:
+    """Use in a child process what its parent opened; writes down what the ledger says."""
+    with open_ledger(Path(folder)) as ledger:
+        child = os.fork()
+        if child == 0:
+            try:
+                ledger.head()
+            except LedgerError as error:
+                Path(said).write_text(str(error))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+
+
 def fill(folder: str, bytes_per_file: int, said: str) -> None:
     """Reserve and settle with a limit on the size of files, until the ledger says that it cannot go on."""
     with open_ledger(Path(folder)) as ledger:
-        ledger.declare(run_id="run", schedule=[event(steps=500, noise=200.0)], patients=["p1"])
+        ledger.declare(run_id="run", schedule=[event(steps=500, noise=1000.0)], patients=["p1"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, bytes_per_file))
         try:
             for round_index in range(500):
                 key = {"run_id": "run", "round_index": round_index, "task_hash": TASK}
-                ledger.settle(ledger.reserve(**key, events=[event(noise=200.0)]), os.urandom(4096))
+                ledger.settle(ledger.reserve(**key, events=[event(noise=1000.0)]), os.urandom(4096))
         except LedgerError as error:
             Path(said).write_text(str(error))
 
@@ -141,6 +164,8 @@ def _serve() -> None:
                     globals()[arguments[0]](*arguments[1:])
                     code = 0
                 finally:
+                    if code:
+                        traceback.print_exc()
                     os._exit(code)
             answer = process
         else:

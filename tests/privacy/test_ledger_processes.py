@@ -1,12 +1,13 @@
 """The ledger among processes: budgets that many charge at once, processes killed anywhere, disks that refuse."""
 
 import os
-import random
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ledger_workers import TASK, Nursery, event, open_ledger
 
@@ -15,6 +16,7 @@ from mammo_fed.privacy.filters import PrivacyFilter, adaptive_epsilon, as_steps
 from mammo_fed.privacy.ledger_report import show_ledger, verify_ledger
 
 STRESS = os.environ.get("MAMMO_FED_STRESS") == "1"
+MOUNT, UMOUNT = shutil.which("mount"), shutil.which("umount")
 GDP = PrivacyFilter(kind="gdp", order=None)
 
 
@@ -27,20 +29,22 @@ def nursery():
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 1 MiB of its own."""
+    if os.geteuid() != 0 or MOUNT is None or UMOUNT is None:
+        pytest.skip("mounting a small disk needs root")
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run([MOUNT, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
     if mounted.returncode != 0:
-        pytest.skip("mounting a small disk needs root")
+        pytest.skip("this system does not let root mount a small disk")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run([UMOUNT, folder], check=True)
 
 
 def charges(nursery, tmp_path, *, processes, rounds, max_epsilon):
     """Charge one account from many processes at once; gives how many rounds each was granted."""
     notes = [tmp_path / f"granted {number}" for number in range(processes)]
     workers = [
-        nursery.start("charge", str(tmp_path / "ledger"), number, rounds, max_epsilon, str(note))
+        nursery.start("charge", str(tmp_path / "ledger"), number, processes, rounds, max_epsilon, str(note))
         for number, note in enumerate(notes)
     ]
     assert [nursery.wait(worker) for worker in workers] == [0] * processes
@@ -56,9 +60,9 @@ def check_budget_is_used_up_and_not_passed(tmp_path, granted, *, max_epsilon):
 
 
 def test_ledger_grants_eight_processes_its_budget_once(nursery, tmp_path):
-    granted = charges(nursery, tmp_path, processes=8, rounds=30, max_epsilon=2.5)
+    granted = charges(nursery, tmp_path, processes=8, rounds=30, max_epsilon=2.0)
     assert 30 < sum(granted) < 8 * 30
-    check_budget_is_used_up_and_not_passed(tmp_path, granted, max_epsilon=2.5)
+    check_budget_is_used_up_and_not_passed(tmp_path, granted, max_epsilon=2.0)
 
 
 @pytest.mark.slow
@@ -96,7 +100,7 @@ def check_what_was_sent_is_charged(folder, sent):
 
 
 def kill_at_random_moments(nursery, tmp_path, *, kills):
-    moments = random.Random(7)
+    moments = np.random.default_rng(7)
     folder, sent = tmp_path / "ledger", tmp_path / "sent"
     for number in range(kills):
         worker = nursery.start("train", str(folder), 100_000, number, str(sent))
@@ -120,24 +124,31 @@ def test_ledger_survives_a_site_killed_very_often(nursery, tmp_path):
     kill_at_random_moments(nursery, tmp_path, kills=300 if STRESS else 60)
 
 
+def fill_up(file):
+    while True:
+        file.write(bytes(1024))
+
+
+def reserve_rounds(ledger, rounds):
+    for round_index in range(rounds):
+        ledger.reserve(run_id="run", round_index=round_index, task_hash=TASK, events=[event()])
+
+
 def test_ledger_on_a_full_disk_reserves_nothing_and_goes_on_when_there_is_space(small_disk):
     with open_ledger(small_disk / "ledger") as ledger:
         ledger.declare(run_id="run", schedule=[event(steps=400)], patients=["p1"])
         filler = small_disk / "filler"
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(1024))
-        reserved = 0
+            fill_up(file)
         with pytest.raises(LedgerError, match=r"disk is full; nothing is released; free space"):
-            for round_index in range(400):
-                ledger.reserve(run_id="run", round_index=round_index, task_hash=TASK, events=[event(noise=20.0)])
-                reserved += 1
+            reserve_rounds(ledger, 400)
         filler.unlink()
-        assert len(ledger.events()) in {reserved, reserved + 1}
-        again = ledger.reserve(run_id="run", round_index=reserved, task_hash=TASK, events=[event()])
-        ledger.settle(again, b"reply")
+        charged = len(ledger.events())
+        assert charged < 400
+        reservation = ledger.reserve(run_id="run", round_index=charged, task_hash=TASK, events=[event()])
+        ledger.settle(reservation, b"reply")
         ledger.verify()
-        assert len(ledger.events()) == reserved + 1
+        assert len(ledger.events()) == charged + 1
 
 
 def test_ledger_that_cannot_store_a_reply_keeps_the_reservation_for_the_next_attempt(small_disk):
@@ -170,7 +181,7 @@ def test_ledger_refuses_when_its_files_may_not_grow(nursery, tmp_path):
 
 def test_ledger_on_a_read_only_disk_is_not_opened(small_disk):
     open_ledger(small_disk / "ledger").close()
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    subprocess.run([MOUNT, "-o", "remount,ro", small_disk], check=True)
     for folder in (small_disk / "ledger", small_disk / "new"):
         with pytest.raises(LedgerError, match="read-only"):
             open_ledger(folder)
@@ -185,16 +196,17 @@ def test_ledger_in_a_folder_that_the_site_may_not_write_is_not_opened(tmp_path):
         open_ledger(tmp_path / "ledger")
 
 
-def test_ledger_is_refused_to_a_child_of_the_process_that_opened_it(tmp_path):
-    with open_ledger(tmp_path / "ledger") as ledger:
-        ledger._journal._process += 1
-        with pytest.raises(LedgerError, match="opened by another process"):
-            ledger.head()
+def test_ledger_is_refused_to_a_child_of_the_process_that_opened_it(nursery, tmp_path):
+    said = tmp_path / "said"
+    assert nursery.wait(nursery.start("inherit", str(tmp_path / "ledger"), str(said))) == 0
+    assert "opened by another process" in said.read_text()
 
 
 def test_ledger_leaves_nothing_behind_when_created_twice_at_once(nursery, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    workers = [nursery.start("charge", str(home / "ledger"), number, 1, 6.0, str(tmp_path / f"{number}")) for number in range(4)]
+    workers = [
+        nursery.start("charge", str(home / "ledger"), number, 4, 1, 6.0, str(tmp_path / f"{number}")) for number in range(4)
+    ]
     assert [nursery.wait(worker) for worker in workers] == [0] * 4
     assert [path.name for path in Path(home).iterdir()] == ["ledger"]

@@ -1,11 +1,11 @@
 """A ledger that somebody without its key edits: every change stops the site, in words and with exit code 3."""
 
 import os
-import random
 import shutil
 import sqlite3
 from contextlib import closing
 
+import numpy as np
 import pytest
 from ledger_workers import TASK, event, open_ledger
 
@@ -108,12 +108,12 @@ def test_ledger_detects_a_change_of_any_byte_of_a_stored_reply(folder, editor):
 
 
 def test_ledger_files_with_a_flipped_byte_are_refused_or_read_the_same(folder, tmp_path):
-    before, places = export_ledger(folder), random.Random(3)
+    before, places = export_ledger(folder), np.random.default_rng(3)
     refused = 0
     for name in ["journal.sqlite"] * 60 + ["head"] * 20 + ["site.key"] * 10:
         copy = shutil.copytree(folder, tmp_path / "copy")
         content = bytearray((copy / name).read_bytes())
-        content[places.randrange(len(content))] ^= 1 << places.randrange(8)
+        content[places.integers(len(content))] ^= 1 << int(places.integers(8))
         (copy / name).write_bytes(content)
         try:
             assert export_ledger(copy) == before
