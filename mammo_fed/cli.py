@@ -16,7 +16,7 @@ from mammo_fed import __version__
 from mammo_fed.compose import Composed, compose_settings, expand_sweep
 from mammo_fed.errors import MammoFedError
 from mammo_fed.reporting.comparison import write_comparison_page
-from mammo_fed.reporting.console import results_table
+from mammo_fed.reporting.console import one_line, results_table, sweep_table
 from mammo_fed.reporting.record import Record, read_record, write_atomically
 
 __all__ = ["main"]
@@ -109,16 +109,19 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
 def _simulate(options: argparse.Namespace, console: Console) -> int:
     if not options.multirun:
         return _run_one(options, compose_settings(options.overrides), console)
-    jobs = [compose_settings(overrides) for overrides in expand_sweep(options.overrides)]
+    sweep = expand_sweep(options.overrides)
+    jobs = [compose_settings(overrides) for overrides in sweep]
     base = jobs[0].sweep_folder
     records = []
     for number, job in enumerate(jobs):
-        console.print(f"[{number + 1}/{len(jobs)}] {base / str(number)}", markup=False)
-        records.append(_run(job, base / str(number), console, quiet=options.json))
+        console.print(f"[{number + 1}/{len(jobs)}] {' '.join(sweep[number])}", markup=False, soft_wrap=True)
+        records.append(_run(job, base / str(number), console, quiet=True))
+        console.print(one_line(records[-1]), markup=False, highlight=False, soft_wrap=True)
     page = write_comparison_page(base / "comparison.html", records)
     if options.json:
         sys.stdout.write(json.dumps([record.as_dict() for record in records], indent=2) + "\n")
     else:
+        Console().print(sweep_table(sweep, records))
         console.print(f"comparison: {page.resolve()}", markup=False, soft_wrap=True)
     return 0
 

@@ -64,7 +64,7 @@ class Outcome:
 def build_record(outcome: Outcome) -> Record:
     """The record of a finished run; nothing in it is about a single patient."""
     settings, model = outcome.settings, outcome.settings.model
-    seconds = outcome.traffic.seconds or [0.0]
+    seconds = outcome.traffic.seconds
     return Record(
         run_id=outcome.declaration.run_id,
         mode=outcome.mode,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message, MessageType
@@ -33,7 +33,7 @@ class Traffic:
 
     bytes_down: int = 0
     bytes_up: int = 0
-    seconds: list[float] | None = None
+    seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +75,7 @@ class Rounds:
         self._on_round = on_round
         self._nodes: dict[str, int] = {}
         self.budget = BudgetView(delta=declaration.delta, accountant=declaration.accountant)
-        self.traffic = Traffic(seconds=[])
+        self.traffic = Traffic()
 
     def run(self, whitening: NDArray[np.float32], initial: NDArray[np.float32]) -> Course:
         """All rounds, from the declaration to the averaged model.
@@ -137,7 +137,7 @@ class Rounds:
             self._require_active(f"round {index}")
             raise RunFailed(f"round {index}: no site replied with an update; look at the sites' logs")
         aggregated = self._aggregator.aggregate(index, [message for _, message in sorted(valid, key=lambda pair: pair[0])])
-        (self.traffic.seconds or []).append(time.perf_counter() - started)
+        self.traffic.seconds.append(time.perf_counter() - started)
         self._on_round(index, self._recipe.rounds, self.budget)
         return aggregated
 

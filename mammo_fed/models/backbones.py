@@ -6,6 +6,7 @@ import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -94,8 +95,11 @@ class Backbone:
             return maps[0].flatten(2)
 
 
+@lru_cache(maxsize=4)
 def load_backbone(spec: BackboneSpec, *, image_size: int) -> Backbone:
     """Build the network and load the weights that `spec` names; never continues without them.
+
+    The same arguments give the same (frozen) network again: many simulated sites of a process share one.
 
     Args:
       spec: architecture, weights and tap.

@@ -17,29 +17,21 @@ import hmac
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from mammo_fed.errors import InvalidSetting, LedgerError
+from mammo_fed.privacy import ledger_rules as rules
 from mammo_fed.privacy.accounting import AccountantName
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.filters import FilterKind, as_steps, schedule_epsilon
 from mammo_fed.privacy.ledger_chain import Entry, patient_digests, reply_seal
 from mammo_fed.privacy.ledger_report import LedgerEntry, published, verify_journal
-from mammo_fed.privacy.ledger_rules import (
-    Budget,
-    charged_epsilon,
-    check_declaration,
-    check_name,
-    check_reservation,
-    check_same_run,
-    check_same_task,
-    join,
-    schedule_unit,
-)
-from mammo_fed.privacy.ledger_state import VERSION, LedgerState, Reservation, Run
+from mammo_fed.privacy.ledger_rules import Budget
+from mammo_fed.privacy.ledger_state import VERSION, LedgerState, Reservation
 from mammo_fed.privacy.ledger_store import Journal
 
 __all__ = ["DEFAULT_ACCOUNT", "Budget", "Ledger", "Reservation"]
@@ -52,18 +44,15 @@ class Ledger:
 
     def __init__(self, journal: Journal, *, budget: Budget, filter_kind: FilterKind) -> None:
         """Use `Ledger.open`."""
-        self._journal = journal
-        self._budget = budget
-        self._filter = filter_kind
-        self._state = LedgerState()
-        self._unread: list[Entry] = []
+        self._journal, self._budget, self._filter = journal, budget, filter_kind
+        self._state, self._unread = LedgerState(), list[Entry]()
 
     @classmethod
     def open(cls, path: Path, *, site: str, budget: Budget, filter: FilterKind) -> Self:
         """The ledger in the folder `path`, verified; where there is none yet, a new one with a key of its own.
 
         Args:
-          path: a folder for the ledger alone, on a local disk: journal, key, head and lock lie in it.
+          path: a folder for the ledger alone, on a local disk: the journal, the site's key and the head lie in it.
           site: whose ledger it is.
           budget: what every account in it may cost, from the site's policy.
           filter: how accounts opened from now on enforce it; see `mammo_fed.privacy.filters`.
@@ -71,7 +60,7 @@ class Ledger:
         Raises:
           LedgerError: If the ledger was tampered with, is another site's, or its disk cannot be written.
         """
-        check_name(site, setting="site")
+        rules.check_name(site, setting="site")
         journal = Journal.open(path, kind="opened", details={"at": _now(), "site": site, "version": VERSION})
         ledger = cls(journal, budget=budget, filter_kind=filter)
         try:
@@ -98,9 +87,9 @@ class Ledger:
     ) -> None:
         """Announce all that a run will do to a cohort, before its first round; refuse it if the budget does not allow it.
 
-        The cohort's patients are charged in `account`, and so is everybody ever enrolled there. Where a patient is known to
-        another account too, the two become one for good, with the charges of both. Declaring a run again changes nothing,
-        except that patients who joined its cohort are enrolled.
+        On top of the whole schedule, filters gdp and rdp count what the account has reserved, filter declared all that was
+        ever declared. Everybody ever enrolled in `account` is charged together. Where a patient is known to another account
+        too, the two become one for good. Declaring a run again only enrols patients who joined its cohort.
 
         Args:
           run_id: the run.
@@ -114,29 +103,28 @@ class Ledger:
           LedgerError: If the run was declared with another schedule or account, or the ledger is damaged or not writable.
           InvalidSetting: If an argument is out of its range.
         """
-        check_name(run_id, setting="run_id")
-        check_name(account, setting="account")
+        rules.check_name(run_id, setting="run_id")
+        rules.check_name(account, setting="account")
         schedule = tuple(schedule)
-        unit = schedule_unit(schedule)
+        unit = rules.schedule_unit(schedule)
         cohort = patient_digests(self._journal.keys, patients)
         with self._alone() as state:
             run = state.runs.get(run_id)
             if run is not None:
-                check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
+                rules.check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
             touched = state.touched(account, cohort)
-            joined = join(touched, account=account, kind=self._filter, unit=unit, budget=self._budget)
+            joined = rules.join(touched, account=account, kind=self._filter, unit=unit, budget=self._budget)
             # Patients who join the cohort of a declared run bring charges only where another account knows them.
             if run is None or len(touched) > 1:
-                check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
+                rules.check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
             details: dict[str, Any] = {
                 "run": run_id,
-                "merged": [name for name in joined.names if name != account],
+                "merged": [name for other in touched if other is not state.account(account) for name in other.names],
                 "patients": sorted(cohort - joined.patients),
             }
             if run is None:
-                opened = {"kind": joined.privacy_filter.kind, "order": joined.privacy_filter.order}
-                events = [event.as_dict() for event in schedule]
-                self._append("declared", {**details, "account": account, "filter": opened, "schedule": events})
+                details |= {"account": account, "filter": asdict(joined.privacy_filter)}
+                self._append("declared", {**details, "schedule": [event.as_dict() for event in schedule]})
             elif details["patients"] or len(touched) > 1:
                 self._append("enrolled", details)
 
@@ -151,7 +139,7 @@ class Ledger:
             paid = run.rounds.get(round_index) if run else None
             if paid is None:
                 return None
-            check_same_task(paid.reservation, task_hash=task_hash)
+            rules.check_same_task(paid.reservation, task_hash=task_hash)
             if paid.settled is None:
                 return None
             return self._journal.reply(paid.settled, seal=paid.reply_seal)
@@ -168,32 +156,32 @@ class Ledger:
         Raises:
           PrivacyRefused: If the account would pass its budget; others may have charged it since the run was declared.
           PolicyRefused: If the events were not declared or are reserved already.
-          LedgerError: If the run was not declared, the round belongs to another task or has its reply, or the ledger is
-            damaged or not writable.
+          LedgerError: If the run was not declared, the round has its reply or another task, or the ledger is damaged or full.
         """
         events = tuple(events)
         if round_index < 0 or not events:
             raise InvalidSetting(f"round_index={round_index} must be at least 0, with at least one event; got {len(events)}")
-        check_name(task_hash, setting="task_hash")
+        rules.check_name(task_hash, setting="task_hash")
         with self._alone() as state:
             run = state.runs.get(run_id)
             if run is None:
                 raise LedgerError(f"run_id={run_id} must be declared before a round is reserved; declare its schedule first")
             if round_index in run.rounds:
-                return self._resume(run, round_index, task_hash=task_hash, events=events)
-            check_reservation(state.account_of(run_id), run=run, asked=as_steps(events), budget=self._budget)
-            content = [event.as_dict() for event in events]
-            entry = self._append("reserved", {"run": run_id, "round": round_index, "task": task_hash, "events": content})
+                paid = run.rounds[round_index]
+                rules.check_resumed(paid, task_hash=task_hash, events=events)
+                # This entry costs no budget: it proves that the disk can be written before anything is trained again.
+                self._append("resumed", {"reservation": paid.reservation.seq})
+                return paid.reservation
+            rules.check_reservation(state.account_of(run_id), run=run, asked=as_steps(events), budget=self._budget)
+            details = {"run": run_id, "round": round_index, "task": task_hash, "events": [event.as_dict() for event in events]}
+            entry = self._append("reserved", details)
             return state.rounds[entry.seq].reservation
 
     def settle(self, reservation: Reservation, reply: bytes) -> None:
-        """Store the one reply that `reservation` pays for; durable on return, and only then may it be sent.
-
-        Settling the same reply twice changes nothing.
+        """Store the one reply that `reservation` pays for; durable on return, only then may it be sent. Twice is harmless.
 
         Raises:
-          LedgerError: If this ledger has no such reservation, if another reply is stored for it already (send that one,
-            from `stored_reply`), or if the ledger is damaged or not writable.
+          LedgerError: If the reservation is not in this ledger or has another reply (send that), or the ledger is damaged or full.
         """
         seal = reply_seal(self._journal.keys, reply)
         with self._alone() as state:
@@ -208,19 +196,12 @@ class Ledger:
     def events(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT) -> tuple[PrivacyEvent, ...]:
         """All reserved events in order, of the run if one is given, else of the account with all that merged into it."""
         with self._alone() as state:
-            if run_id is not None:
-                run = state.runs.get(run_id)
-                paid = [round_.reservation for round_ in run.rounds.values()] if run else []
-            else:
-                known = state.account(account)
-                paid = list(state.reservations(known)) if known else []
-            return tuple(event for reservation in paid for event in reservation.events)
+            return state.events(run_id=run_id, account=account)
 
     def epsilon(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT, accountant: AccountantName) -> float:
         """Schedule cost at the budget's delta of what `events` gives, by `accountant`; 0 for none."""
-        return schedule_epsilon(
-            as_steps(self.events(run_id=run_id, account=account)), delta=self._budget.delta, accountant=accountant
-        )
+        steps = as_steps(self.events(run_id=run_id, account=account))
+        return schedule_epsilon(steps, delta=self._budget.delta, accountant=accountant)
 
     def budget_left(self, *, account: str = DEFAULT_ACCOUNT) -> float:
         """`max_epsilon` less what the account's filter has charged, at least 0.
@@ -229,7 +210,7 @@ class Ledger:
         """
         with self._alone() as state:
             known = state.account(account)
-            charged = charged_epsilon(known, delta=self._budget.delta) if known else 0.0
+            charged = rules.charged_epsilon(known, delta=self._budget.delta) if known else 0.0
         return math.inf if math.isinf(self._budget.max_epsilon) else max(0.0, self._budget.max_epsilon - charged)
 
     def head(self) -> str:
@@ -238,11 +219,7 @@ class Ledger:
             return str(self._journal.head)
 
     def verify(self, *, reported: str | None = None) -> None:
-        """Verify every entry and stored reply, and that a head which the site reported before is still part of the ledger.
-
-        Raises:
-          LedgerError: If anything was edited, removed, reordered, copied in or cut off.
-        """
+        """Verify all entries and replies, and that a head reported before is still in the ledger; LedgerError if not."""
         with self._alone():
             verify_journal(self._journal, reported=reported)
 
@@ -251,17 +228,6 @@ class Ledger:
         with self._alone():
             entries = self._journal.entries()
         return map(published, entries)
-
-    def _resume(self, run: Run, round_index: int, *, task_hash: str, events: tuple[PrivacyEvent, ...]) -> Reservation:
-        paid = run.rounds[round_index]
-        check_same_task(paid.reservation, task_hash=task_hash)
-        if paid.reservation.events != events:
-            raise LedgerError(f"round {round_index} is reserved with other events; send the task with those")
-        if paid.settled is not None:
-            raise LedgerError(f"round {round_index} has its reply; send the stored one")
-        # The entry costs no budget. It proves that the disk can still be written before anything is trained.
-        self._append("resumed", {"reservation": paid.reservation.seq})
-        return paid.reservation
 
     def _append(self, kind: str, details: dict[str, Any], *, reply: bytes | None = None) -> Entry:
         entry = self._journal.append(kind, {**details, "at": _now()}, reply=reply)

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerEntry:
-    """One entry, fit to leave the site's vault: patients are counted, not listed.
+    """One entry, without patients' digests: `details["patients"]` is how many were new.
 
     Attributes:
       seq: position, 0 for the first.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.filters import FilterKind, Steps, adaptive_epsilon, open_filter, schedule_epsilon
-from mammo_fed.privacy.ledger_state import Account, Reservation, Run, composed
+from mammo_fed.privacy.ledger_state import Account, Reservation, Round, Run, composed
 
 __all__ = [
     "Budget",
@@ -18,6 +18,7 @@ __all__ = [
     "check_declaration",
     "check_name",
     "check_reservation",
+    "check_resumed",
     "check_same_run",
     "check_same_task",
     "join",
@@ -151,6 +152,15 @@ def check_same_task(reservation: Reservation, *, task_hash: str) -> None:
     """Raise LedgerError unless the task is the one that the round was reserved for."""
     if reservation.task_hash != task_hash:
         raise LedgerError(f"round {reservation.round_index} was reserved for another task; a round has one task")
+
+
+def check_resumed(paid: Round, *, task_hash: str, events: Sequence[PrivacyEvent]) -> None:
+    """Raise LedgerError unless the same task, with the same events, may train again for a reply that it does not have."""
+    check_same_task(paid.reservation, task_hash=task_hash)
+    if paid.reservation.events != tuple(events):
+        raise LedgerError(f"round {paid.reservation.round_index} is reserved with other events; send the task with those")
+    if paid.settled is not None:
+        raise LedgerError(f"round {paid.reservation.round_index} has its reply; send the stored one")
 
 
 def _check(account: Account, price: float, *, budget: Budget) -> None:

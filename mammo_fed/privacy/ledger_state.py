@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,11 +119,16 @@ class LedgerState:
         cohort = set(patients)
         return [account for account in self.accounts if name in account.names or not cohort.isdisjoint(account.patients)]
 
-    def reservations(self, account: Account) -> Iterator[Reservation]:
-        """All reservations that an account was charged with, in order."""
+    def events(self, *, run_id: str | None, account: str) -> tuple[PrivacyEvent, ...]:
+        """Reserved events in order: those of the run if one is given, else all that the account was charged with."""
+        events: list[PrivacyEvent] = []
         for paid in self.rounds.values():
-            if self.account_of(paid.reservation.run_id) is account:
-                yield paid.reservation
+            reservation = paid.reservation
+            own = (
+                self.account_of(reservation.run_id) is self.account(account) if run_id is None else reservation.run_id == run_id
+            )
+            events.extend(reservation.events if own else ())
+        return tuple(events)
 
     def apply(self, entry: Entry) -> None:
         """Take one more entry into account.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -18,7 +21,7 @@ from mammo_fed.reporting.wording import (
     set_title,
 )
 
-__all__ = ["metrics_table", "privacy_table", "results_table"]
+__all__ = ["metrics_table", "one_line", "privacy_table", "results_table", "sweep_table"]
 
 
 def results_table(record: Record) -> Group:
@@ -65,6 +68,43 @@ def privacy_table(record: Record) -> Table:
             participation_text(rounds=site.rounds, refused=site.refused),
         )
     return table
+
+
+def one_line(record: Record) -> str:
+    """A run in one line: AUROC of every set, and the largest epsilon of a site."""
+    worth = ", ".join(f"{name} AUROC {metric_text(found.auroc)}" for name, found in record.evaluation.items())
+    return f"{worth or 'no evaluation set'}; epsilon at most {epsilon_text(record.privacy.epsilon)} at a site"
+
+
+def sweep_table(sweep: Sequence[Sequence[str]], records: Sequence[Record]) -> Table:
+    """Runs of a sweep grouped by their settings, seeds taken together: mean and standard deviation of AUROC for each set.
+
+    Args:
+      sweep: the overrides of each run, `key=value`.
+      records: the runs' records, in the same order.
+    """
+    changing = [key for key in zip(*sweep, strict=True) if len(set(key)) > 1 and not key[0].startswith("seed=")]
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for number, record in enumerate(records):
+        groups.setdefault(tuple(key[number] for key in changing), []).append(record)
+    names = sorted({name for record in records for name in record.evaluation})
+    table = _table("Mean AUROC +- standard deviation over seeds")
+    table.add_column("settings")
+    for column in ("runs", *(set_title(name) for name in names), "largest\nepsilon"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for key, found in groups.items():
+        worth = [_spread([record.evaluation[name].auroc for record in found if name in record.evaluation]) for name in names]
+        largest = max(record.privacy.epsilon for record in found)
+        table.add_row(Text("\n".join(key) or "all"), str(len(found)), *worth, epsilon_text(largest))
+    return table
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    shown = [value for value in values if value is not None]
+    if not shown:
+        return metric_text(None)
+    spread = f" +- {statistics.stdev(shown):.3f}" if len(shown) > 1 else ""
+    return f"{statistics.fmean(shown):.4f}{spread}"
 
 
 def _two_lines(auroc: float | None, interval: tuple[float, float] | None) -> str:

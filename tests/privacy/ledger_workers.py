@@ -69,7 +69,7 @@ class Nursery:
 
 
 def charge(folder: str, number: int, processes: int, rounds: int, max_epsilon: float, granted: str) -> None:
-    """Reserve and settle up to `rounds` rounds until the budget is used up; writes down how many were granted.
+    """Ask for `rounds` rounds, budget or no budget, and settle those granted; writes down how many were granted.
 
     All `processes` workers declare before any of them reserves, so that none is refused beforehand.
     """
@@ -79,14 +79,15 @@ def charge(folder: str, number: int, processes: int, rounds: int, max_epsilon: f
         ledger.declare(run_id=run_id, schedule=[event(steps=rounds)], patients=["p1", "p2"])
         while sum(entry.kind == "declared" for entry in ledger.entries()) < processes:
             time.sleep(0.005)
-        try:
-            for round_index in range(rounds):
+        for round_index in range(rounds):
+            try:
                 reservation = ledger.reserve(run_id=run_id, round_index=round_index, task_hash=TASK, events=[event()])
-                ledger.settle(reservation, os.urandom(16))
-                count += 1
-        except PrivacyRefused as error:
-            if isinstance(error, LedgerError):
-                raise
+            except PrivacyRefused as refusal:
+                if isinstance(refusal, LedgerError):
+                    raise
+                continue
+            ledger.settle(reservation, os.urandom(16))
+            count += 1
     Path(granted).write_text(str(count))
 
 

@@ -17,6 +17,7 @@ from mammo_fed.privacy.accounting import epsilon
 from mammo_fed.privacy.gaussian import gaussian_mu
 from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger_report import export_ledger, show_ledger, verify_ledger
+from mammo_fed.privacy.ledger_store import Journal
 
 OTHER_TASK = "decade" * 8
 PATIENTS = ["p1", "p2", "p3"]
@@ -227,6 +228,15 @@ def test_ledger_follows_a_policy_that_was_tightened(folder):
             ledger.reserve(**key(2), events=[event()])
 
 
+def test_ledger_follows_a_tightened_policy_for_a_declared_schedule_too(folder):
+    with open_ledger(folder, kind="declared") as ledger:
+        declare(ledger, steps=100)
+        play(ledger)
+    tighter = gdp_epsilon(event(steps=99))
+    with open_ledger(folder, kind="declared", max_epsilon=tighter) as ledger, pytest.raises(PrivacyRefused):
+        ledger.reserve(**key(1), events=[event()])
+
+
 def test_ledger_without_a_cap_charges_and_never_refuses(folder):
     with open_ledger(folder, max_epsilon=math.inf) as ledger:
         declare(ledger, noise=0.0)
@@ -384,6 +394,15 @@ def test_ledger_merges_every_account_that_a_cohort_touches(ledger):
         assert len(ledger.events(account=name)) == 3
 
 
+def test_ledger_names_a_merger_once_and_where_it_happened(ledger):
+    declare(ledger, "run 1", patients=["p1"], account="a")
+    declare(ledger, "run 2", patients=["p1", "p2"], account="b")
+    declare(ledger, "run 3", patients=["p1", "p2", "p3"], account="b")
+    told = [entry.details for entry in ledger.entries() if entry.kind == "declared"]
+    assert [details["merged"] for details in told] == [[], ["a"], []]
+    assert [details["patients"] for details in told] == [1, 1, 1]
+
+
 def test_ledger_prices_a_cohort_with_all_that_its_patients_paid_elsewhere(ledger):
     most = math.floor(gaussian_mu(epsilon=6.0, delta=DELTA) ** 2 * 20.0**2)
     declare(ledger, "run 1", steps=most - 9, patients=["p1"], account="a")
@@ -494,6 +513,16 @@ def test_ledger_summary_says_what_was_declared_reserved_and_settled(ledger, fold
     assert account.epsilon == gdp_epsilon(event(steps=3))
     (run,) = account.runs
     assert (run.declared_steps, run.reserved_steps, run.reserved_rounds, run.settled_rounds) == (10, 3, 2, 1)
+
+
+def test_ledger_written_by_a_newer_version_is_refused(folder):
+    open_ledger(folder).close()
+    journal = Journal(folder)
+    with journal.exclusive():
+        journal.append("forgiven", {"at": "later"})
+    journal.close()
+    with pytest.raises(LedgerError, match="entry 1 was written by a newer mammo-fed"):
+        open_ledger(folder)
 
 
 def test_ledger_that_is_closed_says_so(folder):
