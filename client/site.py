@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -43,7 +43,7 @@ def plan_for_site(declaration: Declaration, *, public_images: int, max_images_pe
     Both sides call it: the site to know its noise, the server to know what to expect.
     """
     rate = 1.0 if declaration.mechanism == "dp_gd" else min(1.0, declaration.batch_size / public_images)
-    schedule = plan_schedule(
+    return plan_schedule(
         unit=declaration.unit,
         target_epsilon=declaration.target_epsilon,
         delta=declaration.delta,
@@ -53,12 +53,9 @@ def plan_for_site(declaration: Declaration, *, public_images: int, max_images_pe
         sample_rate=rate,
         mean_fraction=declaration.mean_fraction,
         clipping_norm=declaration.clipping_norm,
+        mean_clipping_norm=declaration.mean_clipping_norm,
         max_images_per_patient=max_images_per_patient,
     )
-    if schedule.mean_event is None:
-        return schedule
-    # The noise multiplier is relative to the clip, so that the clip does not change the price.
-    return replace(schedule, mean_event=replace(schedule.mean_event, clipping_norm=declaration.mean_clipping_norm))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

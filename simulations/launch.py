@@ -11,6 +11,7 @@ from client.app import app as client_app
 from client.policy import SiteFile, SitePolicy
 from mammo_fed.data.assemble import Pool, limit_images_per_patient, load_pool
 from mammo_fed.data.cache import ArrayCache, default_cache_root
+from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.flwr_internals import quiet
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
@@ -32,9 +33,12 @@ def simulate(settings: Settings, folder: Path, *, hooks: Hooks) -> Record:
       hooks: told of progress.
 
     Raises:
+      InvalidSetting: If the folder holds a run already: its ledgers are not to be overwritten.
       MammoFedError: As `server.run.run_federation`, and for data that cannot be read.
     """
     quiet()
+    if (folder / "sites").exists() or (folder / "record.json").exists():
+        raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
     cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
     pool = load_pool(settings.data, share_of(settings), cache=cache)
     folder.mkdir(parents=True, exist_ok=True)

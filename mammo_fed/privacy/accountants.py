@@ -15,8 +15,8 @@ from dp_accounting import rdp
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.gaussian import check_delta, check_epsilon, gaussian_delta, gaussian_epsilon
-from mammo_fed.privacy.pld import LARGEST_EPSILON, pld_delta, pld_epsilon
-from mammo_fed.privacy.releases import Protected, Release, coarse_epsilon, merge
+from mammo_fed.privacy.pld import LARGEST_LOSS, pld_delta, pld_epsilon
+from mammo_fed.privacy.releases import Protected, Release, coarse_epsilon, merge, reach
 
 __all__ = ["GdpAccountant", "PldAccountant", "PrivacyAccountant", "PrvAccountant", "RdpAccountant"]
 
@@ -181,9 +181,8 @@ class PrvAccountant(PrivacyAccountant):
 
     def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
         _refuse_groups(releases, accountant=self.name)
-        loose = coarse_epsilon(releases, delta=delta)
-        if loose > LARGEST_EPSILON:
-            return loose
+        if reach(releases) > LARGEST_LOSS:
+            return coarse_epsilon(releases, delta=delta)
         self._refuse_what_does_not_fit(releases, delta)
         from opacus.accountants import PRVAccountant
 

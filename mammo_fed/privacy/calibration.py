@@ -116,7 +116,7 @@ def check_target(target_epsilon: float) -> None:
 def _guess(make_events: Callable[[float], Sequence[PrivacyEvent]], *, mu: float) -> float:
     """Noise multiplier at which the central-limit mu of the events is `mu`: a start for the search, not a bound.
 
-    Source: arXiv:1911.11607, Cor 5.3 (mu^2 = q^2 T (exp(1 / sigma^2) - 1)).
+    Source: arXiv:1911.11607 (mu^2 = q^2 T (exp(1 / sigma^2) - 1)).
     """
 
     def gap(log_noise: float) -> float:

@@ -106,7 +106,7 @@ def adaptive_epsilon(privacy_filter: PrivacyFilter, steps: Steps, *, delta: floa
             raise PolicyRefused(
                 "filter=gdp takes full-batch steps only; use privacy.filter=rdp or declared in the site's policy"
             )
-        squares = sum(count / event.noise_multiplier**2 for event, count in steps.items())
+        squares = sum(count * _inverse_square(event.noise_multiplier) for event, count in steps.items())
         return gaussian_epsilon(mu=math.sqrt(squares), delta=delta)
     divergence = sum(count * _divergence(event.noise_multiplier, event.sample_rate, order) for event, count in steps.items())
     return rdp_to_epsilon(divergence, order=order, delta=delta)
@@ -137,12 +137,21 @@ def _divergence(noise_multiplier: float, sample_rate: float, order: int) -> floa
     only positive terms remain to be added and small divergences keep all their digits.
     """
     if sample_rate == 1.0:
-        return order / (2 * noise_multiplier**2)
+        return order * _inverse_square(noise_multiplier) / 2
     k = np.arange(2, order + 1)
-    exponent = k * (k - 1) / (2 * noise_multiplier**2)
+    exponent = k * (k - 1) * _inverse_square(noise_multiplier) / 2
     weight = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     weight += k * math.log(sample_rate) + (order - k) * math.log1p(-sample_rate)
-    return float(np.logaddexp(0.0, logsumexp(weight + exponent + np.log(-np.expm1(-exponent))))) / (order - 1)
+    with np.errstate(
+        divide="ignore"
+    ):  # noise beyond 1e150 gives exponents of 0: the step then costs nothing that floats can tell
+        moment = logsumexp(weight + exponent + np.log(-np.expm1(-exponent)))
+    return float(np.logaddexp(0.0, moment)) / (order - 1)
+
+
+def _inverse_square(noise_multiplier: float) -> float:
+    """1 / noise_multiplier^2; infinity or 0 where that is out of floats' range, never an error."""
+    return (1 / noise_multiplier) * (1 / noise_multiplier)
 
 
 @lru_cache(maxsize=256)

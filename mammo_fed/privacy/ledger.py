@@ -181,7 +181,7 @@ class Ledger:
         """Store the one reply that `reservation` pays for; durable on return, only then may it be sent. Twice is harmless.
 
         Raises:
-          LedgerError: If the reservation is not in this ledger or has another reply (send that), or the ledger is damaged or full.
+          LedgerError: If the reservation is not in this ledger or has another reply (send that), or the disk is full.
         """
         seal = reply_seal(self._journal.keys, reply)
         with self._alone() as state:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
 from mammo_fed.privacy.events import PrivacyEvent, Unit
@@ -25,8 +26,8 @@ __all__ = [
     "schedule_unit",
 ]
 
-TOLERANCE = 1e-6
-NAME_LENGTH = 200
+TOLERANCE: Final = 1e-6
+NAME_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)

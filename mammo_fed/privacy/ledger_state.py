@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.events import PrivacyEvent, Unit
@@ -14,7 +14,7 @@ from mammo_fed.privacy.ledger_chain import Entry
 
 __all__ = ["VERSION", "Account", "LedgerState", "Reservation", "Round", "Run", "composed"]
 
-VERSION = 1
+VERSION: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.stats import binom
 
-from mammo_fed.privacy.releases import Release, coarse_epsilon
+from mammo_fed.privacy.releases import Release, coarse_epsilon, reach
 
 __all__ = ["pld_delta", "pld_epsilon"]
 
@@ -31,13 +31,11 @@ MAX_POINTS: Final = 240_000
 MIXTURE_COST: Final = 4
 MAX_COMPOSED_POINTS: Final = 1_000_000
 # Beyond this a grid no longer fits; the order-2 Renyi bound, which is also an upper bound, is the answer.
-LARGEST_EPSILON: Final = 1000.0
+LARGEST_LOSS: Final = 1000.0
 # Measured against exact Gaussian composition: the error of delta stays below a fifth of this for up to 1e5 steps.
 FFT_ERROR: Final = 1e-15
 FFT_ERROR_PER_STEP: Final = 1e-16
 STEPS_AT_ONCE: Final = 4096
-# The library cuts off this much tail mass.
-TAIL: Final = 1e-15
 
 
 def pld_epsilon(releases: Sequence[Release], *, delta: float) -> float:
@@ -47,21 +45,17 @@ def pld_epsilon(releases: Sequence[Release], *, delta: float) -> float:
     what the earlier ones showed. NOT for choosing the next one's noise or rate by it (arXiv:2602.15815).
     """
     loose = coarse_epsilon(releases, delta=delta)
-    if not releases or loose > LARGEST_EPSILON:
-        return loose
     allowed = delta - _fft_error(releases)
-    if allowed <= 0:
+    if not releases or reach(releases) > LARGEST_LOSS or allowed <= 0:
         return loose
     return min(loose, float(_compose(releases).get_epsilon_for_delta(allowed)))
 
 
 def pld_delta(releases: Sequence[Release], *, epsilon: float) -> float:
     """Delta of `releases` at `epsilon` >= 0, an upper bound under the same conditions as `pld_epsilon`."""
-    if not releases:
+    if not releases or math.isinf(epsilon):
         return 0.0
-    if math.isinf(epsilon):
-        return 0.0
-    if coarse_epsilon(releases, delta=TAIL) > LARGEST_EPSILON:
+    if reach(releases) > LARGEST_LOSS:
         return _coarse_delta(releases, epsilon=epsilon)
     return float(_compose(releases).get_delta_for_epsilon(epsilon)) + _fft_error(releases)
 
@@ -112,7 +106,7 @@ def _grid(releases: Sequence[Release]) -> float:
     )
     fine = math.sqrt(spread / steps) / GRID_PER_DEVIATION
     points = 2 * math.fsum(_largest_loss(each) * (MIXTURE_COST if each.group > 1 else 1) for each in releases)
-    composed = 2 * coarse_epsilon(releases, delta=TAIL)
+    composed = 2 * reach(releases)
     return max(min(fine, WIDEST_GRID), FINEST_GRID, points / MAX_POINTS, composed / MAX_COMPOSED_POINTS)
 
 

@@ -102,6 +102,15 @@ def test_ledger_rdp_filter_never_charges_less_than_the_schedule_costs(noise, sam
     assert price >= cost * (1 - 1e-4) - 1e-4
 
 
+@pytest.mark.parametrize("sample_rate", [1.0, 0.2])
+@pytest.mark.parametrize(("noise", "divergence"), [(1e300, 0.0), (1e-300, math.inf)])
+def test_ledger_filter_prices_noise_beyond_the_range_of_floats(sample_rate, noise, divergence):
+    steps = as_steps([event(noise=noise, sample_rate=sample_rate)])
+    assert adaptive_epsilon(RDP_5, steps, delta=DELTA) == rdp_to_epsilon(divergence, order=5, delta=DELTA)
+    if sample_rate == 1.0:
+        assert adaptive_epsilon(GDP, steps, delta=DELTA) == divergence
+
+
 # The counterexample: PLD prices both branches under the cap, and choosing between them by an outcome passes it.
 
 FIRST = event(noise=1.0)
