@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mammo_fed import __version__
+from mammo_fed.cli_privacy import add_privacy_commands
 from mammo_fed.compose import Composed, compose_settings, expand_sweep
 from mammo_fed.errors import MammoFedError
 from mammo_fed.reporting.comparison import write_comparison_page
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     simulation.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
     simulation.epilog = OVERRIDES + "\nsweeps: -m privacy.target_epsilon=1,6,12 seed=0,1 writes below hydra.sweep.dir\n"
+    add_privacy_commands(commands, common)
     report = add("report", "show one run's results, or compare several on one page", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     report.add_argument("--output", type=Path, default=Path("comparison.html"), help="page for several runs")
@@ -102,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(options: argparse.Namespace, console: Console) -> int:
     if not options.cfg and not options.json:
-        console.print("Four unlike hospitals, procedural masses, one shared model; no patient's data is involved.", soft_wrap=True)
+        console.print(
+            "Four unlike hospitals, procedural masses, one shared model; no patient's data is involved.", soft_wrap=True
+        )
     return _run_one(options, compose_settings(options.overrides), console)
 
 

@@ -18,6 +18,8 @@ from server.run import Hooks
 __all__ = ["RunProgress", "log_to_file"]
 
 logger = logging.getLogger("mammo_fed.run")
+# More sites than this get one figure for all in place of a list.
+MANY = 8
 TOPS = ("mammo_fed", "server", "client", "simulations")
 
 
@@ -59,6 +61,10 @@ class RunProgress:
             return
         what = "private mean" if index == 0 else f"round {index}/{rounds}"
         parts = []
+        if len(budget.sites) > MANY:
+            largest = max(site.epsilon for site in budget.sites.values())
+            self._say(f"{what:<13} epsilon: at most {largest:.3f} at {len(budget.active)} sites")
+            return
         for name, site in budget.sites.items():
             note = f"refused ({site.reason})" if site.reason else f"{site.epsilon:.3f} (left {site.budget_left:.3f})"
             mismatch = " MISMATCH with the site's own figure" if index in site.mismatches else ""

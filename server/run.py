@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ from mammo_fed.reporting.page import Curves, write_page
 from mammo_fed.reporting.plots import ScoredSet
 from mammo_fed.reporting.record import Evaluation, Record, Seconds
 from mammo_fed.settings import Settings
-from mammo_fed.training.evaluation import evaluate_scores
+from mammo_fed.training.evaluation import auroc, evaluate_scores
 from mammo_fed.training.recipe import resolve
 from server.budget import BudgetView
 from server.outcome import Outcome, build_record
@@ -124,7 +125,12 @@ def run_federation(
     )
     record = build_record(outcome)
     curves = {
-        name: ScoredSet(labels=cohort.labels, scores=scores[name], public=cohort.public, round_auroc=())
+        name: ScoredSet(
+            labels=cohort.labels,
+            scores=scores[name],
+            public=cohort.public,
+            round_auroc=_course(classifier, (start.flat, *course.models), features[name], cohort) if cohort.public else (),
+        )
         for name, cohort in held_out.items()
     }
     write_results(folder, record, classifier, curves, settings)
@@ -166,8 +172,30 @@ def write_results(
 ) -> None:
     """Write model, page and, last, the record: a folder with a record is complete."""
     classifier.write(folder / MODEL_NAME)
-    write_page(folder, record, Curves(sets=dict(curves)), settings=settings.to_json())
+    write_page(folder, record, Curves(sets=dict(curves)), settings=_shown(settings))
     record.write(folder)
+
+
+def _shown(settings: Settings) -> str:
+    """The settings as the report shows them: without paths of this machine."""
+    data, synthesis, model = settings.data, settings.synthesis, settings.model
+    hidden = replace(
+        settings,
+        data=replace(data, root=data.root and "(a path)"),
+        synthesis=replace(synthesis, root=synthesis.root and "(a path)"),
+        model=replace(model, weights_file=model.weights_file and "(a path)"),
+        engine=replace(settings.engine, cache=None),
+        privacy=replace(settings.privacy, ledger="run" if settings.privacy.ledger == "run" else "(a path)"),
+    )
+    return json.dumps(json.loads(hidden.to_json()), indent=2)
+
+
+def _course(
+    classifier: Classifier, models: Sequence[NDArray[np.float32]], features: NDArray[np.float32], cohort: Cohort
+) -> tuple[float, ...]:
+    """AUROC of a public set from the start, and after each round: for the report's curve, never for a choice."""
+    scores = (replace(classifier, flat=flat).score_features(features) for flat in models)
+    return tuple(auroc(score, cohort.labels) for score in scores)
 
 
 def _blocks(extractor: Extractor, name: str, cohort: Cohort, hooks: Hooks) -> tuple[NDArray[np.float32], ...]:

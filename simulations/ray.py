@@ -32,8 +32,15 @@ class _ConfiguredClientApp(ClientApp):
         # Imported where it runs: the app itself need not travel between processes.
         from client.app import app
 
-        context.run_config = {**context.run_config, **self._configuration}
-        return app(message, context)
+        # A context of our own: Flower refuses a reply whose context has another configuration than before.
+        configured = Context(
+            run_id=context.run_id,
+            node_id=context.node_id,
+            node_config=context.node_config,
+            state=context.state,
+            run_config={**context.run_config, **self._configuration},
+        )
+        return app(message, configured)
 
 
 def run_on_ray(server_app: ServerApp, *, num_sites: int, run_config: Mapping[str, Any], workers: int) -> None:

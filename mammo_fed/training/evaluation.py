@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError, InvalidSetting
 
-__all__ = ["Metrics", "auroc_interval", "evaluate_scores"]
+__all__ = ["Metrics", "auroc", "auroc_interval", "evaluate_scores"]
 
 FALSE_POSITIVE_SHARE: Final = 0.1
 INTERVAL_PERCENT: Final = (2.5, 97.5)
@@ -78,6 +78,12 @@ def evaluate_scores(scores: ArrayLike, labels: ArrayLike, patients: ArrayLike, *
         brier=float(brier_score_loss(label == MALIGNANT, score)),
         sensitivity_at_90_specificity=_sensitivity(positives[0], negatives[0]),
     )
+
+
+def auroc(scores: NDArray[np.float64], labels: NDArray[Any]) -> float:
+    """Probability that a malignant image scores above a benign one, ties counted half; both classes must be there."""
+    positives, negatives = _counts_by_score(scores, labels, np.ones((1, len(scores))))
+    return float(_auroc(positives, negatives)[0])
 
 
 def auroc_interval(
