@@ -146,16 +146,9 @@ def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: 
                 "or choose synthesis.source=phantom"
             )
         return read_mammo_dp_synthetic(Path(root))
-    size = data.image_size
     # Seeds of hospitals are even and those of the shared set odd: the set never shares a draw with a patient.
-    drawing = {"synthetic": synthesis.count, "d_prime": data.d_prime, "size": size, "seed": 2 * seed + 1}
-    arrays = _cached_cohorts(
-        cache,
-        drawing,
-        lambda: {
-            "synthetic": phantom_synthetic(count=synthesis.count, d_prime=data.d_prime, image_size=size, seed=2 * seed + 1)
-        },
-    )
+    drawing = {"count": synthesis.count, "d_prime": data.d_prime, "image_size": data.image_size, "seed": 2 * seed + 1}
+    arrays = _cached_cohorts(cache, {"drawn": "synthetic", **drawing}, lambda: {"synthetic": phantom_synthetic(**drawing)})
     return arrays["synthetic"]
 
 
