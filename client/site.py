@@ -118,14 +118,13 @@ class Site:
         """
         prepared = self._prepared.get(task.run_id) or self._recall(task.run_id)
         declaration = prepared.declaration
-        key = {"run_id": task.run_id, "round_index": task.round_index}
         content = task_hash(task, centre=centre, arrays=arrays)
         with self._ledger(declaration) as ledger:
-            stored = ledger.stored_reply(**key, task_hash=content)
+            stored = ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=content)
             if stored is not None:
                 return reply_from_bytes(stored)
             event = _event(prepared.schedule, task)
-            reservation = ledger.reserve(**key, task_hash=content, events=(event,))
+            reservation = ledger.reserve(run_id=task.run_id, round_index=task.round_index, task_hash=content, events=(event,))
             flat = self._release(prepared, task, event, centre, arrays)
             reply = self._reply(declaration, ledger, events=(event,), task=task, content=content, arrays=flat)
             ledger.settle(reservation, reply_to_bytes(reply))

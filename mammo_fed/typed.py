@@ -74,7 +74,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
 
 def _convert_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
     # Literals and None first: "auto" must not be tried as a number.
-    for option in sorted(options, key=lambda option: get_origin(option) is not Literal and option is not type(None)):
+    for option in sorted(options, key=lambda option: not (_is_literal(option) or option is type(None))):
         try:
             return _convert(value, option, path)
         except InvalidSetting:
@@ -100,12 +100,17 @@ def _convert_scalar(value: Any, hint: Any, origin: Any) -> tuple[bool, Any]:
     return hint is str and isinstance(value, str), value
 
 
+def _is_literal(hint: Any) -> bool:
+    origin: Any = get_origin(hint)
+    return origin is Literal
+
+
 def _real(number: Any) -> Any:
     return float(number) if isinstance(number, int | float) else number
 
 
 def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
+    if _is_literal(hint):
         return "one of " + ", ".join(str(option) for option in get_args(hint))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, str(hint))

@@ -93,7 +93,7 @@ class Rounds:
             flat = self._round(index, "train", centre, flat)
             models.append(flat)
         last = max(1, round(self._settings.federation.tail * len(models)))
-        average = np.mean(np.stack(models[-last:]), axis=0, dtype=np.float64).astype(np.float32)
+        average: NDArray[np.float32] = np.stack(models[-last:]).mean(axis=0, dtype=np.float64).astype(np.float32)
         return Course(centre=centre, models=tuple(models), flat=average)
 
     def _declare(self, whitening: NDArray[np.float32]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,6 +16,7 @@ from mammo_fed.federation.flwr_internals import (
     SERVER_NODE_ID,
     become_server,
     empty_run,
+    own_copy,
     stamp,
     through_the_wire,
 )
@@ -86,12 +86,7 @@ class InProcessGrid(Grid):
         identifiers = []
         for message in messages:
             identifier = stamp(message)
-            # A copy of the outer record, so that what one site does to its message is not seen by another.
-            sent = (
-                through_the_wire(message)
-                if self._wire
-                else Message(RecordDict(dict(message.content)), metadata=copy.copy(message.metadata))
-            )
+            sent = through_the_wire(message) if self._wire else own_copy(message)
             self._pending[identifier] = self._pool.submit(self._answer, sent)
             identifiers.append(identifier)
         return identifiers

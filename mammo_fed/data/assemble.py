@@ -147,7 +147,12 @@ def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: 
             )
         return read_mammo_dp_synthetic(Path(root))
     # Seeds of hospitals are even and those of the shared set odd: the set never shares a draw with a patient.
-    drawing = {"count": synthesis.count, "d_prime": data.d_prime, "image_size": data.image_size, "seed": 2 * seed + 1}
+    drawing: dict[str, Any] = {
+        "count": synthesis.count,
+        "d_prime": data.d_prime,
+        "image_size": data.image_size,
+        "seed": 2 * seed + 1,
+    }
     arrays = _cached_cohorts(cache, {"drawn": "synthetic", **drawing}, lambda: {"synthetic": phantom_synthetic(**drawing)})
     return arrays["synthetic"]
 

@@ -101,7 +101,12 @@ def _strategy(settings: FederationSettings, name: str) -> Strategy:
         "arrayrecord_key": ARRAYS,
         "configrecord_key": CONFIG,
     }
-    adaptive = {"eta": settings.server_learning_rate, "beta_1": settings.beta_1, "beta_2": settings.beta_2, "tau": settings.tau}
+    adaptive: dict[str, Any] = {
+        "eta": settings.server_learning_rate,
+        "beta_1": settings.beta_1,
+        "beta_2": settings.beta_2,
+        "tau": settings.tau,
+    }
     if name == "FedProx":
         return FedProx(**common, proximal_mu=settings.proximal_mu)
     if name == "FedAdam":

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import uuid
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["CLIENT_FAILED", "SERVER_NODE_ID", "become_server", "empty_run", "quiet", "stamp", "through_the_wire"]
+__all__ = ["CLIENT_FAILED", "SERVER_NODE_ID", "become_server", "empty_run", "own_copy", "quiet", "stamp", "through_the_wire"]
 
 SERVER_NODE_ID = 1
 CLIENT_FAILED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -35,6 +36,13 @@ def stamp(message: Message) -> str:
     identifier = uuid.uuid4().hex
     message.metadata.__dict__["_message_id"] = identifier
     return identifier
+
+
+def own_copy(message: Message) -> Message:
+    """The same message with a record of its own, so that what a receiver does to it is not seen by others."""
+    rebuilt: Any = Message
+    copied: Message = rebuilt(RecordDict(dict(message.content)), metadata=copy.copy(message.metadata))
+    return copied
 
 
 def through_the_wire(message: Message) -> Message:

@@ -1,11 +1,11 @@
-"""Poisson-sampled DP-SGD on Opacus for any head, clipped once per protected unit."""
+"""Poisson-sampled DP-SGD for any head, clipped once per protected unit: on Opacus in floating point, or on the grid."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,16 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.clipping import clip_factors
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.mechanisms import clip_factors
+from mammo_fed.privacy.grid import SecureDraws, grid_sum, noisy_release
+from mammo_fed.privacy.noise import Draws
 
 __all__ = ["LocalOptimizer", "PoissonData", "UnitOptimizer", "poisson_steps"]
 
 LocalOptimizer = Literal["sgd", "adamw"]
+# Numbers of unit gradients that are rounded and summed at a time.
+BLOCK_NUMBERS: Final = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,8 +86,8 @@ def poisson_steps(
     weight_decay: float,
     optimizer: LocalOptimizer,
     proximal: float,
-    noise: np.random.Generator,
-    sampling: np.random.Generator,
+    noise: Draws,
+    sampling: Draws,
 ) -> None:
     """Take `charged.steps` steps of Poisson DP-SGD on `head`, in place.
 
@@ -91,6 +95,9 @@ def poisson_steps(
     `charged.sample_rate`, sensitivity `charged.clipping_norm` and noise multiplier `charged.noise_multiplier`.
     Neighbouring cohorts: one unit's data zeroed out, the cohort's size public; a zeroed unit contributes nothing.
     Edge cases: an empty batch is a step of noise alone: skipping it would reveal that it was empty.
+
+    On the grid one unit at a time goes through `head`, so that its contribution is a function of its own data, bit for bit; in
+    floating point Opacus makes the gradients of all images drawn at once.
 
     Args:
       head: module from features (images, dims) to logits; only Linear layers and activations.
@@ -102,8 +109,8 @@ def poisson_steps(
       weight_decay: of the local optimizer, >= 0.
       optimizer: "sgd" or "adamw".
       proximal: FedProx's mu, >= 0; uses no patient's data.
-      noise: generator for the noise alone.
-      sampling: generator for the Poisson draws alone.
+      noise: draws for the noise alone; their kind decides between the grid and floating point.
+      sampling: draws for the Poisson sampling alone.
 
     Raises:
       InvalidSetting: If the event is not about gradients, or `public_count` < 1.
@@ -113,27 +120,45 @@ def poisson_steps(
     if charged.mechanism != "gradient" or public_count < 1:
         raise InvalidSetting(f"charged={charged} must be gradient steps and public_count={public_count} at least 1")
     start = [parameter.detach().clone() for parameter in head.parameters()]
+    inner = _inner(head, optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
+    num_units = int(data.units.max()) + 1 if len(data.units) else 0
+    expected_batch = charged.sample_rate * public_count
+
+    def run(step: Callable[[NDArray[np.int64]], None]) -> None:
+        for _ in range(charged.steps):
+            step(_draw_units(num_units, charged.sample_rate, sampling))
+            if proximal > 0:
+                _pull_back(head, start, learning_rate * proximal)
+
+    if isinstance(noise, SecureDraws):
+        order = np.argsort(data.units, kind="stable")
+        rows_of = np.split(order, np.searchsorted(data.units[order], np.arange(1, num_units)))
+        draws = noise
+
+        def secure_step(drawn: NDArray[np.int64]) -> None:
+            total = _clipped_unit_sum(head, data, [rows_of[unit] for unit in drawn], loss, charged.clipping_norm)
+            _set_gradients(head, noisy_release(total, charged=charged, draws=draws) / expected_batch)
+            inner.step()
+
+        run(secure_step)
+        return
     wrapped = GradSampleModule(head, loss_reduction="sum")
-    inner: torch.optim.Optimizer
-    if optimizer == "sgd":
-        inner = torch.optim.SGD(wrapped.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    else:
-        inner = torch.optim.AdamW(wrapped.parameters(), lr=learning_rate, weight_decay=weight_decay)
     private = UnitOptimizer(
         inner,
         noise=noise,
         noise_multiplier=charged.noise_multiplier,
         max_grad_norm=charged.clipping_norm,
-        expected_batch_size=charged.sample_rate * public_count,
+        expected_batch_size=expected_batch,
         loss_reduction="mean",
     )
+
+    def float_step(drawn: NDArray[np.int64]) -> None:
+        private.zero_grad()
+        _unit_gradients(wrapped, private, data, loss, drawn)
+        private.step()
+
     try:
-        for _ in range(charged.steps):
-            private.zero_grad()
-            _unit_gradients(wrapped, private, data, loss, charged.sample_rate, sampling)
-            private.step()
-            if proximal > 0:
-                _pull_back(wrapped, start, learning_rate * proximal)
+        run(float_step)
     finally:
         wrapped.to_standard_module()
 

@@ -42,6 +42,6 @@ def pretrain_head(
         optimizer.zero_grad()
         penalty = sum(parameter.square().sum() for parameter in head.parameters())
         loss = head_loss(head(inputs), targets, label_smoothing=0.0).mean() + 0.5 * WEIGHT_DECAY * penalty
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return flatten(head)
