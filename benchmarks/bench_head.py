@@ -1,7 +1,7 @@
 """The DP step on cached features beside the same step without DP (torch autograd) and beside Opacus' hooks.
 
-One step is: logits, loss, gradient, (clip, noise,) update, on all 1,104 images of 400 features at once. The three steps of each
-repetition run one after the other, so that a drift of the machine meets all of them; the ratio is taken pair by pair.
+One step is: logits, loss, gradient, (clip, noise,) update, on all 1,104 images of 400 features at once. Float and secure are the
+two kinds of privacy.noise: in floating point, and on a grid with discrete Gaussian noise. The steps of each repetition run one after the other, so that a drift of the machine meets all of them; the ratio is taken pair by pair.
 Usage: python benchmarks/bench_head.py [--repetitions 300] [--json]
 """
 
@@ -33,8 +33,8 @@ def cohort():
     return features, labels, patients
 
 
-def ours(features, labels, units, unit):
-    """Our closed-form step, noise drawn from a generator of the operating system as in a run."""
+def ours(features, labels, units, unit, mode):
+    """Our closed-form step, noise drawn from the operating system as in a run."""
     data = LogisticData.build(features, labels, units, bias_scale=0.2)
     charged = PrivacyEvent(
         mechanism="gradient",
@@ -49,7 +49,7 @@ def ours(features, labels, units, unit):
     weights = np.zeros(DIMS + 1, np.float32)
 
     def step():
-        noise = source.generator(site="site-1", round_index=1, purpose="noise")
+        noise = source.draws(mode, site="site-1", round_index=1, purpose="noise")
         private_descent(data, weights, charged=charged, public_count=IMAGES, learning_rate=RATE, proximal=0.0, noise=noise)
 
     return step
@@ -108,8 +108,10 @@ def main():
     warnings.filterwarnings("ignore", category=UserWarning)
     features, labels, patients = cohort()
     steps = {
-        "ours, patient unit": ours(features, labels, patients, "patient"),
-        "ours, image unit": ours(features, labels, np.arange(IMAGES), "image"),
+        "float, patient unit": ours(features, labels, patients, "patient", "float"),
+        "float, image unit": ours(features, labels, np.arange(IMAGES), "image", "float"),
+        "secure, patient unit": ours(features, labels, patients, "patient", "secure"),
+        "secure, image unit": ours(features, labels, np.arange(IMAGES), "image", "secure"),
         "no DP (autograd)": without_privacy(features, labels),
         "Opacus hooks": opacus_hooks(features, labels),
     }
@@ -127,7 +129,7 @@ def main():
         return
     print(f"{IMAGES} images, {PATIENTS} patients, {DIMS} features, {torch.get_num_threads()} threads")
     for name, row in rows.items():
-        print(f"{name:<20} {row['median_ms']:8.3f} ms   ratio to no DP {row['ratio_to_no_dp']:6.2f}")
+        print(f"{name:<21} {row['median_ms']:8.3f} ms   ratio to no DP {row['ratio_to_no_dp']:6.2f}")
 
 
 if __name__ == "__main__":

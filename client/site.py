@@ -11,7 +11,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from mammo_fed.privacy.planning import Schedule, plan_schedule
 from numpy.typing import NDArray
 
 from client.policy import SiteFile, check_declaration, read_site_file
@@ -28,6 +27,7 @@ from mammo_fed.models.whitening import Whitening
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.privacy.planning import Schedule, plan_schedule
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 
 __all__ = ["Site", "open_site", "plan_for_site"]
@@ -157,9 +157,8 @@ class Site:
         arrays: NDArray[np.float32],
     ) -> NDArray[np.float32]:
         declaration = prepared.declaration
-        draws = NoiseSource(injected_seed=declaration.noise_seed)
-        where = {"site": self.file.site, "round_index": task.round_index}
-        noise = draws.generator(**where, purpose="noise")  # type: ignore[arg-type]
+        source, mode = NoiseSource(injected_seed=declaration.noise_seed), declaration.noise
+        noise = source.draws(mode, site=self.file.site, round_index=task.round_index, purpose="noise")
         if task.kind == "mean":
             return release_mean(prepared.data, charged=event, noise=noise)
         return train_head(
@@ -177,7 +176,7 @@ class Site:
             charged=event,
             closed_form=declaration.mechanism == "dp_gd",
             noise=noise,
-            sampling=draws.generator(**where, purpose="sampling"),  # type: ignore[arg-type]
+            sampling=source.draws(mode, site=self.file.site, round_index=task.round_index, purpose="sampling"),
         )
 
     def _prepare(self, declaration: Declaration, whitening: Whitening) -> Prepared:
@@ -237,6 +236,7 @@ class Site:
             arrays=np.zeros(0, np.float32) if arrays is None else arrays,
             malignant_fraction=share if task is None else None,
             fingerprint=(fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32)) if task is None else "",
+            ledger_head=ledger.head(),
         )
 
     def _run_folder(self, run_id: str) -> Path:

@@ -15,7 +15,7 @@ from rich.console import Console
 from mammo_fed import __version__
 from mammo_fed.cli_privacy import add_privacy_commands
 from mammo_fed.compose import Composed, compose_settings, expand_sweep
-from mammo_fed.errors import MammoFedError
+from mammo_fed.errors import InvalidSetting, MammoFedError
 from mammo_fed.reporting.comparison import write_comparison_page
 from mammo_fed.reporting.console import one_line, results_table, sweep_table
 from mammo_fed.reporting.record import Record, read_record, write_atomically
@@ -36,8 +36,7 @@ settings are given as key=value; `--cfg job` prints them all. The most used:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failure, 2 bad input, 3 refused for privacy, 130 interrupted)."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parse(arguments)
     console = Console(stderr=True)
     try:
         command: Callable[[argparse.Namespace, Console], int] = options.command
@@ -60,6 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             soft_wrap=True,
         )
         return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one piece only: `simulate seed=1 -m privacy.delta=1e-4,1e-5` comes in two.
+    if any(argument.startswith("-") or "=" not in argument for argument in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +126,9 @@ def _simulate(options: argparse.Namespace, console: Console) -> int:
         return _run_one(options, compose_settings(options.overrides), console)
     sweep = expand_sweep(options.overrides)
     jobs = [compose_settings(overrides) for overrides in sweep]
+    if options.cfg:
+        sys.stdout.write("---\n".join(job.yaml for job in jobs))
+        return 0
     base = jobs[0].sweep_folder
     records = []
     for number, job in enumerate(jobs):
@@ -146,7 +159,7 @@ def _run(composed: Composed, folder: Path, console: Console, *, quiet: bool) -> 
     from mammo_fed.progress import RunProgress, log_to_file
     from simulations.launch import simulate
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_run_folder(folder)
     write_atomically(folder / "config.yaml", composed.yaml)
     with log_to_file(folder / "run.log"), RunProgress(console, quiet=quiet) as progress:
         record = simulate(composed.settings, folder, hooks=progress.hooks)
@@ -155,6 +168,16 @@ def _run(composed: Composed, folder: Path, console: Console, *, quiet: bool) -> 
         console.print(f"results:   {folder.resolve()}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"report:    {(folder / 'report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
     return record
+
+
+def _make_run_folder(folder: Path) -> None:
+    # Before anything is written: a refused run must not touch the configuration and log of the run that is there.
+    if (folder / "sites").exists() or (folder / "record.json").exists():
+        raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting(f"hydra.run.dir={folder} cannot be made ({error.strerror}); choose another folder") from error
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -59,6 +59,8 @@ def compose_settings(overrides: Sequence[str]) -> Composed:
         folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
         job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values: Any = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+    except MissingConfigException as error:
+        raise InvalidSetting(_choices(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise InvalidSetting(_one_line(error)) from error
     return Composed(
@@ -108,6 +110,14 @@ def _names(values: Any, prefix: str = "") -> Iterator[str]:
         for key, value in values.items():
             yield f"{prefix}{key}"
             yield from _names(value, f"{prefix}{key}.")
+
+
+def _choices(error: MissingConfigException) -> str:
+    """What a group can be, where an override names a choice that it does not have."""
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    if not group or not error.options:
+        return _one_line(error)
+    return f"{group}={choice} must be one of {', '.join(sorted(error.options))}"
 
 
 def _one_line(error: Exception) -> str:

@@ -108,6 +108,7 @@ class PrivacySettings:
       learning_rate, weight_decay, optimizer, label_smoothing: of the local steps.
       max_images_per_patient: enforced at the site; public.
       ledger: "run" (a fresh one in the run folder) or a folder whose ledgers carry over all runs.
+      noise: "secure" (units rounded to a public grid, integer sums, discrete Gaussian noise) or "float".
       noise_seed: injects the noise for tests and benchmarks on public cohorts; voids the guarantee.
     """
 
@@ -126,6 +127,7 @@ class PrivacySettings:
     label_smoothing: float
     max_images_per_patient: int
     ledger: str
+    noise: Literal["secure", "float"]
     noise_seed: int | None
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ class SiteSpending:
       budget_left: of the site's own maximum.
       reason: why it refused, "" if it never did.
       mismatches: rounds in which the site's figure was not the server's.
+      ledger_head: what the site last said of where its ledger stood.
     """
 
     site: str
@@ -47,6 +48,7 @@ class SiteSpending:
     budget_left: float = 0.0
     reason: str = ""
     mismatches: list[int] = field(default_factory=list)
+    ledger_head: str = ""
 
     @property
     def epsilon(self) -> float:
@@ -83,6 +85,7 @@ class BudgetView:
             epsilon_account=reply.epsilon_account,
             budget_left=reply.budget_left,
             reason=reply.reason,
+            ledger_head=reply.ledger_head,
         )
 
     def spend(self, reply: Reply) -> None:
@@ -95,6 +98,7 @@ class BudgetView:
         own = epsilon(spending.events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]
         spending.epsilon_after_round.append(own)
         spending.epsilon_account, spending.budget_left = reply.epsilon_account, reply.budget_left
+        spending.ledger_head = reply.ledger_head
         if own != reply.epsilon and not abs(own - reply.epsilon) <= TOLERANCE * max(1.0, own):
             spending.mismatches.append(reply.round_index)
 

@@ -35,7 +35,12 @@ from server.rounds import Traffic
 __all__ = ["Outcome", "build_record"]
 
 LIBRARIES: Final = ("mammo-fed", "flwr", "torch", "timm", "opacus", "dp-accounting", "numpy", "hydra-core")
-MECHANISM: Final = {"dp_gd": "full-batch DP gradient descent, closed form", "dp_sgd": "Poisson DP-SGD (Opacus)"}
+MECHANISM: Final = {
+    ("dp_gd", "float"): "full-batch DP gradient descent, closed form",
+    ("dp_gd", "secure"): "full-batch DP gradient descent, closed form, discrete Gaussian on a grid",
+    ("dp_sgd", "float"): "Poisson DP-SGD (Opacus)",
+    ("dp_sgd", "secure"): "Poisson DP-SGD, discrete Gaussian on a grid",
+}
 # What the generators behind the known sets saw: (epsilon, delta, trained on).
 SEEN: Final[Mapping[str, tuple[float, float, str]]] = {
     "procedural": (0.0, 0.0, "no patient (procedural images)"),
@@ -133,7 +138,7 @@ def _privacy(outcome: Outcome) -> PrivacySection:
         unit=privacy.unit,
         delta=privacy.delta,
         accountant=privacy.accountant,
-        mechanism=MECHANISM[privacy.mechanism],
+        mechanism=MECHANISM[privacy.mechanism, privacy.noise],
         target_epsilon=privacy.target_epsilon,
         rounds=declaration.rounds,
         local_steps=declaration.local_steps,
@@ -167,7 +172,7 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         epsilon_account=spending.epsilon_account,
         epsilon_after_round=tuple(spending.epsilon_after_round),
         patient_epsilon=outcome.budget.patient_epsilon(spending.site),
-        mechanism=MECHANISM[outcome.settings.privacy.mechanism],
+        mechanism=MECHANISM[outcome.settings.privacy.mechanism, outcome.settings.privacy.noise],
         budget_left=spending.budget_left,
         rounds=len(spending.epsilon_after_round),
         refused=bool(spending.reason),

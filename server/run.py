@@ -158,6 +158,7 @@ def declare_run(settings: Settings, extractor: Extractor, start: PublicStart, *,
         batch_size=privacy.batch_size,
         rounds=recipe.rounds,
         local_steps=recipe.local_steps,
+        noise=privacy.noise,
         noise_seed=privacy.noise_seed,
     )
 

@@ -86,7 +86,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(cache: Path) -> tuple[str, ...]:
     """Settings of a federation that runs in a second."""
-    return (*SMALL, f"engine.cache={cache}", "engine.threads=1")
+    return (*SMALL, f"engine.cache={cache}")
 
 
 @pytest.fixture(scope="session")

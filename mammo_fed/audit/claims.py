@@ -27,9 +27,9 @@ CURVE_POINTS: Final = 16
 CURVE_REACH: Final = 1.5
 # The claim is made by an accountant that rounds up; ours must not call a difference in the last digits a contradiction.
 TOLERANCE: Final = 1e-6
-# Noise that is this many times the declared one is the least private schedule that the search considers.
-MOST_NOISE: Final = 64.0
-SEARCH_STEPS: Final = 14
+# The search looks at schedules with up to this many times more or less noise than declared.
+MOST_NOISE: Final = 16.0
+SEARCH_STEPS: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True)

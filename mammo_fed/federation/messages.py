@@ -59,6 +59,7 @@ class Reply:
       arrays: float32, flat; empty where the site refused or answers a declaration.
       malignant_fraction: of the site's labels where its policy declares it public, else None.
       fingerprint: content hash of a public cohort, or a random identifier.
+      ledger_head: where the site's ledger stood, position and seal: proof against a ledger put back from an older copy.
     """
 
     site: str
@@ -75,6 +76,7 @@ class Reply:
     arrays: NDArray[np.float32]
     malignant_fraction: float | None = None
     fingerprint: str = ""
+    ledger_head: str = ""
 
 
 def pack_array(flat: NDArray[np.float32]) -> ArrayRecord:
@@ -136,6 +138,7 @@ def pack_reply(reply: Reply) -> RecordDict:
         "reason": reply.reason,
         "patients": reply.patients,
         "fingerprint": reply.fingerprint,
+        "ledger-head": reply.ledger_head,
     }
     if reply.malignant_fraction is not None:
         privacy["malignant-fraction"] = reply.malignant_fraction
@@ -172,6 +175,7 @@ def read_reply(content: RecordDict) -> Reply:
             arrays=flat_array(content.array_records[ARRAYS]),
             malignant_fraction=None if fraction is None else _real(fraction),
             fingerprint=str(privacy["fingerprint"]),
+            ledger_head=str(privacy["ledger-head"]),
         )
     except KeyError as error:
         raise DataError(f"a reply lacks {error}") from error

@@ -34,6 +34,7 @@ class Declaration:
       clipping_norm, mean_clipping_norm, mean_fraction: of the releases.
       batch_size: expected images a step at each site; ignored by "dp_gd".
       rounds, local_steps: the schedule.
+      noise: "secure" (on a public grid) or "float"; see mammo_fed.settings.PrivacySettings.
       noise_seed: injected noise; a site whose cohort is not public refuses it.
     """
 
@@ -54,6 +55,7 @@ class Declaration:
     batch_size: int
     rounds: int
     local_steps: int
+    noise: Literal["secure", "float"]
     noise_seed: int | None
 
     @property

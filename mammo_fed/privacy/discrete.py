@@ -144,7 +144,7 @@ def _geometric(count: int, words: Words) -> NDArray[np.int64]:
 
 def _exp_bounds(numerator: int, denominator: int, bits: int) -> tuple[int, int]:
     """Whole numbers around exp(-numerator / denominator) * 2^bits, at most 3 apart."""
-    # Decimal's exp is correctly rounded: with a precision beyond the digits of 2^bits and of the exponent, the error is below 1.
+    # Decimal's exp is correctly rounded: with more digits than 2^bits and the exponent have, the error is below 1.
     digits = 30 + bits // 3 + len(str(numerator // denominator))
     context = decimal.Context(prec=digits, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
     exponent = context.divide(decimal.Decimal(-numerator), decimal.Decimal(denominator))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from mammo_fed.privacy.noise import Draws
 __all__ = ["LocalOptimizer", "PoissonData", "UnitOptimizer", "poisson_steps"]
 
 LocalOptimizer = Literal["sgd", "adamw"]
+Step: TypeAlias = Callable[[NDArray[np.int64]], None]
 # Numbers of unit gradients that are rounded and summed at a time.
 BLOCK_NUMBERS: Final = 1 << 18
 
@@ -120,47 +122,96 @@ def poisson_steps(
     if charged.mechanism != "gradient" or public_count < 1:
         raise InvalidSetting(f"charged={charged} must be gradient steps and public_count={public_count} at least 1")
     start = [parameter.detach().clone() for parameter in head.parameters()]
-    inner = _inner(head, optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
+    inner: torch.optim.Optimizer
+    if optimizer == "sgd":
+        inner = torch.optim.SGD(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    else:
+        inner = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     num_units = int(data.units.max()) + 1 if len(data.units) else 0
-    expected_batch = charged.sample_rate * public_count
-
-    def run(step: Callable[[NDArray[np.int64]], None]) -> None:
+    batch = charged.sample_rate * public_count
+    plan = _Plan(head=head, inner=inner, data=data, num_units=num_units, loss=loss, charged=charged, batch=batch)
+    with _grid_step(plan, noise) if isinstance(noise, SecureDraws) else _opacus_step(plan, noise) as step:
         for _ in range(charged.steps):
             step(_draw_units(num_units, charged.sample_rate, sampling))
             if proximal > 0:
                 _pull_back(head, start, learning_rate * proximal)
 
-    if isinstance(noise, SecureDraws):
-        order = np.argsort(data.units, kind="stable")
-        rows_of = np.split(order, np.searchsorted(data.units[order], np.arange(1, num_units)))
-        draws = noise
 
-        def secure_step(drawn: NDArray[np.int64]) -> None:
-            total = _clipped_unit_sum(head, data, [rows_of[unit] for unit in drawn], loss, charged.clipping_norm)
-            _set_gradients(head, noisy_release(total, charged=charged, draws=draws) / expected_batch)
-            inner.step()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """What both kinds of step need; `batch` is the expected batch, the denominator."""
 
-        run(secure_step)
-        return
-    wrapped = GradSampleModule(head, loss_reduction="sum")
+    head: nn.Module
+    inner: torch.optim.Optimizer
+    data: PoissonData
+    num_units: int
+    loss: Callable[[Tensor, Tensor], Tensor]
+    charged: PrivacyEvent
+    batch: float
+
+
+@contextmanager
+def _opacus_step(plan: _Plan, noise: np.random.Generator) -> Iterator[Step]:
+    """A step in floating point, for the units it is given."""
+    wrapped = GradSampleModule(plan.head, loss_reduction="sum")
     private = UnitOptimizer(
-        inner,
+        plan.inner,
         noise=noise,
-        noise_multiplier=charged.noise_multiplier,
-        max_grad_norm=charged.clipping_norm,
-        expected_batch_size=expected_batch,
+        noise_multiplier=plan.charged.noise_multiplier,
+        max_grad_norm=plan.charged.clipping_norm,
+        expected_batch_size=plan.batch,
         loss_reduction="mean",
     )
 
-    def float_step(drawn: NDArray[np.int64]) -> None:
+    def step(drawn: NDArray[np.int64]) -> None:
         private.zero_grad()
-        _unit_gradients(wrapped, private, data, loss, drawn)
+        _unit_gradients(wrapped, private, plan.data, plan.loss, drawn)
         private.step()
 
     try:
-        run(float_step)
+        yield step
     finally:
         wrapped.to_standard_module()
+
+
+@contextmanager
+def _grid_step(plan: _Plan, noise: SecureDraws) -> Iterator[Step]:
+    """A step on the grid, for the units it is given."""
+    parameters = list(plan.head.parameters())
+    order = np.argsort(plan.data.units, kind="stable")
+    bounds = np.searchsorted(plan.data.units[order], np.arange(plan.num_units + 1))
+    dims = sum(parameter.numel() for parameter in parameters)
+    units_per_block = max(1, BLOCK_NUMBERS // dims)
+
+    def step(drawn: NDArray[np.int64]) -> None:
+        total = np.zeros(dims, np.int64)
+        for first in range(0, len(drawn), units_per_block):
+            block = drawn[first : first + units_per_block]
+            gradients = np.stack([_unit_gradient(plan, parameters, order[bounds[unit] : bounds[unit + 1]]) for unit in block])
+            total += grid_sum(gradients, clipping_norm=plan.charged.clipping_norm)
+        released = torch.from_numpy(noisy_release(total, charged=plan.charged, draws=noise) / plan.batch)
+        parts = torch.split(released, [parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        plan.inner.step()
+
+    yield step
+
+
+def _unit_gradient(plan: _Plan, parameters: list[nn.Parameter], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Gradient of one unit's summed loss, float64, shape (parameters,)."""
+    # Copied, because torch aligns its own memory: BLAS may round differently at another alignment.
+    logits = plan.head(torch.tensor(plan.data.features[rows]))
+    loss = plan.loss(logits, torch.tensor(plan.data.labels[rows])).sum()
+    gradients = torch.autograd.grad(loss, parameters)
+    return torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
+
+
+def _draw_units(num_units: int, sample_rate: float, sampling: Draws) -> NDArray[np.int64]:
+    """Poisson sampling: indices of the units that take part, ascending."""
+    if isinstance(sampling, SecureDraws):
+        return np.flatnonzero(sampling.taken(num_units, sample_rate=sample_rate))
+    return np.flatnonzero(sampling.random(num_units) < sample_rate) if sample_rate < 1 else np.arange(num_units)
 
 
 def _unit_gradients(
@@ -168,12 +219,9 @@ def _unit_gradients(
     private: UnitOptimizer,
     data: PoissonData,
     loss: Callable[[Tensor, Tensor], Tensor],
-    sample_rate: float,
-    sampling: np.random.Generator,
+    drawn: NDArray[np.int64],
 ) -> None:
-    """Draw units, and leave their clipped gradients in `grad_sample` of each parameter."""
-    num_units = int(data.units.max()) + 1 if len(data.units) else 0
-    drawn = np.flatnonzero(sampling.random(num_units) < sample_rate) if sample_rate < 1 else np.arange(num_units)
+    """Leave the clipped gradients of the units drawn in `grad_sample` of each parameter."""
     rows = np.flatnonzero(np.isin(data.units, drawn))
     if len(rows) == 0:
         for parameter in private.params:
@@ -187,7 +235,7 @@ def _unit_gradients(
     private.sum_within_units(torch.from_numpy(np.searchsorted(drawn, data.units[rows])), len(drawn))
 
 
-def _pull_back(wrapped: nn.Module, start: list[Tensor], step: float) -> None:
+def _pull_back(head: nn.Module, start: list[Tensor], step: float) -> None:
     with torch.no_grad():
-        for parameter, origin in zip(wrapped.parameters(), start, strict=True):
+        for parameter, origin in zip(head.parameters(), start, strict=True):
             parameter.sub_(step * (parameter - origin))

@@ -4,11 +4,11 @@ Why: a sum in floating point depends on the order of its terms and on what else 
 has gaps; both have been turned into attacks (arXiv:2207.10635, Mironov CCS 2012, arXiv:2112.05307). Here one unit changes the
 sum by an integer vector of norm at most 2^30 grid steps, exactly, and the noise is drawn exactly.
 
-Why the accountants' prices for continuous Gaussian noise hold. Let s be the discrete scale in grid steps and s^2 >= a^2 + 16,
-where a is the scale that was paid for. Take the continuous mechanism y = x + N(0, s^2 - 16), whose price is at most the paid
-one, and round each y at random to z with P(z) proportional to exp(-(z - y)^2 / 32): post-processing, free of charge. By Poisson
-summation the normaliser of that rounding depends on y by a factor within 1 +- 2.1 exp(-32 pi^2), and the two Gaussians multiply to
-exp(-(z - x)^2 / (2 s^2)). So the discrete mechanism equals a post-processed continuous one up to a factor of 1 +- 1e-136 in the
+Why the accountants' prices for continuous Gaussian noise hold. Let s be the discrete scale in grid steps, a the scale that was
+paid for, and s^2 >= a^2 + 16. Take the continuous mechanism y = x + N(0, s^2 - 16), whose price is at most the paid one, and
+round each y at random to z, P(z) proportional to exp(-(z - y)^2 / 32): post-processing, free of charge. By Poisson summation
+the normaliser of that rounding depends on y by no more than a factor of 1 +- 2.1 exp(-32 pi^2), and the two Gaussians convolve
+to exp(-(z - x)^2 / (2 s^2)). So the discrete mechanism is a post-processed continuous one up to a factor of 1 +- 1e-136 in the
 probability of every coordinate: over 10^12 released coordinates that adds less than 1e-120 to epsilon and nothing to delta. It
 holds for any composition and under Poisson sampling, because it holds for every sum that noise is added to.
 
@@ -31,8 +31,8 @@ from mammo_fed.privacy.events import PrivacyEvent
 
 __all__ = ["GRID_STEPS", "SecureDraws", "grid_sigma", "grid_sum", "noisy_release"]
 
-# Grid steps in one clipping norm. Rounding moves a unit's coordinate by less than 1e-9 of the clipping norm; squares of a unit's
-# coordinates sum to at most 2^60, and 2^31 units and the noise to less than 2^63.
+# Grid steps in one clipping norm. Rounding moves a unit's coordinate by less than 1e-9 of the clipping norm; the squares of a
+# unit's coordinates sum to at most 2^60, and 2^31 units and the noise to less than 2^63.
 GRID_STEPS: Final = 1 << 30
 MOST_UNITS: Final = 1 << 31
 SMALLEST_NORM: Final = 1e-100
@@ -126,5 +126,4 @@ def noisy_release(total: NDArray[np.int64], *, charged: PrivacyEvent, draws: Sec
     """
     if charged.noise_multiplier > 0:
         total = total + draws.gaussian(len(total), sigma=grid_sigma(charged.noise_multiplier))
-    released: NDArray[np.float64] = total * (charged.clipping_norm / GRID_STEPS)
-    return released
+    return total.astype(np.float64) * (charged.clipping_norm / GRID_STEPS)

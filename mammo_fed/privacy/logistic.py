@@ -87,7 +87,8 @@ def clipped_logistic_sum(data: LogisticData, weights: NDArray[np.float32], *, cl
     residuals = _residuals(data.rows @ weights, data.labels)
     norms = np.sqrt(_squared_norms(data, residuals))
     factors = clip_factors(norms, clipping_norm=clipping_norm)
-    return (factors[data.units] * residuals).astype(np.float32) @ data.rows
+    total: NDArray[np.float32] = (factors[data.units] * residuals).astype(np.float32) @ data.rows
+    return total
 
 
 def unit_gradients(data: LogisticData, weights: NDArray[np.float32]) -> Iterator[NDArray[np.float64]]:

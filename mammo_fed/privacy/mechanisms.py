@@ -18,6 +18,7 @@ from mammo_fed.privacy.noise import Draws
 
 __all__ = ["LogisticData", "clip_factors", "clipped_logistic_sum", "private_descent", "private_mean"]
 
+
 def private_mean(
     features: NDArray[np.float32],
     units: NDArray[np.int64],

@@ -14,6 +14,7 @@ from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.dpsgd import LocalOptimizer, PoissonData, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms import LogisticData, private_descent, private_mean
+from mammo_fed.privacy.noise import Draws
 
 __all__ = ["LocalSteps", "SiteFeatures", "release_mean", "train_head"]
 
@@ -46,7 +47,7 @@ class LocalSteps:
     proximal: float
 
 
-def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.float32]:
+def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: Draws) -> NDArray[np.float32]:
     """The site's private mean feature, float32, shape (dims,); see mammo_fed.privacy.mechanisms.private_mean."""
     return private_mean(site.features, site.units, charged=charged, public_count=site.public_count, noise=noise)
 
@@ -60,8 +61,8 @@ def train_head(
     steps: LocalSteps,
     charged: PrivacyEvent,
     closed_form: bool,
-    noise: np.random.Generator,
-    sampling: np.random.Generator,
+    noise: Draws,
+    sampling: Draws,
 ) -> NDArray[np.float32]:
     """Private steps from the head `flat`.
 
@@ -76,7 +77,7 @@ def train_head(
       steps: hyper-parameters of the local steps.
       charged: the event that the ledger has reserved.
       closed_form: full-batch descent on the linear head; otherwise Poisson DP-SGD on any head.
-      noise, sampling: generators for the noise and for the Poisson draws.
+      noise, sampling: draws for the noise (on the grid or in floating point) and for the Poisson sampling.
 
     Returns:
       The new flat vector, float32, same shape.

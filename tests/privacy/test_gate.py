@@ -1,5 +1,7 @@
 """The sensitivity gate over every mechanism, head and unit, and the faults that it must catch."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +172,27 @@ def test_gate_no_image_changes_another_image_s_descriptor():
         others = np.arange(6) != 3
         np.testing.assert_allclose(before[others], after[others], rtol=1e-4, atol=1e-5, err_msg=name)
         assert np.isnan(after[3]).any()
+
+
+def test_gate_catches_the_window_attention_fault_of_plain_opacus():
+    from opacus import GradSampleModule
+    from timm.models.swin_transformer import SwinTransformer
+
+    torch.manual_seed(0)
+    network = SwinTransformer(
+        img_size=56, patch_size=4, embed_dim=12, depths=(1,), num_heads=(1,), window_size=7, num_classes=2, drop_path_rate=0.0
+    )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("attn.qkv" in name)
+    wrapped = GradSampleModule(network, strict=False, loss_reduction="sum")
+    image, clipping_norm = torch.rand(1, 3, 56, 56), 1e-6
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        torch.nn.functional.cross_entropy(wrapped(image), torch.tensor([1]), reduction="sum").backward()
+    gradients = [parameter.grad_sample.flatten(1) for parameter in network.parameters() if parameter.requires_grad]
+    # What Opacus takes for examples are windows: the one image has four of them, and each is clipped by itself.
+    norms = torch.stack([gradient.norm(dim=1) for gradient in gradients]).norm(dim=0)
+    assert len(norms) == 4
+    factors = (clipping_norm / norms).clamp(max=1.0)
+    released = torch.cat([factors @ gradient for gradient in gradients])
+    assert released.norm() > 1.5 * clipping_norm
