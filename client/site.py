@@ -118,6 +118,7 @@ class Site:
         """
         prepared = self._prepared.get(task.run_id) or self._recall(task.run_id)
         declaration = prepared.declaration
+        _check_arrays(declaration, task, centre, arrays)
         content = task_hash(task, centre=centre, arrays=arrays)
         with self._ledger(declaration) as ledger:
             stored = ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=content)
@@ -278,6 +279,17 @@ def _event(schedule: Schedule, task: RoundTask) -> PrivacyEvent:
     if task.round_index > schedule.rounds:
         raise PolicyRefused(f"round {task.round_index} was not declared: the schedule has {schedule.rounds}")
     return schedule.step_event
+
+
+def _check_arrays(declaration: Declaration, task: RoundTask, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> None:
+    """Refuse arrays of the wrong length or not finite, before anything is reserved; no patient's data decides this."""
+    wanted = declaration.dims if task.kind == "mean" else declaration.head.num_parameters
+    if centre.shape != (declaration.dims,) or arrays.shape != (wanted,):
+        raise InvalidSetting(
+            f"the task's arrays have {len(centre)} and {len(arrays)} entries, not {declaration.dims} and {wanted}"
+        )
+    if not (np.isfinite(centre).all() and np.isfinite(arrays).all()):
+        raise InvalidSetting("the task's arrays are not finite; the server must send numbers")
 
 
 def _unflatten(flat: NDArray[np.float32], declaration: Declaration) -> Whitening:

@@ -6,6 +6,7 @@ import difflib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mammo_fed.errors import InvalidSetting
@@ -53,8 +54,7 @@ def compose_settings(overrides: Sequence[str]) -> Composed:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
-            known = compose("config", return_hydra_config=False)
-            _check_keys(overrides, known)
+            _check_keys(overrides, _known_keys())
             config = compose("config", overrides=list(overrides), return_hydra_config=True)
         folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
         job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -93,9 +93,14 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         raise InvalidSetting(f"{_one_line(error)}; overrides look like privacy.target_epsilon=1") from error
 
 
-def _check_keys(overrides: Sequence[str], known: DictConfig) -> None:
+@lru_cache(maxsize=1)
+def _known_keys() -> tuple[str, ...]:
+    """Every key of the default configuration, groups included; needs an initialised Hydra."""
+    return tuple(sorted(_names(OmegaConf.to_container(compose("config"), resolve=False))))
+
+
+def _check_keys(overrides: Sequence[str], names: Sequence[str]) -> None:
     """Name an unknown key and its nearest neighbours before Hydra answers with several lines."""
-    names = sorted(_names(OmegaConf.to_container(known, resolve=False)))
     for override in _parse(overrides):
         key = str(override.key_or_group)
         if override.is_add() or key in names or key.startswith("hydra"):

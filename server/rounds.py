@@ -93,7 +93,9 @@ class Rounds:
             flat = self._round(index, "train", centre, flat)
             models.append(flat)
         for name, site in self.budget.sites.items():
-            logger.info("%s reported its ledger at %s; `mammo-fed privacy verify --reported` holds it to that", name, site.ledger_head)
+            logger.info(
+                "%s reported its ledger at %s; `mammo-fed privacy verify --reported` holds it to that", name, site.ledger_head
+            )
         last = max(1, round(self._settings.federation.tail * len(models)))
         average: NDArray[np.float32] = np.stack(models[-last:]).mean(axis=0, dtype=np.float64).astype(np.float32)
         return Course(centre=centre, models=tuple(models), flat=average)

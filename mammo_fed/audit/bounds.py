@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from mammo_fed.errors import InvalidSetting
 __all__ = [
     "Errors",
     "assumption_free_epsilon",
+    "balance",
     "choose_threshold",
     "clopper_pearson",
     "clopper_pearson_upper",
@@ -24,6 +25,9 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+
+# Thresholds that are tried. An odd number: the median separates two sides that do not overlap.
+CANDIDATES: Final = 401
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,15 @@ def assumption_free_epsilon(fpr: Floats, fnr: Floats, *, delta: float) -> Floats
     return epsilon
 
 
+def balance(fpr: Floats, fnr: Floats) -> Floats:
+    """Worth of error rates by the larger of the two: where they are equal, errors say most about a Gaussian's mu.
+
+    The choice is steady, where a search for the largest bound itself is led astray by chance at extreme thresholds.
+    """
+    worth: Floats = -np.maximum(fpr, fnr)
+    return worth
+
+
 def choose_threshold(
     absent: Floats, present: Floats, *, strength: Callable[[Floats, Floats], Floats], confidence: float
 ) -> float:
@@ -118,11 +131,13 @@ def choose_threshold(
       confidence: of each one-sided bound.
 
     Returns:
-      A threshold between two observed values; runs at or above it are called runs with the canary.
+      One of the quantiles of all runs together; runs at or above it are called runs with the canary.
     """
-    pooled = np.unique(np.concatenate([absent, present]))
+    pooled = np.concatenate([absent, present])
     finite = pooled[np.isfinite(pooled)]
-    candidates = np.concatenate([finite[:1], (finite[:-1] + finite[1:]) / 2, finite[-1:] + 1.0, [0.0]])
+    inner = np.quantile(finite, np.linspace(0, 1, CANDIDATES)) if len(finite) else np.zeros(1)
+    # One more above them all: everything that is left there is infinite.
+    candidates = np.append(inner, np.nextafter(inner[-1], np.inf))
     false_positives = len(absent) - np.searchsorted(np.sort(absent), candidates, side="left")
     false_negatives = np.searchsorted(np.sort(present), candidates, side="left")
     fpr = clopper_pearson_upper(false_positives, len(absent), confidence=confidence)

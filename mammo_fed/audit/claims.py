@@ -70,11 +70,6 @@ class Claim:
         """What the events cost by the claim's own accountant."""
         return epsilon(self.events, delta=self.delta, accountant=self.accountant)
 
-    @property
-    def consistent(self) -> bool:
-        """Whether the stated epsilon is not below the price of the events."""
-        return self.epsilon >= self.priced * (1 - TOLERANCE)
-
     def least_fnr(self, fpr: Floats) -> Floats:
         """Smallest false negative rate that the claim allows any distinguisher at a false positive rate of `fpr`.
 
@@ -87,10 +82,6 @@ class Claim:
             gaussian: Floats = ndtr(-ndtri(fpr) - self.mu)
             return gaussian
         return _envelope(fpr, self._profile)
-
-    def strength(self, fpr: Floats, fnr: Floats) -> Floats:
-        """How far error rates lie beyond what is allowed: more is stronger evidence against the claim."""
-        return mu_lower(fpr, fnr) if self.mu is not None else self.least_fnr(fpr) - fnr
 
     def refuted_by(self, fpr: float, fnr: float) -> bool:
         """Whether no error rates up to (fpr, fnr) are allowed: the curve does not rise, so the corner decides."""

@@ -87,16 +87,19 @@ def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
         return SiteFeatures(features=features, labels=labels, units=units, public_count=1)
 
     def gradient(start: Floats32) -> Callable[..., NDArray[np.floating]]:
-        return lambda *rows: start - mechanism.train(
-            site(*rows),
-            start,
-            head=subject.head,
-            centre=np.zeros(dims, np.float32),
-            steps=plain,
-            charged=once,
-            closed_form=subject.closed_form,
-            noise=Silence(),
-            sampling=Silence(),
+        return lambda *rows: (
+            start
+            - mechanism.train(
+                site(*rows),
+                start,
+                head=subject.head,
+                centre=np.zeros(dims, np.float32),
+                steps=plain,
+                charged=once,
+                closed_form=subject.closed_form,
+                noise=Silence(),
+                sampling=Silence(),
+            )
         )
 
     releases = {"gradient": (gradient(np.zeros_like(tilted)), gradient(tilted))}

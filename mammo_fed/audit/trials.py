@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.audit.adversaries import Question, evidence
-from mammo_fed.audit.bounds import Errors, assumption_free_epsilon, choose_threshold, count_errors, mu_lower
+from mammo_fed.audit.bounds import Errors, assumption_free_epsilon, balance, choose_threshold, count_errors, mu_lower
 from mammo_fed.audit.canaries import Canary, CanaryKind, place_canary
 from mammo_fed.audit.subject import Mechanism, Subject
 from mammo_fed.errors import InvalidSetting
@@ -132,7 +132,7 @@ def _judge(subject: Subject, canary: Canary, held_out: NDArray[np.float64], test
         threshold = choose_threshold(held_out[0], held_out[1], strength=strength, confidence=CONFIDENCE)
         return count_errors(test[0], test[1], threshold=threshold)
 
-    for_claim = errors(claim.strength)
+    for_claim = errors(balance)
     free = errors(lambda fpr, fnr: assumption_free_epsilon(fpr, fnr, delta=claim.delta))
     fpr, fnr = for_claim.upper(confidence=CONFIDENCE)
     corner = (np.array([rate]) for rate in free.upper(confidence=CONFIDENCE))

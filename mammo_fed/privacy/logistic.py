@@ -74,7 +74,7 @@ def clipped_logistic_sum(data: LogisticData, weights: NDArray[np.float32], *, cl
 
     Guarantee: zeroing out one unit moves the result by at most `clipping_norm` in L2, up to the rounding of the sum in float32.
     Neighbouring cohorts: the rows of one unit zeroed out.
-    Edge cases: an empty cohort gives zeros; weights that are not finite give zeros.
+    Edge cases: an empty cohort gives zeros; a unit whose gradient is not finite, by its data or by the weights, counts as zero.
 
     Args:
       data: the site's prepared features.
@@ -84,10 +84,14 @@ def clipped_logistic_sum(data: LogisticData, weights: NDArray[np.float32], *, cl
     Returns:
       float32, shape (dims + 1,).
     """
-    residuals = _residuals(data.rows @ weights, data.labels)
+    with np.errstate(invalid="ignore", over="ignore"):
+        logits = data.rows @ weights
+    residuals = _residuals(logits, data.labels)
     norms = np.sqrt(_squared_norms(data, residuals))
-    factors = clip_factors(norms, clipping_norm=clipping_norm)
-    total: NDArray[np.float32] = (factors[data.units] * residuals).astype(np.float32) @ data.rows
+    factors = clip_factors(norms, clipping_norm=clipping_norm)[data.units]
+    # Hostile weights can make the logits of a single patient NaN, and 0 * NaN would spread that patient over the whole sum.
+    coefficients = np.where(factors > 0, residuals, np.float32(0)) * factors
+    total: NDArray[np.float32] = coefficients.astype(np.float32) @ data.rows
     return total
 
 
@@ -129,7 +133,8 @@ def _sum_within(rows: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray
     if (counts == 1).all():
         return rows
     sums = np.zeros((len(counts), rows.shape[1]))
-    for rank in range(int(counts.max())):
+    sums[counts > 0] = rows[starts[:-1][counts > 0]]
+    for rank in range(1, int(counts.max())):
         has = np.flatnonzero(counts > rank)
         sums[has] += rows[starts[has] + rank]
     return sums

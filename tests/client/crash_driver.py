@@ -85,6 +85,7 @@ def declaration(settings, site, whitening, run_id):
         batch_size=128,
         rounds=2,
         local_steps=1,
+        noise="secure",
         noise_seed=None,
     )
 

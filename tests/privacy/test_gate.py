@@ -9,19 +9,28 @@ import torch
 from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
+from mammo_fed.privacy.discrete import operating_system_words
 from mammo_fed.privacy.dpsgd import PoissonData, UnitOptimizer, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.grid import GRID_STEPS, SecureDraws, grid_sum
+from mammo_fed.privacy.logistic import unit_gradients
 from mammo_fed.privacy.mechanisms import LogisticData, clipped_logistic_sum, private_descent, private_mean
 
 DIMS = 6
 SLACK = 1 + 1e-5
 UNITS = ["patient", "image"]
+NOISES = ["secure", "float"]
 
 
-def event(*, mechanism="gradient", unit="patient", clipping_norm=0.5):
+def silent(noise):
+    """Draws that add nothing: in floating point by their own silence, on the grid together with a multiplier of zero."""
+    return Silence() if noise == "float" else SecureDraws(words=operating_system_words)
+
+
+def event(*, mechanism="gradient", unit="patient", clipping_norm=0.5, noise="float"):
     return PrivacyEvent(
         mechanism=mechanism,
-        noise_multiplier=1.0,
+        noise_multiplier=1.0 if noise == "float" else 0.0,
         steps=1,
         sample_rate=1.0,
         unit=unit,
@@ -34,7 +43,7 @@ def start_of(spec, scale):
     return (np.random.default_rng(3).standard_normal(spec.num_parameters) * scale).astype(np.float32)
 
 
-def descent(unit, clipping_norm, scale):
+def descent(unit, clipping_norm, scale, noise="float"):
     spec = HeadSpec(kind="linear", dims=DIMS)
     start = start_of(spec, scale)
 
@@ -43,18 +52,18 @@ def descent(unit, clipping_norm, scale):
         moved = private_descent(
             data,
             start,
-            charged=event(unit=unit, clipping_norm=clipping_norm),
+            charged=event(unit=unit, clipping_norm=clipping_norm, noise=noise),
             public_count=1,
             learning_rate=1.0,
             proximal=0.0,
-            noise=Silence(),
+            noise=silent(noise),
         )
         return start - moved
 
     return release
 
 
-def poisson(unit, clipping_norm, scale, kind):
+def poisson(unit, clipping_norm, scale, kind, noise="float"):
     spec = HeadSpec(kind=kind, dims=DIMS, hidden=5)
     start = start_of(spec, scale)
 
@@ -65,13 +74,13 @@ def poisson(unit, clipping_norm, scale, kind):
             head,
             PoissonData(features=features, labels=labels, units=units),
             loss=lambda logits, truth: head_loss(logits, truth, label_smoothing=0.1),
-            charged=event(unit=unit, clipping_norm=clipping_norm),
+            charged=event(unit=unit, clipping_norm=clipping_norm, noise=noise),
             public_count=1,
             learning_rate=1.0,
             weight_decay=0.0,
             optimizer="sgd",
             proximal=0.0,
-            noise=Silence(),
+            noise=silent(noise),
             sampling=np.random.default_rng(0),
         )
         return start - flatten(head)
@@ -79,21 +88,22 @@ def poisson(unit, clipping_norm, scale, kind):
     return release
 
 
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("scale", [0.0, 5.0])
 @pytest.mark.parametrize("mechanism", ["mean", "descent", "poisson linear", "poisson mlp"])
-def test_gate_no_unit_moves_a_release_by_more_than_its_clipping_norm(mechanism, scale, unit):
+def test_gate_no_unit_moves_a_release_by_more_than_its_clipping_norm(mechanism, scale, unit, noise):
     clipping_norm = 0.5
     if mechanism == "mean":
 
         def release(features, _, units):
-            charged = event(mechanism="mean", unit=unit, clipping_norm=clipping_norm)
-            return private_mean(features, units, charged=charged, public_count=1, noise=Silence())
+            charged = event(mechanism="mean", unit=unit, clipping_norm=clipping_norm, noise=noise)
+            return private_mean(features, units, charged=charged, public_count=1, noise=silent(noise))
 
     elif mechanism == "descent":
-        release = descent(unit, clipping_norm, scale)
+        release = descent(unit, clipping_norm, scale, noise)
     else:
-        release = poisson(unit, clipping_norm, scale, mechanism.split()[1])
+        release = poisson(unit, clipping_norm, scale, mechanism.split()[1], noise)
     moves = largest_move(release, dims=DIMS, unit=unit)
     assert set(moves) == set(HOSTILE)
     assert max(moves.values()) <= clipping_norm * SLACK, moves
@@ -101,8 +111,26 @@ def test_gate_no_unit_moves_a_release_by_more_than_its_clipping_norm(mechanism, 
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_gate_holds_behind_the_centre_and_the_renormalisation(unit):
-    inner = descent(unit, 0.3, 1.0)
+@pytest.mark.parametrize("scale", [0.0, 5.0, 3e38, np.inf, np.nan])
+def test_gate_on_the_grid_a_unit_moves_the_sum_within_the_clip_and_not_by_one_step_more(scale, unit):
+    spec = HeadSpec(kind="linear", dims=DIMS)
+    with np.errstate(all="ignore"):
+        start = start_of(spec, scale)
+
+    def release(features, labels, units):
+        data = LogisticData.build(features, labels, units, bias_scale=spec.bias_scale)
+        total = sum(grid_sum(block, clipping_norm=0.5) for block in unit_gradients(data, start))
+        assert total.dtype == np.int64
+        return total
+
+    # No slack: the sums are integers below 2^53, so float64 holds them and their differences exactly.
+    assert max(largest_move(release, dims=DIMS, unit=unit).values()) <= GRID_STEPS
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("unit", UNITS)
+def test_gate_holds_behind_the_centre_and_the_renormalisation(unit, noise):
+    inner = descent(unit, 0.3, 1.0, noise)
     centre = np.full(DIMS, 0.2, np.float32)
     moves = largest_move(
         lambda features, labels, units: inner(centre_and_normalise(features, centre), labels, units), dims=DIMS, unit=unit
@@ -196,3 +224,19 @@ def test_gate_catches_the_window_attention_fault_of_plain_opacus():
     factors = (clipping_norm / norms).clamp(max=1.0)
     released = torch.cat([factors @ gradient for gradient in gradients])
     assert released.norm() > 1.5 * clipping_norm
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("hostile", [3e38, np.inf, np.nan])
+def test_gate_holds_for_weights_that_a_hostile_server_chose_to_single_out_a_patient(hostile, unit):
+    weights = np.zeros(DIMS + 1, np.float32)
+    weights[0], weights[1] = hostile, -hostile
+
+    def release(features, labels, units):
+        # A patient whose first two features are zero is the only one with finite logits, and the other way round.
+        features = features.copy()
+        features[0, :2] = 0.0
+        return clipped_logistic_sum(LogisticData.build(features, labels, units, bias_scale=0.2), weights, clipping_norm=0.5)
+
+    moves = largest_move(release, dims=DIMS, unit=unit)
+    assert max(moves.values()) <= 0.5 * SLACK, moves

@@ -14,8 +14,8 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.privacy.dpsgd import PoissonData, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
+from mammo_fed.privacy.grid import SecureDraws
 from mammo_fed.privacy.mechanisms import LogisticData, clip_factors, clipped_logistic_sum, private_descent, private_mean
-from mammo_fed.privacy.noise import NoiseSource
 
 EVENT = PrivacyEvent(
     mechanism="gradient",
@@ -29,13 +29,25 @@ EVENT = PrivacyEvent(
 MEAN = dataclasses.replace(EVENT, mechanism="mean", clipping_norm=1.0)
 
 
+def draws(noise, seed):
+    """Repeatable draws of either kind."""
+    return np.random.default_rng(seed) if noise == "float" else SecureDraws(words=np.random.PCG64DXSM(seed).random_raw)
+
+
+def silent(noise, charged):
+    """Draws that add nothing, and the event to go with them."""
+    if noise == "float":
+        return Silence(), charged
+    return draws(noise, 0), dataclasses.replace(charged, noise_multiplier=0.0)
+
+
 def small_cohort(images=30, dims=4, patients=12, seed=0):
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((images, dims)).astype(np.float32)
     return features, rng.integers(0, 2, images), rng.integers(0, patients, images)
 
 
-def steps_with_opacus(features, labels, units, start, charged, **changes):
+def poisson_moves(features, labels, units, start, charged, **changes):
     spec = HeadSpec(kind="linear", dims=features.shape[1])
     head = build_head(spec, seed=0)
     load_flat(head, start)
@@ -69,21 +81,24 @@ def test_unclipped_sum_is_the_gradient_that_autograd_finds():
     np.testing.assert_allclose(clipped_logistic_sum(data, weights, clipping_norm=1e9), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("noise", ["secure", "float"])
 @pytest.mark.parametrize("clipping_norm", [0.05, 0.5, 50.0])
-def test_closed_form_equals_opacus_with_a_full_batch(clipping_norm):
+def test_closed_form_equals_opacus_with_a_full_batch(clipping_norm, noise):
     features, labels, units = small_cohort()
     units = np.unique(units, return_inverse=True)[1]
     start = np.array([0.3, -1.0, 2.0, 0.1, 0.7], np.float32)
     charged = dataclasses.replace(EVENT, clipping_norm=clipping_norm, steps=4)
     data = LogisticData.build(features, labels, units, bias_scale=0.2)
-    closed = private_descent(data, start, charged=charged, public_count=30, learning_rate=3.0, proximal=0.1, noise=Silence())
-    opacus = steps_with_opacus(features, labels, units, start, charged, proximal=0.1)
+    quiet, event = silent(noise, charged)
+    closed = private_descent(data, start, charged=event, public_count=30, learning_rate=3.0, proximal=0.1, noise=quiet)
+    opacus = poisson_moves(features, labels, units, start, charged, proximal=0.1)
     np.testing.assert_allclose(closed, opacus, rtol=1e-3, atol=1e-4)
 
 
-def test_descent_noise_has_the_promised_scale():
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_descent_noise_has_the_promised_scale(noise):
     data = LogisticData.build(np.zeros((0, 3), np.float32), np.zeros(0, int), np.zeros(0, int), bias_scale=0.2)
-    draws = np.array(
+    moved = np.array(
         [
             private_descent(
                 data,
@@ -92,52 +107,59 @@ def test_descent_noise_has_the_promised_scale():
                 public_count=10,
                 learning_rate=1.0,
                 proximal=0.0,
-                noise=np.random.default_rng(seed),
+                noise=draws(noise, seed),
             )
             for seed in range(3000)
         ]
     )
-    assert draws.std() == pytest.approx(2.0 * 0.5 / 10, rel=0.03)
-    assert abs(draws.mean()) < 0.005
+    assert moved.std() == pytest.approx(2.0 * 0.5 / 10, rel=0.03)
+    assert abs(moved.mean()) < 0.005
 
 
-def test_poisson_noise_has_the_promised_scale_and_an_empty_batch_is_a_step():
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_poisson_noise_has_the_promised_scale_and_an_empty_batch_is_a_step(noise):
     charged = dataclasses.replace(EVENT, sample_rate=1e-12)
     features, labels, units = small_cohort()
     units = np.unique(units, return_inverse=True)[1]
     start = np.zeros(5, np.float32)
-    draws = np.array(
+    moved = np.array(
         [
-            steps_with_opacus(
+            poisson_moves(
                 features,
                 labels,
                 units,
                 start,
                 charged,
                 learning_rate=1e-12,
-                noise=np.random.default_rng(seed),
+                noise=draws(noise, seed),
+                sampling=draws(noise, seed + 1000),
             )
             for seed in range(400)
         ]
     )
     # One step of noise alone: learning rate * multiplier * clip / (rate * count).
-    assert draws.std() == pytest.approx(1e-12 * 2.0 * 0.5 / (1e-12 * 30), rel=0.05)
+    assert moved.std() == pytest.approx(1e-12 * 2.0 * 0.5 / (1e-12 * 30), rel=0.05)
 
 
-def test_poisson_takes_units_with_the_charged_rate():
-    rng, taken = np.random.default_rng(0), []
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_poisson_takes_units_with_the_charged_rate(noise):
+    sampling, taken = draws(noise, 0), []
     features, labels = np.eye(50, dtype=np.float32), np.zeros(50, int)
     charged = dataclasses.replace(EVENT, sample_rate=0.3, unit="image", noise_multiplier=0.0)
     for _ in range(60):
-        moved = steps_with_opacus(features, labels, np.arange(50), np.zeros(51, np.float32), charged, sampling=rng)
+        moved = poisson_moves(
+            features, labels, np.arange(50), np.zeros(51, np.float32), charged, noise=draws(noise, 1), sampling=sampling
+        )
         taken.append(np.count_nonzero(moved[:50]) / 50)
     assert np.mean(taken) == pytest.approx(0.3, abs=0.03)
     assert np.std(taken) == pytest.approx(np.sqrt(0.3 * 0.7 / 50), rel=0.35)
 
 
-def test_mean_clips_a_patient_once_however_many_images():
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_mean_clips_a_patient_once_however_many_images(noise):
     features = np.tile(np.array([[0.5, 0.0]], np.float32), (10, 1))
-    released = private_mean(features, np.zeros(10, int), charged=MEAN, public_count=1, noise=Silence())
+    quiet, charged = silent(noise, MEAN)
+    released = private_mean(features, np.zeros(10, int), charged=charged, public_count=1, noise=quiet)
     np.testing.assert_allclose(released, [1.0, 0.0], rtol=1e-5)
 
 
@@ -193,23 +215,6 @@ def test_a_public_count_below_one_is_refused(count):
     features, _, units = small_cohort()
     with pytest.raises(InvalidSetting, match=r"public_count=.* must be at least 1; check the site's policy"):
         private_mean(features, units, charged=MEAN, public_count=count, noise=Silence())
-
-
-def test_noise_of_the_operating_system_never_repeats():
-    source = NoiseSource(injected_seed=None)
-    draws = {source.generator(site="a", round_index=1, purpose="noise").standard_normal() for _ in range(200)}
-    assert len(draws) == 200
-
-
-def test_injected_noise_repeats_for_a_round_and_differs_between_sites_rounds_and_purposes():
-    source = NoiseSource(injected_seed=7)
-
-    def draw(site, round_index, purpose):
-        return source.generator(site=site, round_index=round_index, purpose=purpose).standard_normal()
-
-    places = [("a", 1, "noise"), ("b", 1, "noise"), ("a", 2, "noise"), ("a", 1, "sampling")]
-    assert [draw(*place) for place in places] == [draw(*place) for place in places]
-    assert len({draw(*place) for place in places}) == len(places)
 
 
 def test_events_survive_json_and_bad_ones_are_named():

@@ -1,0 +1,297 @@
+"""Membership inference on the released model: who was trained on, as far as the model alone tells.
+
+A weaker adversary than the canary audit's: it sees one averaged model, not every message. Its curve shows what that leaks
+about ordinary patients; it bounds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from mammo_fed.audit.bounds import clopper_pearson
+from mammo_fed.audit.claims import Claim
+from mammo_fed.audit.subject import Mechanism
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.models.heads import HeadSpec, malignancy_score
+from mammo_fed.models.whitening import centre_and_normalise
+from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.privacy.planning import Schedule
+from mammo_fed.training.evaluation import auroc_interval
+from mammo_fed.training.local import LocalSteps, SiteFeatures
+
+__all__ = ["Attack", "Federation", "Membership", "Model", "Population", "infer_membership"]
+
+Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+
+ALLOWED_FPR: Final = 0.01
+CONFIDENCE: Final = 0.95
+BOOTSTRAP: Final = 1000
+FEWEST_SHADOWS: Final = 8
+# A score this close to 0 or 1 counts as this far: logits stay finite.
+CLOSEST: Final = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """What a federation releases: the aggregated mean that centres features, and the head."""
+
+    centre: Floats32
+    flat: Floats32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Population:
+    """Everybody whose membership is asked for.
+
+    Attributes:
+      features: float32, shape (images, dims), whitened, not centred.
+      labels: int64, shape (images,).
+      patients: int64, shape (images,), dense over members and others.
+      sites: int64, shape (images,): the site of each member; any number for the others, who are dealt out to the sites.
+      members: bool, shape (images,): whether the patient was trained on; the others are held-out patients.
+    """
+
+    features: Floats32
+    labels: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    sites: NDArray[np.int64]
+    members: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Federation:
+    """How the model was trained: enough to train others like it (weighted averaging, whatever the run's strategy was).
+
+    Attributes:
+      schedules: of each site.
+      public_counts: images of each site, declared public; also the weights.
+      unit: whose data is protected.
+      head, closed_form, steps, start: as in mammo_fed.audit.subject.Subject.
+      tail: part of the last rounds whose models are averaged.
+    """
+
+    schedules: tuple[Schedule, ...]
+    public_counts: tuple[int, ...]
+    unit: str
+    head: HeadSpec
+    closed_form: bool
+    steps: LocalSteps
+    start: Floats32
+    tail: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """How well one score tells members from others.
+
+    Attributes:
+      name: "loss threshold" or "likelihood ratio".
+      auc: probability that a member scores above another patient; 0.5 is guessing.
+      auc_ci: 95 % bootstrap interval over patients.
+      tpr: members found at a false positive rate of at most 1 %.
+      tpr_ci: 95 % Clopper-Pearson interval of `tpr`, the threshold taken as given.
+      curve: (false positive rate, true positive rate) pairs from (0, 0) to (1, 1).
+    """
+
+    name: str
+    auc: float
+    auc_ci: tuple[float, float]
+    tpr: float
+    tpr_ci: tuple[float, float]
+    curve: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """What the released model gives away.
+
+    Attributes:
+      members, others: patients on each side.
+      shadows: models trained for the likelihood ratio.
+      attacks: by method.
+      auc_allowed, tpr_allowed: largest values that the claim allows anybody, with every message at hand.
+    """
+
+    members: int
+    others: int
+    shadows: int
+    attacks: tuple[Attack, ...]
+    auc_allowed: float
+    tpr_allowed: float
+
+
+def infer_membership(
+    population: Population,
+    federation: Federation,
+    model: Model,
+    claim: Claim,
+    *,
+    shadows: int,
+    seed: int,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Membership:
+    """Attack a released model by its loss, and by a likelihood ratio against models trained with and without each patient.
+
+    Every shadow model trains on a random part of all patients, about as many as the real one. A patient's score, the mean
+    logit of the true label, is then held against two normal distributions: of shadows that had the patient, and that had not.
+
+    Args:
+      population: members and held-out patients.
+      federation: how shadows are trained, noise and all.
+      model: the released one.
+      claim: for the largest values that it allows.
+      shadows: number of shadow models, at least 8.
+      seed: deals out patients; the shadows' noise is the operating system's.
+      progress: told of every shadow.
+
+    Raises:
+      InvalidSetting: If there are too few shadows.
+
+    Source: arXiv:1709.01604 (loss threshold); arXiv:2112.03570 (likelihood ratio, pooled variances).
+    """
+    if shadows < FEWEST_SHADOWS:
+        raise InvalidSetting(f"shadows={shadows} must be at least {FEWEST_SHADOWS}; check --shadows")
+    logits = _true_logits(population, federation.head, model)
+    member = _of_patients(population.members.astype(np.float64), population.patients) > 0
+    losses = _of_patients(np.logaddexp(0.0, -logits), population.patients)
+    ratio = _likelihood_ratio(population, federation, model, shadows=shadows, seed=seed, progress=progress)
+    grid = np.linspace(0.0, 1.0, 2001)[1:-1]
+    return Membership(
+        members=int(member.sum()),
+        others=int((~member).sum()),
+        shadows=shadows,
+        attacks=tuple(
+            _attack(name, score, member, seed=seed)
+            for name, score in (("loss threshold", -losses), ("likelihood ratio", ratio))
+        ),
+        auc_allowed=float(1 - claim.least_fnr(grid).mean()),
+        tpr_allowed=float(1 - claim.least_fnr(np.array([ALLOWED_FPR]))[0]),
+    )
+
+
+def train_shadow(
+    population: Population, federation: Federation, included: NDArray[np.bool_], sites: NDArray[np.int64]
+) -> Model:
+    """The federation's model if `included` images (bool) were its patients' at `sites` (int64), with fresh noise."""
+    source, code, head = NoiseSource(injected_seed=None), Mechanism(), federation.head
+    data = [
+        _site(population, included & (sites == number), unit=federation.unit, public_count=count)
+        for number, count in enumerate(federation.public_counts)
+    ]
+    parts = list(zip(data, federation.schedules, strict=True))
+    centre = np.zeros(head.dims, np.float32)
+    if all(schedule.mean_event is not None for schedule in federation.schedules):
+        means = [
+            code.mean(each, charged=schedule.mean_event, noise=source.generator(site="", round_index=0, purpose="noise"))
+            for each, schedule in parts
+        ]
+        centre = _average(means, federation.public_counts)
+    flat, models = federation.start, []
+    for index in range(1, max(schedule.rounds for schedule in federation.schedules) + 1):
+        updates = [
+            code.train(
+                each,
+                flat,
+                head=head,
+                centre=centre,
+                steps=federation.steps,
+                charged=schedule.step_event,
+                closed_form=federation.closed_form,
+                noise=source.generator(site="", round_index=index, purpose="noise"),
+                sampling=source.generator(site="", round_index=index, purpose="sampling"),
+            )
+            for each, schedule in parts
+        ]
+        flat = _average(updates, federation.public_counts)
+        models.append(flat)
+    last = max(1, round(federation.tail * len(models)))
+    return Model(centre=centre, flat=_average(models[-last:], [1] * last))
+
+
+def _likelihood_ratio(
+    population: Population,
+    federation: Federation,
+    model: Model,
+    *,
+    shadows: int,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> Floats:
+    """Logarithm of the likelihood ratio of each patient's score, member over not, shape (patients,)."""
+    draws = np.random.default_rng(seed)
+    count = int(population.patients.max()) + 1
+    share = float((_of_patients(population.members.astype(np.float64), population.patients) > 0).mean())
+    weights = np.array(federation.public_counts, np.float64)
+    dealt = draws.choice(len(weights), size=count, p=weights / weights.sum())
+    sites = np.where(population.members, population.sites, dealt[population.patients])
+    scores, inside = np.empty((shadows, count)), np.empty((shadows, count), bool)
+    for number in range(shadows):
+        inside[number] = draws.permutation(count) < round(share * count)
+        shadow = train_shadow(population, federation, inside[number][population.patients], sites)
+        scores[number] = _of_patients(_true_logits(population, federation.head, shadow), population.patients)
+        progress("shadow models", number + 1, shadows)
+    own = _of_patients(_true_logits(population, federation.head, model), population.patients)
+    return _log_normal(own, scores, inside) - _log_normal(own, scores, ~inside)
+
+
+def _log_normal(own: Floats, scores: Floats, among: NDArray[np.bool_]) -> Floats:
+    """Log density of `own` under a normal distribution with each patient's mean `among` shadows and one variance for all.
+
+    A patient whom no shadow has (or all have) gets the density at the mean of all shadows: no evidence either way.
+    """
+    count = among.sum(axis=0)
+    mean = np.where(count > 0, (scores * among).sum(axis=0) / np.maximum(count, 1), scores.mean(axis=0))
+    spread = float((((scores - mean) ** 2) * among).sum() / max(1, int(among.sum() - scores.shape[1])))
+    density: Floats = -((own - mean) ** 2) / (2 * spread) - 0.5 * np.log(spread)
+    return density
+
+
+def _attack(name: str, score: Floats, member: NDArray[np.bool_], *, seed: int) -> Attack:
+    """Metrics of one score, shape (patients,)."""
+    fpr, tpr, _ = roc_curve(member, score)
+    found = float(tpr[fpr <= ALLOWED_FPR].max())
+    members = int(member.sum())
+    patients = np.arange(len(score))
+    return Attack(
+        name=name,
+        auc=float(roc_auc_score(member, score)),
+        auc_ci=auroc_interval(score, member.astype(np.int64), patients, bootstrap=BOOTSTRAP, seed=seed),
+        tpr=found,
+        tpr_ci=clopper_pearson(round(found * members), members, confidence=CONFIDENCE),
+        curve=tuple((float(x), float(y)) for x, y in zip(fpr, tpr, strict=True)),
+    )
+
+
+def _true_logits(population: Population, head: HeadSpec, model: Model) -> Floats:
+    """Logit of each image's true label, shape (images,): high where the model is right and sure."""
+    malignant = malignancy_score(head, model.flat, centre_and_normalise(population.features, model.centre))
+    true = np.clip(np.where(population.labels == 1, malignant, 1 - malignant), CLOSEST, 1 - CLOSEST)
+    logits: Floats = np.log(true) - np.log1p(-true)
+    return logits
+
+
+def _of_patients(values: Floats, patients: NDArray[np.int64]) -> Floats:
+    """Mean over each patient's images, shape (patients,)."""
+    mean: Floats = np.bincount(patients, values) / np.bincount(patients)
+    return mean
+
+
+def _site(population: Population, rows: NDArray[np.bool_], *, unit: str, public_count: int) -> SiteFeatures:
+    units = population.patients[rows] if unit == "patient" else np.arange(int(rows.sum()))
+    return SiteFeatures(
+        features=population.features[rows],
+        labels=population.labels[rows],
+        units=np.unique(units, return_inverse=True)[1].astype(np.int64),
+        public_count=public_count,
+    )
+
+
+def _average(arrays: list[Floats32], weights: tuple[int, ...] | list[int]) -> Floats32:
+    return np.average(np.stack(arrays).astype(np.float64), axis=0, weights=weights).astype(np.float32)

@@ -1,0 +1,223 @@
+"""What the server does with replies that no honest site sends, over the real grid and the real serialisation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.app import app
+from mammo_fed.compose import compose_settings
+from mammo_fed.data.assemble import load_pool
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.errors import MammoFedError, PrivacyRefused, RunFailed
+from mammo_fed.federation.messages import Reply, pack_reply, read_reply
+from mammo_fed.models.classifier import Classifier, read_classifier
+from mammo_fed.reporting.record import Record, SitePrivacy, read_record
+from server.app import make_app
+from server.run import Hooks, share_of
+from simulations.in_process import run_in_process
+from simulations.launch import site_file
+
+INJECTED = ("privacy.noise_seed=5", "federation.rounds=2")
+HOSTILE = "site-4"
+Tamper = Callable[[Reply, Message], Message | None]
+
+
+class TamperedApp(ClientApp):
+    """The real client app; what the hostile site answers is changed on its way out."""
+
+    def __init__(self, tamper: Tamper, *, from_round: int) -> None:
+        super().__init__()
+        self._tamper, self._from_round = tamper, from_round
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        answer = app(message, context)
+        reply = read_reply(answer.content)
+        if reply.site != HOSTILE or reply.round_index < self._from_round:
+            return answer
+        return self._tamper(reply, message) or answer
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A finished federation."""
+
+    record: Record
+    model: Classifier
+    log: str
+
+    @property
+    def hostile(self) -> SitePrivacy:
+        return next(site for site in self.record.privacy.sites if site.site == HOSTILE)
+
+    @property
+    def honest(self) -> list[SitePrivacy]:
+        return [site for site in self.record.privacy.sites if site.site != HOSTILE]
+
+
+@pytest.fixture
+def federate(small, cache, tmp_path, caplog):
+    """`federate(tamper)`: four sites, the last of which answers what `tamper` makes of its reply."""
+
+    def run(tamper: Tamper, *overrides: str, from_round: int = 0) -> Federation:
+        settings = compose_settings([*small, *INJECTED, *overrides]).settings
+        store = ArrayCache(cache)
+        pool = load_pool(settings.data, share_of(settings), cache=store)
+        sites = tmp_path / "sites"
+        sites.mkdir()
+        for index in range(settings.federation.num_sites):
+            described = site_file(settings, pool, index, folder=tmp_path, cache=store)
+            described.write(sites / f"site-{index + 1}.json")
+        run_config = {
+            "config-json": settings.to_json(),
+            "run-folder": str(tmp_path),
+            "sites-folder": str(sites),
+            "mode": "simulate",
+        }
+        caplog.set_level(logging.INFO)
+        run_in_process(
+            make_app(Hooks()),
+            TamperedApp(tamper, from_round=from_round),
+            num_sites=settings.federation.num_sites,
+            run_config=run_config,
+            workers=2,
+            wire=True,
+        )
+        return Federation(read_record(tmp_path), read_classifier(tmp_path / "model.safetensors"), caplog.text)
+
+    return run
+
+
+def answer(reply: Reply, message: Message, **changed: object) -> Message:
+    """The reply with some fields changed."""
+    return Message(pack_reply(replace(reply, **changed)), reply_to=message)
+
+
+def changing(**changed: object) -> Tamper:
+    return lambda reply, message: answer(reply, message, **changed)
+
+
+def garbage(content: RecordDict) -> Tamper:
+    return lambda reply, message: Message(content, reply_to=message)
+
+
+def raising(reply: Reply, message: Message) -> Message:
+    raise RuntimeError("Erika Mustermann is in row 3")
+
+
+NOTHING = RecordDict({})
+TWO_ARRAYS = RecordDict(
+    {
+        "arrays": ArrayRecord({"flat": Array(np.zeros(20, np.float32)), "more": Array(np.zeros(20, np.float32))}),
+        "privacy": ConfigRecord({"site": HOSTILE}),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def left_out(succeed):
+    """The head and centre of a run in which the hostile site takes no part."""
+    return succeed(*INJECTED, "federation.site_budgets=[6,6,6,1]").model
+
+
+def test_an_honest_site_is_believed(federate, succeed):
+    federation = federate(lambda reply, message: None)
+    assert [site.rounds for site in federation.record.privacy.sites] == [3, 3, 3, 3]
+    np.testing.assert_array_equal(federation.model.flat, succeed(*INJECTED).model["head"])
+    assert "left out" not in federation.log
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (lambda old: np.full_like(old, np.nan), "wrong shape or not finite"),
+        (lambda old: np.where(np.arange(len(old)) == 3, np.inf, old).astype(np.float32), "wrong shape or not finite"),
+        (lambda old: old[:-1], "wrong shape or not finite"),
+        (lambda old: np.zeros(0, np.float32), "wrong shape or not finite"),
+    ],
+    ids=["nan", "infinite", "short", "empty"],
+)
+def test_an_update_that_cannot_be_averaged_is_left_out_and_charged_all_the_same(federate, left_out, arrays, said):
+    federation = federate(lambda reply, message: answer(reply, message, arrays=arrays(reply.arrays)))
+    assert f"{HOSTILE} sends an update of the {said}" in federation.log
+    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    np.testing.assert_array_equal(federation.model.centre, left_out["centre"])
+    # What it reports as spent may well be spent.
+    assert federation.hostile.rounds == 3
+    assert federation.hostile.epsilon == federation.honest[0].epsilon
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"run_id": "another"}, {"round_index": 7}, {"task_hash": "0" * 64}],
+    ids=["run", "round", "task"],
+)
+def test_an_answer_to_another_task_is_left_out(federate, left_out, changed):
+    federation = federate(changing(**changed))
+    assert f"{HOSTILE} answers another task than round 1; its update is left out" in federation.log
+    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+
+
+@pytest.mark.parametrize("content", [NOTHING, TWO_ARRAYS], ids=["nothing", "two arrays"])
+def test_garbage_is_left_out_with_a_word_about_what_is_wrong(federate, left_out, content):
+    federation = federate(garbage(content))
+    assert "sends a reply that cannot be read" in federation.log
+    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    assert federation.hostile.rounds == 0
+
+
+def test_a_site_that_fails_is_left_out_and_what_it_says_goes_no_further(federate, left_out):
+    federation = federate(raising)
+    assert "fails with code" in federation.log
+    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    assert "Erika" not in federation.log
+
+
+def test_a_site_that_nobody_knows_is_left_out(federate, left_out):
+    federation = federate(changing(site="site-9\x1b[2J"))
+    assert "a reply names the unknown site" in federation.log
+    assert "\x1b" not in federation.log
+    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+
+
+def test_a_refusal_in_the_middle_of_a_run_ends_the_sites_part_in_it(federate):
+    federation = federate(changing(reason="ledger", events=(), arrays=np.zeros(0, np.float32)), from_round=2)
+    assert f"{HOSTILE} refuses round 2: ledger" in federation.log
+    assert (federation.hostile.refused, federation.hostile.rounds) == (True, 2)
+    assert [site.rounds for site in federation.honest] == [3, 3, 3]
+
+
+def test_a_site_whose_own_figure_differs_is_shown_with_the_rounds(federate):
+    seen = []
+    hooks = Hooks(round=lambda index, rounds, budget: seen.append((index, dict(budget.sites))))
+    federation = federate(lambda reply, message: answer(reply, message, epsilon=reply.epsilon / 2), from_round=1)
+    assert hooks.round is not None
+    assert federation.hostile.epsilon == federation.honest[0].epsilon
+
+
+def test_a_run_whose_every_site_talks_nonsense_in_a_round_fails(small, cache, federate):
+    with pytest.raises(RunFailed, match="round 0: no site replied with an update"):
+        federate(garbage(NOTHING), "federation.num_sites=4", "federation.site_budgets=[1,1,1,6]")
+
+
+def test_a_run_whose_last_site_refuses_on_the_way_is_refused(federate):
+    with pytest.raises(PrivacyRefused, match="every site refuses round 1"):
+        federate(
+            changing(reason="budget", events=(), arrays=np.zeros(0, np.float32)),
+            "federation.site_budgets=[1,1,1,6]",
+            from_round=1,
+        )
+
+
+def test_a_second_reply_under_one_name_is_left_out(federate):
+    federation = federate(changing(site="site-3"))
+    assert "a second reply names site-3; it is left out" in federation.log
+    assert federation.hostile.rounds == 0
