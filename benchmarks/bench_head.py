@@ -1,8 +1,8 @@
 """The DP step on cached features beside the same step without DP (torch autograd) and beside Opacus' hooks.
 
 One step is: logits, loss, gradient, (clip, noise,) update, on all 1,104 images of 400 features at once. Float and secure are
-the kinds of privacy.noise: in floating point, and on a grid with discrete Gaussian noise. The steps of each repetition run one after
-the other, so that a drift of the machine meets all of them; the ratio is taken pair by pair.
+the kinds of privacy.noise: in floating point, and on a grid with discrete Gaussian noise. The steps of each repetition run one
+after the other, so that a drift of the machine meets all of them; the ratio is taken pair by pair.
 Usage: python benchmarks/bench_head.py [--repetitions 300] [--json]
 """
 

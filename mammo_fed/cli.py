@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mammo_fed import __version__
+from mammo_fed.cli_audit import add_audit_command
 from mammo_fed.cli_privacy import add_privacy_commands
 from mammo_fed.compose import Composed, compose_settings, expand_sweep
 from mammo_fed.errors import InvalidSetting, MammoFedError
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
     simulation.epilog = OVERRIDES + "\nsweeps: -m privacy.target_epsilon=1,6,12 seed=0,1 writes below hydra.sweep.dir\n"
     add_privacy_commands(commands, common)
+    add_audit_command(commands, common)
     report = add("report", "show one run's results, or compare several on one page", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     report.add_argument("--output", type=Path, default=Path("comparison.html"), help="page for several runs")

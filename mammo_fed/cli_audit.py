@@ -1,29 +1,152 @@
-"""mammo-fed audit: try to refute the privacy claim of a finished run by repeating what one of its sites did."""
+"""mammo-fed audit: try to refute a finished run's privacy claim by repeating what one of its sites did."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from mammo_fed.audit.canaries import CANARIES, CanaryKind
-from mammo_fed.audit.claims import Claim
-from mammo_fed.audit.membership import Federation, Membership, Model, Population, infer_membership
-from mammo_fed.audit.report import AuditReport, audit_subject
-from mammo_fed.audit.subject import Subject
-from mammo_fed.audit.trials import Progress as Told
-from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
+from mammo_fed.reporting.record import write_atomically
+from mammo_fed.reporting.typed_json import dumps
+from mammo_fed.reporting.wording import delta_text, epsilon_text
 
-__all__ = ["add_audit", "audit_run"]
+if TYPE_CHECKING:
+    from mammo_fed.audit.membership import Membership
+    from mammo_fed.audit.report import AuditReport
+
+__all__ = ["add_audit_command"]
+
+CANARIES: Final = ("gradient", "mislabelled", "blank")
+REPORT_NAME: Final = "audit.json"
+FAILED: Final = 1
+
+
+def add_audit_command(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add `audit RUN` to the command line."""
+    text = "try to refute a run's privacy claim: canaries at one site, membership inference on the model"
+    audit = commands.add_parser("audit", help=text, description=text, parents=[common])
+    audit.set_defaults(command=_audit)
+    audit.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run that holds its sites")
+    audit.add_argument("--site", help="whose messages the adversary sees; default the smallest site")
+    audit.add_argument("--trials", type=int, help="judged runs with and without each canary; default 1500, under dp_sgd 500")
+    audit.add_argument("--canary", choices=CANARIES, action="append", help="default all; may be given several times")
+    audit.add_argument("--shadows", type=int, default=64, help="models for membership inference (default 64); 0 leaves it out")
+    audit.add_argument("--seed", type=int, default=0, help="whose seat the canary takes; never the noise")
+    audit.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes; default all cores")
+    audit.add_argument("--at-site", action="store_true", help="the patients are not public, and the report stays at their site")
+    audit.add_argument("--output", type=Path, help=f"the report as JSON; default RUN/{REPORT_NAME}")
+
+
+def _audit(options: argparse.Namespace, console: Console) -> int:
+    # Imported late: torch and Flower take seconds, and --help should not.
+    from mammo_fed.audited import audit_run
+
+    with _Bars(console, quiet=options.json) as bars:
+        report = audit_run(
+            options.run,
+            site=options.site,
+            trials=options.trials,
+            canaries=tuple(dict.fromkeys(options.canary or CANARIES)),
+            shadows=options.shadows,
+            seed=options.seed,
+            at_site=options.at_site,
+            jobs=options.jobs,
+            progress=bars.tell,
+        )
+    path = options.output or options.run / REPORT_NAME
+    write_atomically(path, dumps(report.as_dict()))
+    if options.json:
+        sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
+    else:
+        Console().print(_tables(report))
+        console.print(f"report: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if report.passed else FAILED
+
+
+class _Bars:
+    """One bar for each part of the audit."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=quiet)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Show how far a part is."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done)
+
+
+def _tables(report: AuditReport) -> Group:
+    """The report for a terminal of 80 columns."""
+    curve = "its privacy loss distribution" if report.mu is None else f"a Gaussian of mu {report.mu:.3f}"
+    claim = (
+        f"Claim: epsilon {epsilon_text(report.epsilon)} at delta {delta_text(report.delta)} for one {report.unit} of "
+        f"{report.site}, as {curve}. The adversary sees its {report.messages} messages and knows everybody else."
+    )
+    parts: list[Any] = [Text(claim), _canary_table(report)]
+    if report.membership is not None:
+        parts.append(_membership_table(report.membership))
+    moves = ", ".join(f"{name} {move:.6f}" for name, move in report.sensitivity.items())
+    parts.append(Text(f"Largest move by one unit, over its clipping norm: {moves}. {report.seconds:.0f} seconds."))
+    if report.passed:
+        parts.append(
+            Text("Passed: nothing here refutes the claim. An audit can refute a claim, never prove it.", style="green")
+        )
+    else:
+        parts.append(Text("FAILED: " + "; ".join(report.faults), style="red"))
+    return Group(*parts)
+
+
+def _canary_table(report: AuditReport) -> Table:
+    table = _table("Lower bounds on epsilon, 95 % confidence")
+    table.add_column("canary", no_wrap=True)
+    for column in ("runs\na side", "false\npos.", "false\nneg.", "by the\ncurve", "assuming\nnothing", "claim at\n99.9 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for found in report.canaries:
+        table.add_row(
+            found.canary,
+            f"{found.trials:,}",
+            f"{found.false_positives:,}",
+            f"{found.false_negatives:,}",
+            f"{found.epsilon_lower:.3f}",
+            f"{found.epsilon_assumption_free:.3f}",
+            "REFUTED" if found.rejected else "stands",
+        )
+    return table
+
+
+def _membership_table(found: Membership) -> Table:
+    table = _table(f"Membership in the released model: {found.members} members, {found.others} held-out patients")
+    table.add_column("attack", no_wrap=True)
+    for column in ("AUC\n[95 % CI]", "found at 1 %\nfalse positives"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for attack in found.attacks:
+        table.add_row(attack.name, _interval(attack.auc, attack.auc_ci), _interval(attack.tpr, attack.tpr_ci))
+    table.add_row("allowed by the claim", f"{found.auc_allowed:.3f}", f"{found.tpr_allowed:.3f}")
+    return table
+
+
+def _interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))

@@ -31,6 +31,7 @@ class RunProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=console, transient=True, disable=quiet)
         self._tasks: dict[str, TaskID] = {}
+        self._quarters: dict[str, int] = {}
 
     @property
     def hooks(self) -> Hooks:
@@ -48,6 +49,11 @@ class RunProgress:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(f"features, {name}", total=total)
         self._bars.update(self._tasks[name], completed=done)
+        quarter = 4 * done // total
+        # A log or a pipe shows no bars: a line at every quarter says that work goes on.
+        if not self._console.is_terminal and quarter > self._quarters.get(name, 0) and done < total:
+            self._say(f"features of {done} of {total} images ({name})")
+        self._quarters[name] = quarter
         if done == total:
             self._say(f"features of {total} images ({name})")
 

@@ -7,7 +7,7 @@ noise, nor who is drawn into a Poisson sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
@@ -227,12 +227,9 @@ class Saturating:
 
     def __call__(self) -> Play:
         """A fresh trial."""
-        yield from _ask(iter(self._questions))
-
-
-def _ask(questions: Iterator[Question]) -> Play:
-    for question in questions:
-        yield question
+        # Not `yield from`: a list has nowhere to send replies to.
+        for question in self._questions:  # noqa: UP028
+            yield question
 
 
 def _wrong_head(spec: HeadSpec, row: Floats32) -> Floats32:

@@ -6,7 +6,7 @@ about ordinary patients; it bounds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from mammo_fed.audit.bounds import clopper_pearson
-from mammo_fed.audit.claims import Claim
-from mammo_fed.audit.subject import Mechanism
+from mammo_fed.audit.subject import Mechanism, Subject
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, malignancy_score
 from mammo_fed.models.whitening import centre_and_normalise
-from mammo_fed.privacy.noise import NoiseSource
-from mammo_fed.privacy.planning import Schedule
+from mammo_fed.privacy.noise import Draws, NoiseSource
 from mammo_fed.training.evaluation import auroc_interval
-from mammo_fed.training.local import LocalSteps, SiteFeatures
+from mammo_fed.training.local import SiteFeatures
 
-__all__ = ["Attack", "Federation", "Membership", "Model", "Population", "infer_membership"]
+__all__ = ["Attack", "Membership", "Model", "Population", "infer_membership"]
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -63,28 +61,6 @@ class Population:
     patients: NDArray[np.int64]
     sites: NDArray[np.int64]
     members: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Federation:
-    """How the model was trained: enough to train others like it (weighted averaging, whatever the run's strategy was).
-
-    Attributes:
-      schedules: of each site.
-      public_counts: images of each site, declared public; also the weights.
-      unit: whose data is protected.
-      head, closed_form, steps, start: as in mammo_fed.audit.subject.Subject.
-      tail: part of the last rounds whose models are averaged.
-    """
-
-    schedules: tuple[Schedule, ...]
-    public_counts: tuple[int, ...]
-    unit: str
-    head: HeadSpec
-    closed_form: bool
-    steps: LocalSteps
-    start: Floats32
-    tail: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +105,10 @@ class Membership:
 
 def infer_membership(
     population: Population,
-    federation: Federation,
+    sites: Sequence[Subject],
     model: Model,
-    claim: Claim,
     *,
+    tail: float,
     shadows: int,
     seed: int,
     progress: Callable[[str, int, int], None] = lambda *_: None,
@@ -144,9 +120,9 @@ def infer_membership(
 
     Args:
       population: members and held-out patients.
-      federation: how shadows are trained, noise and all.
+      sites: who trained the model, and how; shadows are trained like it, noise and all, but always with weighted averaging.
       model: the released one.
-      claim: for the largest values that it allows.
+      tail: part of the last rounds whose models are averaged, in (0, 1].
       shadows: number of shadow models, at least 8.
       seed: deals out patients; the shadows' noise is the operating system's.
       progress: told of every shadow.
@@ -158,10 +134,11 @@ def infer_membership(
     """
     if shadows < FEWEST_SHADOWS:
         raise InvalidSetting(f"shadows={shadows} must be at least {FEWEST_SHADOWS}; check --shadows")
-    logits = _true_logits(population, federation.head, model)
+    logits = _true_logits(population, sites[0].head, model)
+    claim = max((site.claim for site in sites), key=lambda each: each.epsilon)
     member = _of_patients(population.members.astype(np.float64), population.patients) > 0
     losses = _of_patients(np.logaddexp(0.0, -logits), population.patients)
-    ratio = _likelihood_ratio(population, federation, model, shadows=shadows, seed=seed, progress=progress)
+    ratio = _likelihood_ratio(population, sites, model, tail=tail, shadows=shadows, seed=seed, progress=progress)
     grid = np.linspace(0.0, 1.0, 2001)[1:-1]
     return Membership(
         members=int(member.sum()),
@@ -176,50 +153,47 @@ def infer_membership(
     )
 
 
-def train_shadow(
-    population: Population, federation: Federation, included: NDArray[np.bool_], sites: NDArray[np.int64]
-) -> Model:
-    """The federation's model if `included` images (bool) were its patients' at `sites` (int64), with fresh noise."""
-    source, code, head = NoiseSource(injected_seed=None), Mechanism(), federation.head
-    data = [
-        _site(population, included & (sites == number), unit=federation.unit, public_count=count)
-        for number, count in enumerate(federation.public_counts)
-    ]
-    parts = list(zip(data, federation.schedules, strict=True))
-    centre = np.zeros(head.dims, np.float32)
-    if all(schedule.mean_event is not None for schedule in federation.schedules):
-        means = [
-            code.mean(each, charged=schedule.mean_event, noise=source.generator(site="", round_index=0, purpose="noise"))
-            for each, schedule in parts
-        ]
-        centre = _average(means, federation.public_counts)
-    flat, models = federation.start, []
-    for index in range(1, max(schedule.rounds for schedule in federation.schedules) + 1):
+def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail: float) -> Model:
+    """The model that `sites` would release if `data` were theirs, with fresh noise."""
+    source, code = NoiseSource(injected_seed=None), Mechanism()
+    weights = [each.public_count for each in data]
+    pairs = list(zip(data, sites, strict=True))
+
+    def draws(site: Subject, index: int, purpose: str) -> Draws:
+        return source.draws(site.noise, site=site.site, round_index=index, purpose=purpose)
+
+    centre = np.zeros(sites[0].head.dims, np.float32)
+    if all(site.schedule.mean_event is not None for site in sites):
+        means = [code.mean(each, charged=site.schedule.mean_event, noise=draws(site, 0, "noise")) for each, site in pairs]
+        centre = _average(means, weights)
+    flat, models = sites[0].start, []
+    for index in range(1, max(site.schedule.rounds for site in sites) + 1):
         updates = [
             code.train(
                 each,
                 flat,
-                head=head,
+                head=site.head,
                 centre=centre,
-                steps=federation.steps,
-                charged=schedule.step_event,
-                closed_form=federation.closed_form,
-                noise=source.generator(site="", round_index=index, purpose="noise"),
-                sampling=source.generator(site="", round_index=index, purpose="sampling"),
+                steps=site.steps,
+                charged=site.schedule.step_event,
+                closed_form=site.closed_form,
+                noise=draws(site, index, "noise"),
+                sampling=draws(site, index, "sampling"),
             )
-            for each, schedule in parts
+            for each, site in pairs
         ]
-        flat = _average(updates, federation.public_counts)
+        flat = _average(updates, weights)
         models.append(flat)
-    last = max(1, round(federation.tail * len(models)))
+    last = max(1, round(tail * len(models)))
     return Model(centre=centre, flat=_average(models[-last:], [1] * last))
 
 
 def _likelihood_ratio(
     population: Population,
-    federation: Federation,
+    sites: Sequence[Subject],
     model: Model,
     *,
+    tail: float,
     shadows: int,
     seed: int,
     progress: Callable[[str, int, int], None],
@@ -228,16 +202,18 @@ def _likelihood_ratio(
     draws = np.random.default_rng(seed)
     count = int(population.patients.max()) + 1
     share = float((_of_patients(population.members.astype(np.float64), population.patients) > 0).mean())
-    weights = np.array(federation.public_counts, np.float64)
-    dealt = draws.choice(len(weights), size=count, p=weights / weights.sum())
-    sites = np.where(population.members, population.sites, dealt[population.patients])
+    weights = np.array([site.data.public_count for site in sites], np.float64)
+    dealt = draws.choice(len(sites), size=count, p=weights / weights.sum())
+    owner = np.where(population.members, population.sites, dealt[population.patients])
     scores, inside = np.empty((shadows, count)), np.empty((shadows, count), bool)
     for number in range(shadows):
         inside[number] = draws.permutation(count) < round(share * count)
-        shadow = train_shadow(population, federation, inside[number][population.patients], sites)
-        scores[number] = _of_patients(_true_logits(population, federation.head, shadow), population.patients)
+        included = inside[number][population.patients]
+        data = [_site(population, included & (owner == index), site) for index, site in enumerate(sites)]
+        shadow = train_shadow(data, sites, tail=tail)
+        scores[number] = _of_patients(_true_logits(population, sites[0].head, shadow), population.patients)
         progress("shadow models", number + 1, shadows)
-    own = _of_patients(_true_logits(population, federation.head, model), population.patients)
+    own = _of_patients(_true_logits(population, sites[0].head, model), population.patients)
     return _log_normal(own, scores, inside) - _log_normal(own, scores, ~inside)
 
 
@@ -283,15 +259,17 @@ def _of_patients(values: Floats, patients: NDArray[np.int64]) -> Floats:
     return mean
 
 
-def _site(population: Population, rows: NDArray[np.bool_], *, unit: str, public_count: int) -> SiteFeatures:
-    units = population.patients[rows] if unit == "patient" else np.arange(int(rows.sum()))
+def _site(population: Population, rows: NDArray[np.bool_], site: Subject) -> SiteFeatures:
+    """`rows` (bool) of the population as the data of `site`."""
+    by_patient = site.schedule.step_event.unit == "patient"
+    units = population.patients[rows] if by_patient else np.arange(int(rows.sum()))
     return SiteFeatures(
         features=population.features[rows],
         labels=population.labels[rows],
         units=np.unique(units, return_inverse=True)[1].astype(np.int64),
-        public_count=public_count,
+        public_count=site.data.public_count,
     )
 
 
-def _average(arrays: list[Floats32], weights: tuple[int, ...] | list[int]) -> Floats32:
+def _average(arrays: Sequence[Floats32], weights: Sequence[int]) -> Floats32:
     return np.average(np.stack(arrays).astype(np.float64), axis=0, weights=weights).astype(np.float32)

@@ -18,6 +18,7 @@ __all__ = ["AuditReport", "audit_subject"]
 
 # Releases are float32: a move may pass its bound by rounding.
 SLACK: Final = 1e-4
+FEWEST_NATURAL: Final = 500
 # The same accountant priced both, perhaps on another machine.
 TOLERANCE: Final = 1e-6
 SCHEMA_VERSION: Final = 1
@@ -92,6 +93,7 @@ def audit_subject(
     seed: int,
     membership: Membership | None = None,
     mechanism: Mechanism | None = None,
+    jobs: int = 1,
     progress: Progress = lambda *_: None,
 ) -> AuditReport:
     """Gate and canaries on one site. It releases nothing and charges nothing: trials are thrown away.
@@ -99,18 +101,21 @@ def audit_subject(
     Args:
       subject: the site, what it runs, and what that is said to cost.
       run_id: name of the run.
-      trials: judged runs on each side and for each canary.
+      trials: judged runs on each side for the gradient canary. The others, weaker by nature, get a third, but 500 if that is
+        more and so many were asked for.
       canaries: which.
       seed: of the canaries' seats.
       membership: what was found on the released model.
       mechanism: the code under audit; the sites' own unless a test says otherwise.
+      jobs: processes, >= 1.
       progress: told how far the trials are.
     """
     started = time.perf_counter()
     code, claim = mechanism or Mechanism(), subject.claim
     moves = sensitivity(subject, code)
     results = tuple(
-        audit_canary(subject, kind, trials=trials, seed=seed, mechanism=code, progress=progress) for kind in canaries
+        audit_canary(subject, kind, trials=_share(kind, trials), seed=seed, mechanism=code, jobs=jobs, progress=progress)
+        for kind in canaries
     )
     return AuditReport(
         run_id=run_id,
@@ -126,3 +131,7 @@ def audit_subject(
         membership=membership,
         seconds=time.perf_counter() - started,
     )
+
+
+def _share(kind: CanaryKind, trials: int) -> int:
+    return trials if kind == "gradient" else max(trials // 3, min(trials, FEWEST_NATURAL))

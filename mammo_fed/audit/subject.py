@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from mammo_fed.audit.claims import Claim
 from mammo_fed.audit.gate import Silence, largest_move
 from mammo_fed.models.heads import HeadSpec
-from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.privacy.discrete import operating_system_words
+from mammo_fed.privacy.grid import SecureDraws
+from mammo_fed.privacy.noise import Draws, NoiseMode, NoiseSource
 from mammo_fed.privacy.planning import Schedule
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 
@@ -53,6 +56,7 @@ class Subject:
       closed_form: full-batch descent on the linear head; otherwise Poisson DP-SGD.
       steps: hyper-parameters that the run's server sent.
       start: float32, shape (head.num_parameters,): the head before the first round, public.
+      noise: how the site draws: "secure" (on a public grid) or "float".
     """
 
     site: str
@@ -64,6 +68,7 @@ class Subject:
     closed_form: bool
     steps: LocalSteps
     start: Floats32
+    noise: NoiseMode
 
 
 def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
@@ -77,38 +82,47 @@ def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
       The largest quotient by release ("mean", "gradient"); at most 1 where the claim's sensitivity holds, NaN where a value
       that is not finite gets through.
     """
-    event, dims = subject.schedule.step_event, subject.head.dims
-    once = replace(event, steps=1, sample_rate=1.0)
-    plain = LocalSteps(learning_rate=1.0, weight_decay=0.0, optimizer="sgd", label_smoothing=0.0, proximal=0.0)
-    draws = np.random.default_rng(0)
-    tilted = draws.standard_normal(subject.head.num_parameters).astype(np.float32)
-
-    def site(features: Floats32, labels: NDArray[np.int64], units: NDArray[np.int64]) -> SiteFeatures:
-        return SiteFeatures(features=features, labels=labels, units=units, public_count=1)
-
-    def gradient(start: Floats32) -> Callable[..., NDArray[np.floating]]:
-        return lambda *rows: (
-            start
-            - mechanism.train(
-                site(*rows),
-                start,
-                head=subject.head,
-                centre=np.zeros(dims, np.float32),
-                steps=plain,
-                charged=once,
-                closed_form=subject.closed_form,
-                noise=Silence(),
-                sampling=Silence(),
-            )
-        )
-
-    releases = {"gradient": (gradient(np.zeros_like(tilted)), gradient(tilted))}
+    event, mean_event = subject.schedule.step_event, subject.schedule.mean_event
+    tilted = np.random.default_rng(0).standard_normal(subject.head.num_parameters).astype(np.float32)
+    releases = {"gradient": [_gradient(subject, mechanism, start) for start in (np.zeros_like(tilted), tilted)]}
     norms = {"gradient": event.clipping_norm}
-    if (mean_event := subject.schedule.mean_event) is not None:
-        releases["mean"] = (lambda *rows: mechanism.mean(site(*rows), charged=mean_event, noise=Silence()),)  # type: ignore[assignment]
+    if mean_event is not None:
+        silent = replace(mean_event, noise_multiplier=0.0)
+        releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), charged=silent, noise=_silence(subject))]
         norms["mean"] = mean_event.clipping_norm
     moves = {
-        name: [move for release in each for move in largest_move(release, dims=dims, unit=event.unit).values()]
-        for name, each in releases.items()
+        name: [m for each in found for m in largest_move(each, dims=subject.head.dims, unit=event.unit).values()]
+        for name, found in releases.items()
     }
     return {name: float(np.max(found)) / norms[name] for name, found in moves.items()}
+
+
+def _gradient(subject: Subject, mechanism: Mechanism, start: Floats32) -> Callable[..., NDArray[np.floating]]:
+    """The clipped sum of gradients at the head `start`, as a function of (features, labels, units)."""
+    once = replace(subject.schedule.step_event, steps=1, sample_rate=1.0, noise_multiplier=0.0)
+    plain = LocalSteps(learning_rate=1.0, weight_decay=0.0, optimizer="sgd", label_smoothing=0.0, proximal=0.0)
+
+    def release(*rows: NDArray[Any]) -> NDArray[np.floating]:
+        reply = mechanism.train(
+            _site(*rows),
+            start,
+            head=subject.head,
+            centre=np.zeros(subject.head.dims, np.float32),
+            steps=plain,
+            charged=once,
+            closed_form=subject.closed_form,
+            noise=_silence(subject),
+            sampling=_silence(subject),
+        )
+        return start - reply
+
+    return release
+
+
+def _site(features: NDArray[Any], labels: NDArray[Any], units: NDArray[Any]) -> SiteFeatures:
+    return SiteFeatures(features=features, labels=labels, units=units, public_count=1)
+
+
+def _silence(subject: Subject) -> Draws:
+    """Draws of the site's own kind; with a noise multiplier of 0 they add nothing."""
+    return Silence() if subject.noise == "float" else SecureDraws(words=operating_system_words)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from typing import Final
 
 import numpy as np
@@ -27,6 +30,8 @@ Progress = Callable[[str, int, int], None]
 CONFIDENCE: Final = 0.975
 CONFIDENCE_TO_REJECT: Final = 0.9995
 FEWEST_TRIALS: Final = 20
+# Pairs of runs that a process does at a time.
+CHUNK: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,7 @@ def audit_canary(
     trials: int,
     seed: int,
     mechanism: Mechanism | None = None,
+    jobs: int = 1,
     progress: Progress = lambda *_: None,
 ) -> CanaryResult:
     """Repeat the site's mechanism with and without a canary, and hold the errors of telling them apart against the claim.
@@ -88,27 +94,60 @@ def audit_canary(
       trials: runs on each side that are judged, at least 20; 500 and more say something.
       seed: of the canary's seat; the noise is the operating system's.
       mechanism: the code under audit; the sites' own unless a test says otherwise.
-      progress: told of every finished pair of runs.
+      jobs: processes, >= 1.
+      progress: told of finished pairs of runs.
 
     Raises:
       InvalidSetting: If `trials` is too small or there is no seat for the canary.
     """
     if trials < FEWEST_TRIALS:
         raise InvalidSetting(f"trials={trials} must be at least {FEWEST_TRIALS}; check --trials (500 or more is usual)")
-    code, canary, held_out = mechanism or Mechanism(), place_canary(subject, kind, seed=seed), max(FEWEST_TRIALS, trials // 2)
+    code, held_out = mechanism or Mechanism(), max(FEWEST_TRIALS, trials // 2)
     found = np.empty((2, held_out + trials))
-    for run in range(held_out + trials):
-        for side, data in enumerate((canary.absent, canary.present)):
-            found[side, run] = run_trial(code, subject, data, canary, source=code.sources(2 * run + side))
-        progress(f"canary: {kind}", run + 1, held_out + trials)
-    return _judge(subject, canary, found[:, :held_out], found[:, held_out:])
+    done = 0
+    for first, evidences in _all_runs(code, subject, kind, seed, held_out + trials, jobs=jobs):
+        found[:, first : first + evidences.shape[1]] = evidences
+        done += evidences.shape[1]
+        progress(f"canary: {kind}", done, held_out + trials)
+    return _judge(subject, place_canary(subject, kind, seed=seed), found[:, :held_out], found[:, held_out:])
+
+
+def _all_runs(
+    mechanism: Mechanism, subject: Subject, kind: CanaryKind, seed: int, total: int, *, jobs: int
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """(first run, evidence of shape (2, runs)) of every chunk of runs, as they finish."""
+    chunks = [(first, min(CHUNK, total - first)) for first in range(0, total, CHUNK)]
+    work = partial(_some_runs, mechanism, subject, kind, seed)
+    if jobs == 1:
+        yield from ((first, work(first, count)) for first, count in chunks)
+        return
+    # Fresh processes: a fork of one that has torch's threads may hang.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        pending = {pool.submit(work, first, count): first for first, count in chunks}
+        yield from ((pending[each], each.result()) for each in as_completed(pending))
+
+
+def _some_runs(
+    mechanism: Mechanism, subject: Subject, kind: CanaryKind, seed: int, first: int, count: int
+) -> NDArray[np.float64]:
+    canary = place_canary(subject, kind, seed=seed)
+    return np.array(
+        [
+            [
+                run_trial(mechanism, subject, data, canary, source=mechanism.sources(2 * run + side))
+                for run in range(first, first + count)
+            ]
+            for side, data in enumerate((canary.absent, canary.present))
+        ]
+    )
 
 
 def _answer(
     mechanism: Mechanism, subject: Subject, data: SiteFeatures, question: Question, source: NoiseSource
 ) -> NDArray[np.float32]:
     """The site's reply to one question, as client.site makes it."""
-    noise = source.generator(site=subject.site, round_index=question.round_index, purpose="noise")
+    where = {"site": subject.site, "round_index": question.round_index}
+    noise = source.draws(subject.noise, **where, purpose="noise")  # type: ignore[arg-type]
     if question.steps is None:
         return mechanism.mean(data, charged=subject.schedule.mean_event, noise=noise)
     return mechanism.train(
@@ -120,7 +159,7 @@ def _answer(
         charged=subject.schedule.step_event,
         closed_form=subject.closed_form,
         noise=noise,
-        sampling=source.generator(site=subject.site, round_index=question.round_index, purpose="sampling"),
+        sampling=source.draws(subject.noise, **where, purpose="sampling"),  # type: ignore[arg-type]
     )
 
 

@@ -24,7 +24,8 @@ Progress = Callable[[int, int], None]
 
 # Bumped whenever the same settings would give other numbers, so that no old cache is read.
 FORMAT: Final = 1
-BATCH: Final = 32
+# Patches in one pass: small enough that activations stay in the processor's cache; three times faster than 128 on two cores.
+PASS: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +116,15 @@ class Extractor:
     ) -> tuple[NDArray[np.float32], ...]:
         """Descriptors without the cache; arguments and result as in `blocks`."""
         rows: list[list[NDArray[np.float32]]] = [[] for _ in self.backbones]
-        for start in range(0, len(pixels), BATCH):
-            patches = _resize(torch.from_numpy(np.array(pixels[start : start + BATCH])), self.spec.input_size)
+        batch = PASS // 4 if flips else PASS
+        for start in range(0, len(pixels), batch):
+            patches = _resize(torch.from_numpy(np.array(pixels[start : start + batch])), self.spec.input_size)
             views = _four_flips(patches) if flips else patches
             for block, backbone in zip(rows, self.backbones, strict=True):
                 pooled = _pool(backbone(views), self.spec.pooling)
                 block.append(pooled.view(-1, len(patches), pooled.shape[1]).mean(0).numpy())
             if progress is not None:
-                progress(min(start + BATCH, len(pixels)), len(pixels))
+                progress(min(start + batch, len(pixels)), len(pixels))
         return tuple(np.concatenate(block) for block in rows)
 
 

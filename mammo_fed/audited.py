@@ -1,0 +1,282 @@
+"""A finished run as the audit sees it: its sites' data, what they ran, what they claim, and the model it released."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from client.policy import SiteFile, read_site_file
+from client.site import plan_for_site
+from mammo_fed.audit.canaries import CANARIES, CanaryKind
+from mammo_fed.audit.claims import Claim
+from mammo_fed.audit.membership import Membership, Model, Population, infer_membership
+from mammo_fed.audit.report import AuditReport, audit_subject
+from mammo_fed.audit.subject import Subject
+from mammo_fed.audit.trials import Progress
+from mammo_fed.data.assemble import Pool, evaluation_cohorts, limit_images_per_patient, load_pool
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused, WeightsError
+from mammo_fed.federation.task import Declaration
+from mammo_fed.models.classifier import Classifier, extractor_spec, read_classifier
+from mammo_fed.models.features import Extractor
+from mammo_fed.privacy.planning import Schedule
+from mammo_fed.reporting.record import Record, read_record
+from mammo_fed.settings import Settings
+from mammo_fed.training.local import LocalSteps, SiteFeatures
+from mammo_fed.training.recipe import resolve
+from server.public import make_public_start
+from server.run import MODEL_NAME
+
+__all__ = ["FinishedRun", "audit_run"]
+
+SHADOWS: Final = 64
+# A closed-form trial takes a hundredth of a second, one of Poisson DP-SGD a tenth.
+TRIALS: Final = {"dp_gd": 1500, "dp_sgd": 500}
+# Held-out patients of the same kind as the members, in this order of preference; "external" is another population.
+HELD_OUT: Final = ("test", "val")
+
+
+def audit_run(
+    run: Path,
+    *,
+    site: str | None = None,
+    trials: int | None = None,
+    canaries: Sequence[CanaryKind] = CANARIES,
+    shadows: int = SHADOWS,
+    seed: int = 0,
+    at_site: bool = False,
+    jobs: int = 1,
+    progress: Progress = lambda *_: None,
+) -> AuditReport:
+    """Audit one site of a finished run. It releases nothing and charges nothing: trials and shadow models are thrown away.
+
+    Args:
+      run: folder of the run, with its configuration, record, model and sites.
+      site: name of the site whose messages are seen; None takes the one with the fewest (public) patients.
+      trials: judged runs on each side, see mammo_fed.audit.report; None is 1500 in closed form, 500 under Poisson DP-SGD.
+      canaries: which.
+      shadows: models for the likelihood ratio of membership inference; 0 leaves membership inference out.
+      seed: of everything but the noise.
+      at_site: whether the audit stays at the site that the patients belong to; needed where they are not public.
+      jobs: processes for the trials, >= 1.
+      progress: told how far it is.
+
+    Raises:
+      DataError: If the folder holds no finished run with its sites, or something it rests on has changed since.
+      InvalidSetting: If the run promised nothing, or an argument is out of its range.
+      PolicyRefused: If the patients are not public and `at_site` is not given.
+    """
+    started, finished = time.perf_counter(), FinishedRun(run)
+    if not (finished.pool.cohort.public or at_site):
+        raise PolicyRefused(
+            "the patients of this run are not declared public: an audit repeats releases and shows what they tell of single "
+            "patients; run it at their own site with --at-site, and let its report stay there"
+        )
+    subject = finished.smallest if site is None else finished.site(site)
+    membership = finished.membership(shadows=shadows, seed=seed, progress=progress) if shadows else None
+    report = audit_subject(
+        subject,
+        run_id=finished.record.run_id,
+        trials=trials or TRIALS[finished.settings.privacy.mechanism],
+        canaries=canaries,
+        seed=seed,
+        membership=membership,
+        jobs=jobs,
+        progress=progress,
+    )
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+class FinishedRun:
+    """A run folder, read; features come from the cache or are made again.
+
+    Raises:
+      DataError: If the folder holds no finished run with its sites.
+      InvalidSetting: If the run had no noise, or noise that was injected: it promised nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record: Record = read_record(folder)
+        if not self.record.privacy.guaranteed:
+            raise InvalidSetting(
+                f"the noise of {folder} is {self.record.privacy.noise!r}: a run without secret noise promises nothing to audit"
+            )
+        self.settings = _read_settings(folder / "config.yaml")
+        self._files = [read_site_file(path) for path in sorted((folder / "sites").glob("*.json"))]
+        if not self._files:
+            raise DataError(f"{folder}/sites has no site files; only a run whose sites lie in its folder can be audited")
+        self.recipe = resolve(self.settings)
+        self._cache = ArrayCache(Path(self._files[0].cache))
+
+    @cached_property
+    def pool(self) -> Pool:
+        """Training images of all sites."""
+        return load_pool(self._files[0].data, self._files[0].share, cache=self._cache)
+
+    @property
+    def smallest(self) -> Subject:
+        """The site with the fewest images, by its public count."""
+        return min(self.sites.values(), key=lambda site: site.data.public_count)
+
+    def site(self, name: str) -> Subject:
+        """The site called `name`.
+
+        Raises:
+          InvalidSetting: If none of that name trained.
+        """
+        if name not in self.sites:
+            raise InvalidSetting(f"site={name!r} must be one of {sorted(self.sites)}; check --site")
+        return self.sites[name]
+
+    @cached_property
+    def sites(self) -> dict[str, Subject]:
+        """Every site that trained, by name."""
+        recorded = {site.site: site for site in self.record.privacy.sites}
+        found = {
+            file.site: self._subject(file, recorded[file.site].rounds, recorded[file.site].epsilon)
+            for file in self._files
+            if file.site in recorded and recorded[file.site].rounds > self._means
+        }
+        if not found:
+            raise DataError(f"no site of {self.folder} has trained; there is nothing to audit")
+        return found
+
+    def membership(self, *, shadows: int, seed: int, progress: Progress) -> Membership:
+        """Membership inference on the released model: every site's patients against held-out ones.
+
+        Raises:
+          DataError: If the run has no held-out patients of the same kind.
+        """
+        cohorts = evaluation_cohorts(self._files[0].data, self._files[0].share, cache=self._cache)
+        held_out = next((cohorts[name] for name in HELD_OUT if name in cohorts), None)
+        if held_out is None:
+            raise DataError("the run has no test or val patients to hold its members against; give --shadows 0")
+        rows = [self._rows(file) for file in self._files if file.site in self.sites]
+        mine, count = np.concatenate(rows), len(held_out)
+        cohort = self.pool.cohort.select(mine)
+        patients = np.concatenate([cohort.patients, held_out.patients])
+        owners = np.concatenate([np.full(len(part), number) for number, part in enumerate(rows)])
+        population = Population(
+            features=np.concatenate([self._features[mine], self._features_of(held_out)]),
+            labels=np.concatenate([cohort.labels, held_out.labels]),
+            patients=np.unique(patients, return_inverse=True)[1].astype(np.int64),
+            sites=np.concatenate([owners, np.zeros(count, np.int64)]),
+            members=np.arange(len(mine) + count) < len(mine),
+        )
+        return infer_membership(
+            population,
+            tuple(self.sites.values()),
+            Model(centre=self._classifier.centre, flat=self._classifier.flat),
+            tail=self.settings.federation.tail,
+            shadows=shadows,
+            seed=seed,
+            progress=progress,
+        )
+
+    def _subject(self, file: SiteFile, messages: int, epsilon: float) -> Subject:
+        privacy, rows = self.settings.privacy, self._rows(file)
+        cohort = self.pool.cohort.select(rows)
+        schedule = replace(self._planned(file), rounds=messages - self._means)
+        return Subject(
+            site=file.site,
+            data=SiteFeatures(
+                features=self._features[rows],
+                labels=cohort.labels,
+                units=cohort.unit_index(privacy.unit),
+                public_count=file.policy.public_images,
+            ),
+            blank=self._blank,
+            schedule=schedule,
+            claim=Claim(epsilon=epsilon, delta=privacy.delta, events=schedule.events(), accountant=privacy.accountant),
+            head=self._classifier.head,
+            closed_form=privacy.mechanism == "dp_gd",
+            steps=self._steps,
+            start=self._start,
+            noise=privacy.noise,
+        )
+
+    def _planned(self, file: SiteFile) -> Schedule:
+        """What the site planned when it accepted the run, by the site's own code and from its own copy of the declaration."""
+        path = Path(file.folder) / "runs" / self.record.run_id / "declaration.json"
+        try:
+            declaration = Declaration.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: the site does not remember the run") from error
+        most = file.policy.max_images_per_patient
+        return plan_for_site(declaration, public_images=file.policy.public_images, max_images_per_patient=most)
+
+    @property
+    def _means(self) -> int:
+        """Messages of each site that are not of training."""
+        return int(self.settings.privacy.mean_fraction > 0)
+
+    def _rows(self, file: SiteFile) -> NDArray[np.int64]:
+        pool = self.pool
+        return limit_images_per_patient(pool.cohort, pool.rows[file.index], most=file.policy.max_images_per_patient)
+
+    @cached_property
+    def _extractor(self) -> Extractor:
+        extractor = Extractor(extractor_spec(self._classifier.model, seed=self._classifier.seed), cache=self._cache)
+        if extractor.weights_sha256 != self._classifier.weights_sha256:
+            raise WeightsError(
+                f"the backbone weights here are not those of {self.folder}; install the versions in its record.json"
+            )
+        return extractor
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return read_classifier(self.folder / MODEL_NAME)
+
+    @cached_property
+    def _features(self) -> NDArray[np.float32]:
+        """Whitened features of the whole pool."""
+        blocks = self._extractor.blocks(self.pool.cohort.pixels, fingerprint=self.pool.fingerprint)
+        return self._classifier.whitening(blocks)
+
+    def _features_of(self, cohort: Cohort) -> NDArray[np.float32]:
+        """Whitened features of a held-out set; only a public one has a fingerprint to be cached under."""
+        if cohort.public:
+            return self._classifier.whitening(self._extractor.blocks(cohort.pixels, fingerprint=fingerprint(cohort, key=None)))
+        return self._classifier.whitening(self._extractor.compute(cohort.pixels, flips=self.settings.model.flips))
+
+    @cached_property
+    def _blank(self) -> NDArray[np.float32]:
+        pixels = np.zeros((1, *self.pool.cohort.image_size), np.float32)
+        blank: NDArray[np.float32] = self._classifier.whitening(
+            self._extractor.compute(pixels, flips=self.settings.model.flips)
+        )[0]
+        return blank
+
+    @cached_property
+    def _start(self) -> NDArray[np.float32]:
+        return make_public_start(self.settings, self._extractor, cache=self._cache).flat
+
+    @property
+    def _steps(self) -> LocalSteps:
+        privacy, federation = self.settings.privacy, self.settings.federation
+        return LocalSteps(
+            learning_rate=self.recipe.learning_rate,
+            weight_decay=privacy.weight_decay,
+            optimizer=privacy.optimizer,
+            label_smoothing=privacy.label_smoothing,
+            proximal=federation.proximal_mu if federation.strategy == "FedProx" else 0.0,
+        )
+
+
+def _read_settings(path: Path) -> Settings:
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise DataError(f"{path} cannot be read; give the folder of a finished run") from error
+    return Settings.from_mapping(values)

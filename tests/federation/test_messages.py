@@ -1,0 +1,253 @@
+"""What travels arrives as it was sent, through Flower's own serialisation; what no site or server sends is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.federation.flwr_internals import become_server, stamp, through_the_wire
+from mammo_fed.federation.messages import (
+    ARRAYS,
+    CONFIG,
+    PRIVACY,
+    WEIGHT,
+    Reply,
+    flat_array,
+    pack_array,
+    pack_reply,
+    read_declaration,
+    read_reply,
+    read_task,
+    task_config,
+)
+from mammo_fed.federation.task import RoundTask
+from mammo_fed.privacy.events import PrivacyEvent
+
+EVENT = PrivacyEvent(
+    mechanism="gradient",
+    noise_multiplier=2.5,
+    steps=3,
+    sample_rate=0.25,
+    unit="patient",
+    clipping_norm=0.5,
+    max_images_per_patient=16,
+)
+REPLY = Reply(
+    site="site-1",
+    run_id="run1",
+    round_index=2,
+    task_hash="c" * 64,
+    events=(EVENT,),
+    epsilon=1.25,
+    epsilon_account=2.5,
+    budget_left=math.inf,
+    reason="",
+    weight=281,
+    patients=146,
+    arrays=np.linspace(-1, 1, 7, dtype=np.float32),
+    malignant_fraction=0.25,
+    fingerprint="f" * 64,
+)
+TASK = RoundTask(
+    run_id="run1",
+    round_index=1,
+    kind="train",
+    learning_rate=1 / 3,
+    weight_decay=1e-4,
+    optimizer="adamw",
+    label_smoothing=0.1,
+    proximal=0.01,
+)
+any_float = st.floats(allow_nan=False)
+arrays = hnp.arrays(np.float32, st.integers(0, 9), elements=st.floats(width=32))
+events = st.builds(
+    PrivacyEvent,
+    mechanism=st.sampled_from(["mean", "gradient"]),
+    noise_multiplier=st.floats(0, 1e9),
+    steps=st.integers(1, 10**6),
+    sample_rate=st.floats(1e-9, 1.0),
+    unit=st.sampled_from(["patient", "image"]),
+    clipping_norm=st.floats(1e-9, 1e9),
+    max_images_per_patient=st.integers(1, 999),
+)
+replies = st.builds(
+    Reply,
+    site=st.text(max_size=9),
+    run_id=st.text(max_size=9),
+    round_index=st.integers(-1, 10**6),
+    task_hash=st.text("0123456789abcdef", max_size=64),
+    events=st.lists(events, max_size=3).map(tuple),
+    epsilon=any_float,
+    epsilon_account=any_float,
+    budget_left=any_float,
+    reason=st.sampled_from(["", "budget", "policy", "ledger", "task", "weights", "internal"]),
+    weight=st.integers(1, 2**40),
+    patients=st.integers(0, 2**40),
+    arrays=arrays,
+    malignant_fraction=st.none() | st.floats(0, 1),
+    fingerprint=st.text(max_size=9),
+)
+
+
+def travelled(content: RecordDict, kind: str = "train") -> Message:
+    """A message with this content, after the way through Flower's serialisation."""
+    become_server(1)
+    message = Message(content, 2, kind)
+    stamp(message)
+    return through_the_wire(message)
+
+
+def fields(reply: Reply) -> dict[str, object]:
+    """Everything in a reply, to the last bit."""
+    return {**vars(reply), "arrays": (reply.arrays.dtype.str, reply.arrays.shape, reply.arrays.tobytes())}
+
+
+def changed(**privacy: object) -> RecordDict:
+    """A packed reply with entries of its privacy record changed, or removed where they are None."""
+    content = pack_reply(REPLY)
+    record = dict(content.config_records[PRIVACY])
+    for name, value in privacy.items():
+        key = name.replace("_", "-")
+        assert key in record
+        if value is None:
+            del record[key]
+        else:
+            record[key] = value
+    content[PRIVACY] = ConfigRecord(record)
+    return content
+
+
+@given(replies)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=60)
+def test_a_reply_arrives_as_it_was_sent(reply):
+    assert fields(read_reply(travelled(pack_reply(reply)).content)) == fields(reply)
+
+
+def test_flowers_strategies_find_one_array_record_and_one_number_to_weigh_by():
+    content = pack_reply(REPLY)
+    assert list(content.array_records) == [ARRAYS]
+    (metrics,) = content.metric_records.values()
+    assert dict(metrics) == {WEIGHT: 281}
+
+
+def test_a_balance_that_is_not_public_does_not_travel_at_all():
+    packed = pack_reply(replace(REPLY, malignant_fraction=None))
+    assert not any("malignant" in key for key in packed.config_records[PRIVACY])
+    assert read_reply(packed).malignant_fraction is None
+
+
+@pytest.mark.parametrize(
+    "name", ["site", "run_id", "round", "task_hash", "events", "epsilon", "reason", "patients", "fingerprint"]
+)
+def test_a_reply_that_lacks_a_field_is_refused_by_name(name):
+    with pytest.raises(DataError, match=f"a reply lacks '{name.replace('_', '-')}'"):
+        read_reply(changed(**{name: None}))
+
+
+@pytest.mark.parametrize("record", [ARRAYS, PRIVACY, "metrics"])
+def test_a_reply_that_lacks_a_record_is_refused(record):
+    content = pack_reply(REPLY)
+    del content[record]
+    with pytest.raises(DataError, match="a reply lacks"):
+        read_reply(content)
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {"round": 1.0},
+        {"round": "1"},
+        {"round": True},
+        {"patients": 0.5},
+        {"epsilon": "6"},
+        {"epsilon": True},
+        {"budget_left": b"6"},
+        {"reason": "because of Erika"},
+        {"malignant_fraction": "half"},
+    ],
+    ids=str,
+)
+def test_a_reply_with_a_value_of_the_wrong_kind_is_refused(privacy):
+    with pytest.raises(DataError, match="a reply has a"):
+        read_reply(changed(**privacy))
+
+
+@pytest.mark.parametrize("weight", [0, -3, 2.0, math.nan])
+def test_a_reply_with_a_weight_that_no_site_sends_is_refused(weight):
+    content = pack_reply(REPLY)
+    content["metrics"] = MetricRecord({WEIGHT: weight})
+    with pytest.raises(DataError, match="weight"):
+        read_reply(content)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"mechanism": "mean"}]', "[" * 50])
+def test_a_reply_whose_events_are_none_is_refused(text):
+    with pytest.raises(InvalidSetting):
+        read_reply(changed(events=text))
+
+
+def test_an_event_with_another_relation_is_refused():
+    text = str(pack_reply(REPLY).config_records[PRIVACY]["events"])
+    with pytest.raises(InvalidSetting, match="relation='add_remove' must be 'zero_out'"):
+        read_reply(changed(events=text.replace("zero_out", "add_remove")))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ArrayRecord({}),
+        ArrayRecord({"other": Array(np.zeros(3, np.float32))}),
+        ArrayRecord({"flat": Array(np.zeros(3, np.float32)), "more": Array(np.zeros(3, np.float32))}),
+        ArrayRecord({"flat": Array(np.zeros((3, 1), np.float32))}),
+        ArrayRecord({"flat": Array(np.zeros(3, np.int64))}),
+        ArrayRecord({"flat": Array(np.zeros(3, np.complex64))}),
+        ArrayRecord({"flat": Array(np.array(3.0, np.float32))}),
+    ],
+    ids=["none", "name", "two", "matrix", "whole", "complex", "scalar"],
+)
+def test_a_message_carries_exactly_one_flat_real_array(record):
+    with pytest.raises(DataError, match="array"):
+        flat_array(record)
+
+
+def test_wider_numbers_become_float32():
+    narrowed = flat_array(ArrayRecord({"flat": Array(np.array([0.1, 1e30]))}))
+    np.testing.assert_array_equal(narrowed, np.array([0.1, 1e30], np.float32))
+    assert narrowed.dtype == np.float32
+
+
+def test_an_array_that_lies_apart_in_memory_arrives_whole():
+    wide = np.arange(10, dtype=np.float32)
+    np.testing.assert_array_equal(flat_array(pack_array(wide[::3])), wide[::3])
+
+
+def test_a_task_arrives_as_it_was_sent():
+    centre = np.array([0.1, -0.0, 1e-38], np.float32)
+    flat = np.array([np.pi, 2.0], np.float32)
+    message = travelled(RecordDict({ARRAYS: pack_array(flat), CONFIG: task_config(TASK, centre)}))
+    task, arrived_centre, arrived = read_task(message)
+    assert task == TASK
+    assert (arrived_centre.tobytes(), arrived.tobytes()) == (centre.tobytes(), flat.tobytes())
+    # A site may work in its arrays.
+    arrived_centre += 1
+
+
+@pytest.mark.parametrize("centre", ["text", 7, 0.5])
+def test_a_centre_that_is_no_array_is_refused(centre):
+    config = ConfigRecord({"task": TASK.to_json(), "centre": centre})
+    with pytest.raises(DataError, match="a task's centre must be bytes"):
+        read_task(travelled(RecordDict({ARRAYS: pack_array(np.zeros(2, np.float32)), CONFIG: config})))
+
+
+def test_a_declaration_that_is_none_is_refused():
+    content = RecordDict({ARRAYS: pack_array(np.zeros(2, np.float32)), CONFIG: ConfigRecord({"declaration": "[]"})})
+    with pytest.raises(InvalidSetting, match="must be a JSON object"):
+        read_declaration(travelled(content, "query"))
