@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.site import DECLARATION_ROUND, Site, open_site
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
+from mammo_fed.federation.flwr_internals import CLIENT_FAILED
 from mammo_fed.federation.messages import Reply, pack_reply, read_declaration, read_task
 
 __all__ = ["app"]
@@ -43,13 +44,18 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Message, context: Context, answer: Callable[[Site], Reply], *, round_index: int) -> Message:
-    site = open_site(_site_path(context))
+    # Whatever happens, the text of it stays here: Flower would send str(error) to the server.
     try:
-        reply = answer(site)
+        site = open_site(_site_path(context))
+    except Exception:
+        logger.exception("this site cannot be opened; its operator must look at the site file and the cohort")
+        return Message(Error(code=CLIENT_FAILED, reason="internal"), reply_to=message)
+    try:
+        packed = pack_reply(answer(site))
     except Exception as error:
         logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not isinstance(error, PrivacyRefused))
-        reply = site.refusal("", round_index, _reason(error))
-    return Message(pack_reply(reply), reply_to=message)
+        packed = pack_reply(site.refusal("", round_index, _reason(error)))
+    return Message(packed, reply_to=message)
 
 
 def _reason(error: Exception) -> str:

@@ -127,6 +127,9 @@ def check_declaration(declaration: Declaration, policy: SitePolicy, *, patients:
         complaints.append(f"delta={declaration.delta} is above the policy's {policy.delta}")
     if declaration.noise_seed is not None and not public:
         complaints.append("noise_seed is set and the cohort is not declared public")
+    if declaration.noise == "float" and not public:
+        # Noise in floating point has gaps that a strong adversary can read (arXiv:2112.05307).
+        complaints.append("noise=float is asked for and the cohort is not declared public; privacy.noise=secure is needed")
     if declaration.target_epsilon == float("inf") and not public:
         complaints.append("no noise is asked for and the cohort is not declared public")
     if complaints:

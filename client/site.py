@@ -259,6 +259,8 @@ class Site:
             whitening = np.load(folder / "whitening.npy", allow_pickle=False)
         except OSError as error:
             raise InvalidSetting(f"run {run_id} was never declared at this site") from error
+        # The policy may have changed since the run was declared.
+        check_declaration(declaration, self.file.policy, patients=self.cohort.num_patients, public=self.cohort.public)
         prepared = self._prepare(declaration, _unflatten(whitening, declaration))
         self._prepared[run_id] = prepared
         return prepared

@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 Auto = Literal["auto"]
+# Beyond it float32 would round away everything but the bias; a site holds every declaration to it.
+LARGEST_BIAS_SCALE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class DataSettings:
       source: "phantom", "mammo_dp" (a clone of the paper's repository) or "csv" (a table and its images).
       root: folder of the clone, or the CSV table; unused by the phantom.
       public: whether the patients' data is declared public; decides what a record may say of them.
+      publish_metrics: whether a run may compute and show metrics of evaluation patients: a release outside epsilon.
       images_train, images_test, images_external: sizes of the phantom's pooled sets.
       d_prime: separation of the phantom's classes.
       image_size: side of phantom patches in pixels.
@@ -41,6 +44,7 @@ class DataSettings:
     source: Literal["phantom", "mammo_dp", "csv"]
     root: str | None
     public: bool
+    publish_metrics: bool
     images_train: int
     images_test: int
     images_external: int
@@ -87,8 +91,8 @@ class ModelSettings:
         _at_least("model.hidden", self.hidden, 1)
         if not 0 <= self.whitening_power <= 1:
             raise InvalidSetting(f"model.whitening_power={self.whitening_power} must be in [0, 1]")
-        if not (math.isfinite(self.bias_scale) and self.bias_scale >= 0):
-            raise InvalidSetting(f"model.bias_scale={self.bias_scale} must be a finite number, at least 0")
+        if not 0 <= self.bias_scale <= LARGEST_BIAS_SCALE:
+            raise InvalidSetting(f"model.bias_scale={self.bias_scale} must be in [0, {LARGEST_BIAS_SCALE:g}]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from mammo_fed.privacy.accounting import epsilon, patient_epsilon
-
 from mammo_fed.federation.messages import Reply
+from mammo_fed.privacy.accounting import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 
 __all__ = ["BudgetView", "SiteSpending"]

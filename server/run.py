@@ -28,7 +28,7 @@ from mammo_fed.reporting.page import Curves, write_page
 from mammo_fed.reporting.plots import ScoredSet
 from mammo_fed.reporting.record import Evaluation, Record, Seconds
 from mammo_fed.settings import Settings
-from mammo_fed.training.evaluation import auroc, evaluate_scores
+from mammo_fed.training.evaluation import Metrics, auroc, evaluate_scores
 from mammo_fed.training.recipe import resolve
 from server.budget import BudgetView
 from server.outcome import Outcome, build_record
@@ -112,7 +112,7 @@ def run_federation(
         budget=rounds.budget,
         traffic=rounds.traffic,
         weights_sha256=extractor.weights_sha256,
-        evaluation={name: Evaluation.from_metrics(metrics) for name, metrics in evaluation.items()},
+        evaluation={name: _published(metrics, settings) for name, metrics in evaluation.items()},
         evaluation_public=all(cohort.public for cohort in held_out.values()),
         started=started,
         seconds=Seconds(
@@ -175,6 +175,12 @@ def write_results(
     classifier.write(folder / MODEL_NAME)
     write_page(folder, record, Curves(sets=dict(curves)), settings=_shown(settings))
     record.write(folder)
+
+
+def _published(metrics: Metrics, settings: Settings) -> Evaluation:
+    if settings.data.publish_metrics:
+        return Evaluation.from_metrics(metrics)
+    return Evaluation.withheld(n_patients=metrics.n_patients, n_images=metrics.n_images)
 
 
 def _shown(settings: Settings) -> str:

@@ -185,3 +185,12 @@ def table(phantom: PhantomFederation, make_table: Callable[..., Table], tmp_path
     """A table with a training and a validation split."""
     parts = [("train", site) for site in phantom.sites] + [("val", phantom.external)]
     return make_table(tmp_path_factory.mktemp("hospital"), parts)
+
+
+@pytest.fixture(scope="session")
+def training(
+    phantom: PhantomFederation, make_table: Callable[..., Table], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ...]:
+    """Settings of public training patients alone: nothing is scored, which halves the time of a run."""
+    table = make_table(tmp_path_factory.mktemp("training"), [("train", site) for site in phantom.sites])
+    return ("data=csv", f"data.root={table.path}", "data.public=true")

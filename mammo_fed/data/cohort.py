@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -56,6 +57,12 @@ class Cohort:
             raise DataError(f"cohort {self.name}: labels {unknown} are unknown; use 1 for malignant and 0 for benign")
         if len(np.unique(self.images)) != count:
             raise DataError(f"cohort {self.name}: two rows have the same image identifier; make them unique")
+        written = set(self.patients.tolist())
+        if len({unicodedata.normalize("NFKC", patient).strip().casefold() for patient in written}) != len(written):
+            raise DataError(
+                f"cohort {self.name}: two patient identifiers differ only in case, spaces or Unicode form; "
+                "write each patient one way"
+            )
         pairs = set(zip(self.patients.tolist(), self.splits.tolist(), strict=True))
         if len(pairs) != len({patient for patient, _ in pairs}):
             raise DataError(f"cohort {self.name}: a patient is in more than one split; split by patient, not by image")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from mammo_fed.settings import ModelSettings
 from mammo_fed.typed import build, canonical_json
 
 __all__ = ["Declaration", "RoundTask", "task_hash"]
+
+# Clipping norms that a site accepts.
+CLIPS: Final = (1e-3, 1e3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,12 @@ class Declaration:
     local_steps: int
     noise: Literal["secure", "float"]
     noise_seed: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("clipping_norm", "mean_clipping_norm"):
+            # Far outside, sums in floating point overflow or vanish before the noise is added, and the noise hides nothing.
+            if not CLIPS[0] <= getattr(self, name) <= CLIPS[1]:
+                raise InvalidSetting(f"privacy.{name}={getattr(self, name)} must be in [{CLIPS[0]:g}, {CLIPS[1]:g}]")
 
     @property
     def head(self) -> HeadSpec:

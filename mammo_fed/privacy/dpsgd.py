@@ -202,7 +202,7 @@ def _unit_gradient(plan: _Plan, parameters: list[nn.Parameter], rows: NDArray[np
     """Gradient of one unit's summed loss, float64, shape (parameters,)."""
     # Copied, because torch aligns its own memory: BLAS may round differently at another alignment.
     logits = plan.head(torch.tensor(plan.data.features[rows]))
-    loss = plan.loss(logits, torch.tensor(plan.data.labels[rows])).sum()
+    loss = (plan.loss(logits, torch.tensor(plan.data.labels[rows])) * _present(plan.data.features[rows])).sum()
     gradients = torch.autograd.grad(loss, parameters)
     return torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
 
@@ -231,8 +231,14 @@ def _unit_gradients(
         # Features need no gradient of their own; torch says so for every backward hook.
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
         logits = wrapped(torch.from_numpy(data.features[rows]))
-        loss(logits, torch.from_numpy(data.labels[rows])).sum().backward()  # type: ignore[no-untyped-call]
+        losses = loss(logits, torch.from_numpy(data.labels[rows])) * _present(data.features[rows])
+        losses.sum().backward()  # type: ignore[no-untyped-call]
     private.sum_within_units(torch.from_numpy(np.searchsorted(drawn, data.units[rows])), len(drawn))
+
+
+def _present(features: NDArray[np.float32]) -> Tensor:
+    """1 for an image, 0 for one whose features are all zero: a zeroed image gives nothing, not even to a bias."""
+    return torch.from_numpy(np.any(features != 0, axis=1).astype(np.float32))
 
 
 def _pull_back(head: nn.Module, start: list[Tensor], step: float) -> None:

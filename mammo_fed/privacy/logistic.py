@@ -15,6 +15,8 @@ __all__ = ["LogisticData", "clipped_logistic_sum", "unit_gradients"]
 
 # A logit beyond this is saturated anyway; the bound keeps exp() from overflowing.
 LOGIT_BOUND: Final = 60.0
+# Relative rounding error of a sum of products in float64, with room for a thousand dimensions and a hundred images.
+CANCELLATION: Final = 1e-12
 # Numbers in one block of unit gradients: small enough for the processor's cache.
 BLOCK_NUMBERS: Final = 1 << 16
 
@@ -45,7 +47,8 @@ class LogisticData:
     ) -> LogisticData:
         """Append the bias column and precompute the products within each unit.
 
-        Edge cases: a unit with a feature that is not finite has all its rows (bias included) set to zero.
+        Edge cases: an image whose features are all zero, and every image of a unit with a feature that is not finite, has
+        its row set to zero, bias included.
         """
         num_units = int(units.max()) + 1 if len(units) else 0
         order = np.argsort(units, kind="stable")
@@ -53,7 +56,9 @@ class LogisticData:
         bad = np.zeros(num_units, bool)
         np.logical_or.at(bad, units, ~np.isfinite(features).all(axis=1))
         rows = np.concatenate([features, np.full((len(features), 1), bias_scale, np.float32)], axis=1)
-        rows = np.ascontiguousarray(np.where(bad[units][:, None] if len(units) else False, np.float32(0), rows), np.float32)
+        # A zeroed image gives nothing, not even to the bias: that is the neighbouring cohort whose distance is priced.
+        empty = bad[units] | ~np.any(features != 0, axis=1) if len(units) else np.zeros(0, bool)
+        rows[empty] = 0.0
         first, second = _pairs_within(units)
         wide = rows.astype(np.float64)
         return cls(
@@ -156,8 +161,10 @@ def _squared_norms(data: LogisticData, residuals: NDArray[np.float32]) -> NDArra
     first, second, product = data.pairs
     totals = np.bincount(data.units, own, data.num_units)
     totals += np.bincount(data.units[first], wide[first] * wide[second] * product, data.num_units)
-    # Rounding can leave a tiny negative number where a unit's images cancel; its gradient is then far below the clip.
-    return np.maximum(totals, 0.0, out=totals)
+    # Where a unit's images cancel, the true norm can drown in rounding: the bound on that error is added to the safe side.
+    largest = np.bincount(data.units, np.abs(wide) * np.sqrt(data.squares), data.num_units)
+    bounded: NDArray[np.float64] = np.maximum(totals, 0.0) + CANCELLATION * largest * largest
+    return bounded
 
 
 def _pairs_within(units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

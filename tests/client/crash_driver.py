@@ -131,7 +131,7 @@ def main():
     whitening = fit_whitening((block,), dims=6, power=0.25)
     flat = flatten_whitening(whitening)
     Site(site_file(folder, settings)).declare(declaration(settings, None, whitening, "0" * 16), flat)
-    draws = random.Random(seed)
+    draws = random.Random(seed)  # noqa: S311 - when to kill is no secret
     killed = 0
     while killed < kills:
         child = os.fork()

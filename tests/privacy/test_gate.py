@@ -240,3 +240,14 @@ def test_gate_holds_for_weights_that_a_hostile_server_chose_to_single_out_a_pati
 
     moves = largest_move(release, dims=DIMS, unit=unit)
     assert max(moves.values()) <= 0.5 * SLACK, moves
+
+
+@pytest.mark.parametrize("bias_scale", [0.2, 10.0])
+def test_gate_holds_where_a_patient_s_images_cancel_and_the_clip_is_small(bias_scale):
+    def release(features, labels, units):
+        data = LogisticData.build(features, labels, units, bias_scale=bias_scale)
+        return clipped_logistic_sum(data, np.zeros(DIMS + 1, np.float32), clipping_norm=1e-3)
+
+    moves = largest_move(release, dims=DIMS, unit="patient")
+    # What is left is the rounding of the whole sum in float32, a few units in its last place.
+    assert max(moves.values()) <= 1e-3 * 1.002, moves

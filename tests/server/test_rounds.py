@@ -67,13 +67,13 @@ class Federation:
 
 
 @pytest.fixture
-def federate(small, cache, tmp_path, caplog):
+def federate(small, training, cache, tmp_path, caplog):
     """`federate(tamper)`: four sites, one of which answers what `tamper` makes of its reply from some round on."""
 
     def run(
         tamper: Tamper, *overrides: str, hostile: str = HOSTILE, from_round: int = 0, hooks: Hooks | None = None
     ) -> Federation:
-        settings = compose_settings([*small, *INJECTED, *overrides]).settings
+        settings = compose_settings([*small, *training, *INJECTED, *overrides]).settings
         store = ArrayCache(cache)
         pool = load_pool(settings.data, share_of(settings), cache=store)
         sites = tmp_path / "sites"
@@ -129,15 +129,15 @@ TWO_ARRAYS = RecordDict(
 
 
 @pytest.fixture(scope="module")
-def left_out(succeed):
+def left_out(succeed, training):
     """The head and centre of a run in which the hostile site takes no part."""
-    return succeed(*INJECTED, "federation.site_budgets=[6,6,6,1]").model
+    return succeed(*training, *INJECTED, "federation.site_budgets=[6,6,6,1]").model
 
 
 @pytest.fixture(scope="module")
-def usual(succeed):
+def usual(succeed, training):
     """The head and centre of a run in which every site is honest."""
-    return succeed(*INJECTED).model
+    return succeed(*training, *INJECTED).model
 
 
 def test_an_honest_site_is_believed(federate, usual):

@@ -72,6 +72,12 @@ def injected(succeed):
 
 
 @pytest.fixture(scope="module")
+def train(succeed, training):
+    """`train("seed=1")`: a run that scores nothing."""
+    return lambda *overrides: succeed(*training, *overrides)
+
+
+@pytest.fixture(scope="module")
 def private(succeed, table):
     """A run on a table that is not declared public."""
     return succeed("data=csv", f"data.root={table.path}", "federation.num_sites=2")
@@ -168,8 +174,8 @@ def test_injected_noise_voids_the_guarantee_in_words(injected):
     assert injected.record.seeds == {"seed": 0, "privacy.noise_seed": 3}
 
 
-def test_a_run_without_noise_says_that_it_guarantees_nothing(succeed):
-    run = succeed("privacy.target_epsilon=inf")
+def test_a_run_without_noise_says_that_it_guarantees_nothing(train):
+    run = train("privacy.target_epsilon=inf")
     assert run.record.privacy.guarantee.startswith("None: no noise was added")
     assert not run.record.privacy.guaranteed
     assert {site.epsilon for site in run.sites} == {math.inf}
@@ -182,10 +188,15 @@ def test_real_serialisation_and_more_workers_change_nothing(succeed, injected):
 
 
 @pytest.fixture(scope="module")
-def by_strategy(succeed, injected):
+def by_strategy(train):
     """One run for each of Flower's strategies, with the same noise."""
-    others = {strategy: succeed(INJECTED, f"federation.strategy={strategy}") for strategy in STRATEGIES[1:]}
-    return {"FedAvg": injected, **others}
+    return {strategy: train(INJECTED, f"federation.strategy={strategy}") for strategy in STRATEGIES}
+
+
+@pytest.fixture(scope="module")
+def averaged(by_strategy):
+    """The run that others are held against: FedAvg, and noise that can be drawn again."""
+    return by_strategy["FedAvg"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -207,24 +218,24 @@ def test_strategies_differ_in_what_they_make_of_the_same_replies(by_strategy):
 @pytest.mark.xfail(
     strict=True, reason="the proximal pull is an explicit step: it overshoots where learning rate x mu is above 1"
 )
-def test_the_proximal_term_holds_sites_back_and_never_turns_them_round(succeed, mechanism):
+def test_the_proximal_term_holds_sites_back_and_never_turns_them_round(train, mechanism):
     settings = (INJECTED, f"privacy={mechanism}", "synthesis.use=[whiten]", "federation.rounds=1", "federation.local_steps=1")
-    free = succeed(*settings).model["head"]
-    held = succeed(*settings, "federation.strategy=FedProx", "federation.proximal_mu=0.1").model["head"]
+    free = train(*settings).model["head"]
+    held = train(*settings, "federation.strategy=FedProx", "federation.proximal_mu=0.1").model["head"]
     # Both start from zeros and see the same gradient and noise.
     assert 0 < held @ free <= free @ free
 
 
-def test_several_local_steps_are_charged_each(succeed):
-    run = succeed("federation.local_steps=3")
+def test_several_local_steps_are_charged_each(train):
+    run = train("federation.local_steps=3")
     assert_within_budget(run)
     assert run.record.privacy.local_steps == 3
     steps = [event.steps for event in spent(run, "site-1") if event.mechanism == "gradient"]
     assert steps == [3, 3, 3]
 
 
-def test_partial_participation_charges_a_site_for_its_own_rounds_only(succeed):
-    run = succeed("federation.fraction=0.5", "federation.rounds=5")
+def test_partial_participation_charges_a_site_for_its_own_rounds_only(train):
+    run = train("federation.fraction=0.5", "federation.rounds=5")
     assert_within_budget(run)
     rounds = [site.rounds for site in run.sites]
     # Two of four sites in each of five rounds, and all of them in the private mean.
@@ -234,8 +245,8 @@ def test_partial_participation_charges_a_site_for_its_own_rounds_only(succeed):
     assert [price[count] for count in sorted(price)] == sorted(price.values())
 
 
-def test_a_site_with_a_smaller_budget_says_so_and_the_others_go_on_without_it(succeed, injected):
-    run = succeed(INJECTED, "federation.site_budgets=[6,6,6,1]")
+def test_a_site_with_a_smaller_budget_says_so_and_the_others_go_on_without_it(train, averaged):
+    run = train(INJECTED, "federation.site_budgets=[6,6,6,1]")
     *others, refusing = run.sites
     assert (refusing.site, refusing.refused, refusing.rounds, refusing.epsilon) == ("site-4", True, 0, 0.0)
     assert all((site.refused, site.rounds) == (False, 4) for site in others)
@@ -243,7 +254,7 @@ def test_a_site_with_a_smaller_budget_says_so_and_the_others_go_on_without_it(su
     assert "site-4 does not train: budget" in run.err
     assert spent(run, "site-4") == ()
     # The others draw the same noise as with it: what differs is what it would have said.
-    assert not np.allclose(run.model["head"], injected.model["head"])
+    assert not np.allclose(run.model["head"], averaged.model["head"])
 
 
 def test_a_run_that_every_site_refuses_ends_with_3_and_leaves_no_result(simulate):
@@ -253,15 +264,15 @@ def test_a_run_that_every_site_refuses_ends_with_3_and_leaves_no_result(simulate
     assert not {path.name for path in run.folder.iterdir()} & {"record.json", "report.html", "model.safetensors"}
 
 
-def test_a_ledger_of_its_own_carries_over_from_run_to_run(simulate, succeed, tmp_path):
+def test_a_ledger_of_its_own_carries_over_from_run_to_run(simulate, train, training, tmp_path):
     ledgers = tmp_path / "ledgers"
     settings = (f"privacy.ledger={ledgers}", "federation.site_budgets=[6,6,6,6]")
-    first = succeed(*settings, "privacy.target_epsilon=4.5")
+    first = train(*settings, "privacy.target_epsilon=4.5")
     assert "over all runs in the site's ledger" in first.record.privacy.guarantee
-    same = simulate(*settings, "privacy.target_epsilon=4.5")
+    same = simulate(*training, *settings, "privacy.target_epsilon=4.5")
     assert same.code == 3
     assert "site-1: budget" in same.err
-    half = succeed(*settings, "privacy.target_epsilon=2.25")
+    half = train(*settings, "privacy.target_epsilon=2.25")
     for site, before in zip(half.sites, first.sites, strict=True):
         events = [event for run in (first, half) for event in spent(run, site.site, ledger=ledgers / site.site)]
         assert before.epsilon == before.epsilon_account <= 4.5
@@ -355,9 +366,9 @@ def test_one_site_holds_everybody(succeed, plain):
         pytest.param("mlp", "patient", marks=pytest.mark.slow),
     ],
 )
-def test_poisson_training_takes_any_head_and_unit_within_budget(succeed, head, unit):
+def test_poisson_training_takes_any_head_and_unit_within_budget(train, head, unit):
     settings = ("privacy=dp_sgd", f"model.head={head}", "model.hidden=4", "federation.num_sites=2")
-    run = succeed(*settings, f"privacy.unit={unit}", "privacy.batch_size=8", "federation.local_steps=2", "federation.rounds=2")
+    run = train(*settings, f"privacy.unit={unit}", "privacy.batch_size=8", "federation.local_steps=2", "federation.rounds=2")
     assert run.record.privacy.unit == unit
     assert run.record.model.parameters_trained == {"linear": 21, "mlp": 20 * 4 + 4 + 4 * 2 + 2}[head]
     for site, of in zip(run.sites, run.record.data.sites, strict=True):
@@ -368,8 +379,8 @@ def test_poisson_training_takes_any_head_and_unit_within_budget(succeed, head, u
         assert site.epsilon == epsilon(events, delta=1e-4, accountant="pld") <= 6
 
 
-def test_a_guarantee_for_images_prices_the_patient_too(succeed):
-    run = succeed("privacy.unit=image", "privacy.max_images_per_patient=2")
+def test_a_guarantee_for_images_prices_the_patient_too(train):
+    run = train("privacy.unit=image", "privacy.max_images_per_patient=2")
     for site in run.sites:
         assert site.patient_epsilon == patient_epsilon(spent(run, site.site), delta=1e-4, accountant="pld")
         assert site.patient_epsilon > site.epsilon
@@ -384,22 +395,22 @@ def test_no_patient_has_more_images_than_allowed(succeed, plain):
     assert_within_budget(run)
 
 
-def test_pretraining_changes_where_sites_start_and_the_record_says_so(succeed, injected):
-    fresh = succeed(INJECTED, "synthesis.use=[whiten]")
+def test_pretraining_changes_where_sites_start_and_the_record_says_so(train, averaged):
+    fresh = train(INJECTED, "synthesis.use=[whiten]")
     assert fresh.record.synthesis.use == ("whiten",)
-    assert injected.record.synthesis.use == ("whiten", "pretrain")
-    np.testing.assert_array_equal(fresh.model["whitening.components"], injected.model["whitening.components"])
-    np.testing.assert_array_equal(fresh.model["centre"], injected.model["centre"])
-    assert not np.array_equal(fresh.model["head"], injected.model["head"])
+    assert averaged.record.synthesis.use == ("whiten", "pretrain")
+    np.testing.assert_array_equal(fresh.model["whitening.components"], averaged.model["whitening.components"])
+    np.testing.assert_array_equal(fresh.model["centre"], averaged.model["centre"])
+    assert not np.array_equal(fresh.model["head"], averaged.model["head"])
 
 
-def test_a_folder_of_synthetic_images_is_used_and_called_unknown(succeed, phantom, tmp_path, make_table):
+def test_a_folder_of_synthetic_images_is_used_and_called_unknown(train, phantom, tmp_path, make_table):
     made = make_table(tmp_path, [("train", phantom.test)])
     folder = tmp_path / "synthetic"
     folder.mkdir()
     for row, (image, label) in enumerate(zip(made.images, phantom.test.labels.tolist(), strict=True)):
         (tmp_path / image).rename(folder / f"{row}_{'malignant' if label == MALIGNANT else 'benign'}.png")
-    run = succeed("synthesis.source=folder", f"synthesis.root={folder}")
+    run = train("synthesis.source=folder", f"synthesis.root={folder}")
     synthesis = run.record.synthesis
     assert (synthesis.source, synthesis.images, synthesis.provenance.trained_on) == (
         "folder",
@@ -410,8 +421,8 @@ def test_a_folder_of_synthetic_images_is_used_and_called_unknown(succeed, phanto
     assert "without differential privacy" in run.record.privacy.not_covered[-1]
 
 
-def test_without_a_share_of_the_budget_the_private_mean_is_skipped(succeed):
-    run = succeed("privacy.mean_fraction=0")
+def test_without_a_share_of_the_budget_the_private_mean_is_skipped(train):
+    run = train("privacy.mean_fraction=0")
     assert_within_budget(run)
     assert {site.rounds for site in run.sites} == {3}
     np.testing.assert_array_equal(run.model["centre"], np.zeros(20, np.float32))

@@ -1,0 +1,158 @@
+"""Faults that the gate or the audit must catch; each test says which of them does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mammo_fed.audit.claims import Claim
+from mammo_fed.audit.report import audit_subject
+from mammo_fed.audit.subject import sensitivity
+from mammo_fed.audit.trials import audit_canary
+from mammo_fed.privacy.accounting import epsilon
+from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.training.local import release_mean, train_head
+
+SLACK = 1 + 1e-4
+
+
+def refuted(subject, mechanism, trials=200):
+    return audit_canary(subject, "gradient", trials=trials, seed=0, mechanism=mechanism).rejected
+
+
+def with_noise(factor):
+    """The site's code with `factor` times the noise that it has declared."""
+
+    def less(event):
+        return replace(event, noise_multiplier=event.noise_multiplier * factor)
+
+    return {
+        "mean": lambda site, *, charged, noise: release_mean(site, charged=less(charged), noise=noise),
+        "train": lambda site, flat, *, charged, **rest: train_head(site, flat, charged=less(charged), **rest),
+    }
+
+
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_no_mutation_is_not_refuted(make_subject, seeded, noise):
+    subject = make_subject(noise=noise)
+    found = audit_canary(subject, "gradient", trials=300, seed=0, mechanism=seeded())
+    assert not found.rejected
+    assert 3 < found.epsilon_lower < subject.claim.epsilon
+    assert 0 < found.epsilon_assumption_free < subject.claim.epsilon
+
+
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_mutation_no_noise_is_caught_by_the_audit(make_subject, seeded, noise):
+    subject, code = make_subject(noise=noise), seeded(**with_noise(0.0))
+    assert max(sensitivity(subject, code).values()) <= SLACK, "the gate switches the noise off anyway: it cannot see this"
+    assert refuted(subject, code)
+
+
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_mutation_half_noise_is_caught_by_the_audit(make_subject, seeded, noise):
+    subject, code = make_subject(noise=noise), seeded(**with_noise(0.5))
+    assert max(sensitivity(subject, code).values()) <= SLACK
+    assert refuted(subject, code)
+
+
+def test_mutation_noise_twenty_percent_too_low_is_caught_by_the_audit(make_subject, seeded):
+    subject = make_subject(rounds=1)
+    assert refuted(subject, seeded(**with_noise(0.8)), trials=2000)
+    assert not refuted(subject, seeded(), trials=2000)
+
+
+@pytest.mark.slow
+def test_mutation_noise_twenty_percent_too_low_fails_most_audits(make_subject, seeded):
+    """As often as a person would see it: fresh noise, the number of trials that the command line takes by default."""
+    subject = make_subject()
+    fresh = [
+        refuted(subject, seeded(**with_noise(0.8), sources=lambda _: NoiseSource(injected_seed=None)), trials=1500)
+        for _ in range(5)
+    ]
+    assert sum(fresh) > len(fresh) / 2
+
+
+def test_mutation_no_clipping_is_caught_by_the_gate_and_by_the_audit(make_subject, seeded):
+    def unclipped(site, flat, *, charged, **rest):
+        loose = replace(charged, clipping_norm=charged.clipping_norm * 1e4, noise_multiplier=charged.noise_multiplier / 1e4)
+        return train_head(site, flat, charged=loose, **rest)
+
+    subject, code = make_subject(), seeded(train=unclipped)
+    assert sensitivity(subject, code)["gradient"] > 2
+    assert refuted(subject, code)
+
+
+def test_mutation_no_clipping_of_the_mean_is_caught_by_the_gate_and_by_the_audit(make_subject, seeded):
+    def unclipped(site, *, charged, noise):
+        loose = replace(charged, clipping_norm=charged.clipping_norm * 1e9, noise_multiplier=charged.noise_multiplier / 1e9)
+        return release_mean(site, charged=loose, noise=noise)
+
+    subject, code = make_subject(), seeded(mean=unclipped)
+    assert sensitivity(subject, code)["mean"] > 2
+    assert refuted(subject, code)
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.5])
+def test_mutation_per_image_clipping_under_a_patient_claim_is_caught_by_the_gate_and_by_the_audit(
+    make_subject, seeded, sample_rate
+):
+    def by_image(site):
+        return replace(site, units=np.arange(len(site.units)))
+
+    code = seeded(
+        mean=lambda site, **rest: release_mean(by_image(site), **rest),
+        train=lambda site, flat, **rest: train_head(by_image(site), flat, **rest),
+    )
+    subject = make_subject(rounds=1, sample_rate=sample_rate)
+    moves = sensitivity(subject, code)
+    assert moves["gradient"] > 2
+    assert moves["mean"] > 2
+    assert refuted(subject, code)
+
+
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_mutation_one_seed_for_all_rounds_is_caught_by_the_audit(make_subject, seeded, noise):
+    class OneSeed(NoiseSource):
+        """Fresh for every run, the same in every round."""
+
+        def draws(self, mode, *, site, round_index, purpose):
+            return super().draws(mode, site=site, round_index=1, purpose=purpose)
+
+    subject = make_subject(noise=noise)
+    code = seeded(sources=lambda trial: OneSeed(injected_seed=trial))
+    assert max(sensitivity(subject, code).values()) <= SLACK
+    assert refuted(subject, code)
+
+
+def test_mutation_one_seed_for_all_runs_is_caught_by_the_audit(make_subject, seeded):
+    subject = make_subject()
+    assert refuted(subject, seeded(sources=lambda _: NoiseSource(injected_seed=5)))
+
+
+def test_mutation_sampling_claimed_but_not_done_is_caught_by_the_audit(make_subject, seeded):
+    rate = 0.25
+
+    def everybody(site, flat, *, charged, **rest):
+        """Every patient in every step, with the noise and the denominator of the sampled step."""
+        crowded = replace(site, public_count=max(1, int(rate * site.public_count)))
+        return train_head(crowded, flat, charged=replace(charged, sample_rate=1.0), **rest)
+
+    subject = make_subject(rounds=3, sample_rate=rate)
+    moves = sensitivity(subject, seeded(train=everybody))
+    assert max(moves.values()) <= SLACK, "the gate takes full batches anyway: it cannot see this"
+    assert refuted(subject, seeded(train=everybody))
+    assert not refuted(subject, seeded())
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.25])
+def test_mutation_accountant_reset_every_round_is_caught_by_its_price_and_by_the_audit(make_subject, seeded, sample_rate):
+    honest = make_subject(rounds=8, sample_rate=sample_rate)
+    events = (honest.schedule.step_event,)
+    price = epsilon(events, delta=honest.claim.delta, accountant="pld")
+    reset = replace(
+        honest, claim=Claim(epsilon=price, delta=honest.claim.delta, events=events, accountant=honest.claim.accountant)
+    )
+    report = audit_subject(reset, run_id="r", trials=200, canaries=("gradient",), seed=0, mechanism=seeded())
+    assert not report.passed
+    assert any("below the price" in fault for fault in report.faults)
+    assert any("gradient canary refutes" in fault for fault in report.faults)
