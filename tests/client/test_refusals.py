@@ -1,0 +1,119 @@
+"""What a site refuses, and that a refusal says one word of a fixed list."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from client.app import app
+from client.policy import SitePolicy, check_declaration
+from mammo_fed.compose import compose_settings
+from mammo_fed.data.cohort import Cohort
+from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
+from mammo_fed.federation.messages import pack_array
+from mammo_fed.federation.task import Declaration
+from simulations.in_process import InProcessGrid
+
+POLICY = SitePolicy(
+    max_epsilon=6.0,
+    delta=1e-4,
+    min_patients=10,
+    max_images_per_patient=4,
+    public_patients=20,
+    public_images=40,
+    public_class_balance=False,
+    units=("patient",),
+    scopes=("head",),
+    provenance=("procedural",),
+)
+
+
+@pytest.fixture(scope="module")
+def declaration():
+    settings = compose_settings([]).settings
+    return Declaration(
+        run_id="a1",
+        model=settings.model,
+        weights_sha256="00",
+        whitening_sha256="00",
+        synthesis_provenance="procedural",
+        dims=4,
+        unit="patient",
+        target_epsilon=6.0,
+        delta=1e-4,
+        accountant="pld",
+        mechanism="dp_gd",
+        noise="secure",
+        clipping_norm=0.5,
+        mean_clipping_norm=2.0,
+        mean_fraction=0.1,
+        batch_size=128,
+        rounds=2,
+        local_steps=1,
+        noise_seed=None,
+    )
+
+
+def test_a_run_within_the_policy_is_accepted(declaration):
+    check_declaration(declaration, POLICY, patients=20, public=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"unit": "image"}, "unit"),
+        ({"synthesis_provenance": "no_dp"}, "provenance"),
+        ({"delta": 1e-3}, "delta"),
+        ({"noise_seed": 1}, "noise_seed"),
+        ({"noise": "float"}, "noise=float"),
+        ({"target_epsilon": float("inf")}, "no noise"),
+    ],
+)
+def test_the_policy_of_a_private_site_refuses(declaration, changes, word):
+    with pytest.raises(PolicyRefused, match=word):
+        check_declaration(dataclasses.replace(declaration, **changes), POLICY, patients=20, public=False)
+
+
+def test_the_policy_refuses_with_too_few_patients(declaration):
+    with pytest.raises(PolicyRefused, match="fewer than 10"):
+        check_declaration(declaration, POLICY, patients=9, public=False)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-46, 1e-4, 5e37, float("nan"), float("inf")])
+def test_a_declaration_with_a_clip_that_floating_point_cannot_hold_is_refused(declaration, clip):
+    with pytest.raises(InvalidSetting, match=r"privacy\.clipping_norm=.* must be in"):
+        dataclasses.replace(declaration, clipping_norm=clip)
+
+
+def test_a_declaration_with_a_bias_that_drowns_the_features_is_refused(declaration):
+    values = json.loads(declaration.to_json())
+    values["model"]["bias_scale"] = 1e8
+    with pytest.raises(InvalidSetting, match=r"model\.bias_scale=.* must be in \[0, 10\]"):
+        Declaration.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.QUERY])
+def test_a_site_that_cannot_be_opened_answers_one_word_and_no_name(tmp_path, kind):
+    (tmp_path / "site-1.json").write_text('{"site": "JANE_DOE_1950"}')
+    grid = InProcessGrid(app, num_sites=1, run_config={"sites-folder": str(tmp_path)}, workers=1, wire=True)
+    content = RecordDict({"arrays": pack_array(np.zeros(3, np.float32)), "config": ConfigRecord({"task": "x"})})
+    (reply,) = grid.send_and_receive([Message(content, 2, kind)], timeout=20)
+    grid.close()
+    assert reply.has_error()
+    assert reply.error.reason == "internal"
+
+
+def test_a_patient_written_in_two_ways_is_refused():
+    with pytest.raises(DataError, match="differ only in case, spaces or Unicode form"):
+        Cohort(
+            name="x",
+            pixels=np.zeros((2, 4, 4), np.float32),
+            labels=np.array([0, 1]),
+            patients=np.array(["p1", "P1 "]),
+            images=np.array(["a", "b"]),
+            views=np.array(["", ""]),
+            splits=np.array(["train", "train"]),
+            public=True,
+        )
