@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -115,17 +116,29 @@ class Extractor:
         self, pixels: NDArray[np.float32], *, flips: bool, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], ...]:
         """Descriptors without the cache; arguments and result as in `blocks`."""
-        rows: list[list[NDArray[np.float32]]] = [[] for _ in self.backbones]
         batch = PASS // 4 if flips else PASS
-        for start in range(0, len(pixels), batch):
+        starts = range(0, len(pixels), batch)
+        backbones = self.backbones
+
+        def one(start: int) -> tuple[NDArray[np.float32], ...]:
             patches = _resize(torch.from_numpy(np.array(pixels[start : start + batch])), self.spec.input_size)
             views = _four_flips(patches) if flips else patches
-            for block, backbone in zip(rows, self.backbones, strict=True):
-                pooled = _pool(backbone(views), self.spec.pooling)
-                block.append(pooled.view(-1, len(patches), pooled.shape[1]).mean(0).numpy())
-            if progress is not None:
-                progress(min(start + batch, len(pixels)), len(pixels))
-        return tuple(np.concatenate(block) for block in rows)
+            pooled = [_pool(backbone(views), self.spec.pooling) for backbone in backbones]
+            return tuple(part.view(-1, len(patches), part.shape[1]).mean(0).numpy() for part in pooled)
+
+        # One batch a thread: threads that share a batch wait for each other, and for whatever else the machine does.
+        rows = []
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for start, made in zip(starts, pool.map(one, starts), strict=True):
+                    rows.append(made)
+                    if progress is not None:
+                        progress(min(start + batch, len(pixels)), len(pixels))
+            except BaseException:
+                # Leaving the block waits for what was handed in: an interrupt must not wait for thousands of images.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return tuple(np.concatenate(blocks) for blocks in zip(*rows, strict=True))
 
 
 def _resize(patches: Tensor, size: int) -> Tensor:

@@ -134,7 +134,7 @@ def test_audit_of_the_demo_is_tight_and_stands(cli, tmp_path: Path):
     report = json.loads(out)
     gradient = report["canaries"][0]
     assert gradient["trials"] >= 500
-    assert 3 < gradient["epsilon_lower"]
+    assert gradient["epsilon_lower"] > 3
     assert gradient["epsilon_assumption_free"] > 0
     assert not gradient["rejected"]
     for attack in report["membership"]["attacks"]:

@@ -107,7 +107,7 @@ def test_mutation_per_image_clipping_under_a_patient_claim_is_caught_by_the_gate
     moves = sensitivity(subject, code)
     assert moves["gradient"] > 2
     assert moves["mean"] > 2
-    assert refuted(subject, code)
+    assert refuted(subject, code, trials=100)
 
 
 @pytest.mark.parametrize("noise", ["secure", "float"])
@@ -137,11 +137,11 @@ def test_mutation_sampling_claimed_but_not_done_is_caught_by_the_audit(make_subj
         crowded = replace(site, public_count=max(1, int(rate * site.public_count)))
         return train_head(crowded, flat, charged=replace(charged, sample_rate=1.0), **rest)
 
-    subject = make_subject(rounds=3, sample_rate=rate)
+    subject = make_subject(rounds=2, sample_rate=rate)
     moves = sensitivity(subject, seeded(train=everybody))
     assert max(moves.values()) <= SLACK, "the gate takes full batches anyway: it cannot see this"
-    assert refuted(subject, seeded(train=everybody))
-    assert not refuted(subject, seeded())
+    assert refuted(subject, seeded(train=everybody), trials=100)
+    assert not refuted(subject, seeded(), trials=100)
 
 
 @pytest.mark.parametrize("sample_rate", [1.0, 0.25])
@@ -152,7 +152,7 @@ def test_mutation_accountant_reset_every_round_is_caught_by_its_price_and_by_the
     reset = replace(
         honest, claim=Claim(epsilon=price, delta=honest.claim.delta, events=events, accountant=honest.claim.accountant)
     )
-    report = audit_subject(reset, run_id="r", trials=200, canaries=("gradient",), seed=0, mechanism=seeded())
+    report = audit_subject(reset, run_id="r", trials=150, canaries=("gradient",), seed=0, mechanism=seeded())
     assert not report.passed
     assert any("below the price" in fault for fault in report.faults)
     assert any("gradient canary refutes" in fault for fault in report.faults)

@@ -83,6 +83,12 @@ def private(succeed, table):
     return succeed("data=csv", f"data.root={table.path}", "federation.num_sites=2")
 
 
+@pytest.fixture(scope="module")
+def published(succeed, table):
+    """The same, with metrics of its validation patients."""
+    return succeed("data=csv", f"data.root={table.path}", "federation.num_sites=2", "data.publish_metrics=true")
+
+
 def spent(run, site: str, *, ledger: Path | None = None) -> tuple[PrivacyEvent, ...]:
     """What a site's own ledger says that this run has spent."""
     path = ledger or run.folder / "sites" / site / "ledger"
@@ -219,7 +225,7 @@ def test_strategies_differ_in_what_they_make_of_the_same_replies(by_strategy):
     strict=True, reason="the proximal pull is an explicit step: it overshoots where learning rate x mu is above 1"
 )
 def test_the_proximal_term_holds_sites_back_and_never_turns_them_round(train, mechanism):
-    settings = (INJECTED, f"privacy={mechanism}", "synthesis.use=[whiten]", "federation.rounds=1", "federation.local_steps=1")
+    settings = (INJECTED, f"privacy={mechanism}", "synthesis.use=[whiten]", "federation.rounds=1", "engine.workers=1")
     free = train(*settings).model["head"]
     held = train(*settings, "federation.strategy=FedProx", "federation.proximal_mu=0.1").model["head"]
     # Both start from zeros and see the same gradient and noise.
@@ -300,19 +306,25 @@ def test_training_without_noise_is_refused_on_a_cohort_that_is_not_public(simula
     assert "site-1: policy" in run.err
 
 
-def test_a_table_runs_from_end_to_end_and_is_scored_on_its_own_split(private, phantom):
-    assert_within_budget(private)
-    record = private.record
+def test_a_table_runs_from_end_to_end_and_is_scored_on_its_own_split(published, phantom):
+    assert_within_budget(published)
+    record = published.record
     assert record.data.source == "csv"
     assert sum(site.images for site in record.data.sites) == sum(len(site) for site in phantom.sites)
     assert set(record.evaluation) == {"val"}
     assert record.evaluation["val"].n_images == len(phantom.external)
+    assert record.evaluation["val"].auroc is not None
 
 
-def test_a_cohort_that_is_not_public_shows_neither_balance_nor_hash(succeed, private, table):
+def test_metrics_of_patients_who_are_not_public_are_withheld_unless_asked_for(private):
+    metrics = private.record.evaluation["val"]
+    assert (metrics.auroc, metrics.auroc_ci, metrics.auprc_malignant, metrics.brier) == (None, None, None, None)
+    assert "withheld" in (private.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_cohort_that_is_not_public_shows_neither_balance_nor_hash(private, published):
     assert [site.malignant_fraction for site in private.record.data.sites] == [None, None]
-    repeated = succeed("data=csv", f"data.root={table.path}", "federation.num_sites=2")
-    assert repeated.record.data.fingerprint != private.record.data.fingerprint
+    assert published.record.data.fingerprint != private.record.data.fingerprint
 
 
 def test_a_table_declared_public_shows_its_balance(succeed, table, phantom):
@@ -367,7 +379,7 @@ def test_one_site_holds_everybody(succeed, plain):
     ],
 )
 def test_poisson_training_takes_any_head_and_unit_within_budget(train, head, unit):
-    settings = ("privacy=dp_sgd", f"model.head={head}", "model.hidden=4", "federation.num_sites=2")
+    settings = ("privacy=dp_sgd", f"model.head={head}", "model.hidden=4", "federation.num_sites=2", "engine.workers=1")
     run = train(*settings, f"privacy.unit={unit}", "privacy.batch_size=8", "federation.local_steps=2", "federation.rounds=2")
     assert run.record.privacy.unit == unit
     assert run.record.model.parameters_trained == {"linear": 21, "mlp": 20 * 4 + 4 + 4 * 2 + 2}[head]
@@ -437,14 +449,14 @@ def test_every_round_prints_what_each_site_has_spent_and_has_left(plain):
             assert shown.startswith(f"{site.epsilon_after_round[index]:.3f} (left ")
 
 
-def test_predictions_are_the_scores_that_the_record_was_made_from(private, table, phantom, cli):
+def test_predictions_are_the_scores_that_the_record_was_made_from(published, table, phantom, cli):
     images = [table.path.parent / image for image in table.images[-len(phantom.external) :]]
-    code, out, err = cli("predict", str(private.folder), "--json", *map(str, images))
+    code, out, err = cli("predict", str(published.folder), "--json", *map(str, images))
     assert code == 0, err
     scores = json.loads(out)
     assert list(scores) == [str(image) for image in images]
     again = evaluate_scores(list(scores.values()), phantom.external.labels, phantom.external.patients, seed=0)
-    recorded = private.record.evaluation["val"]
+    recorded = published.record.evaluation["val"]
     assert again.auroc == recorded.auroc
     assert again.brier == pytest.approx(recorded.brier, abs=1e-6)
 
