@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,16 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from client.policy import SiteFile, read_site_file
 from client.site import plan_for_site
-from mammo_fed.audit.canaries import CANARIES, CanaryKind
 from mammo_fed.audit.claims import Claim
-from mammo_fed.audit.membership import Membership, Model, Population, infer_membership
-from mammo_fed.audit.report import AuditReport, audit_subject
+from mammo_fed.audit.membership import Membership, infer_membership
+from mammo_fed.audit.shadows import Model, Population
 from mammo_fed.audit.subject import Subject
 from mammo_fed.audit.trials import Progress
 from mammo_fed.data.assemble import Pool, evaluation_cohorts, limit_images_per_patient, load_pool
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
-from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused, WeightsError
+from mammo_fed.errors import DataError, InvalidSetting, WeightsError
 from mammo_fed.federation.task import Declaration
 from mammo_fed.models.classifier import Classifier, extractor_spec, read_classifier
 from mammo_fed.models.features import Extractor
@@ -37,64 +35,10 @@ from mammo_fed.training.recipe import resolve
 from server.public import make_public_start
 from server.run import MODEL_NAME
 
-__all__ = ["FinishedRun", "audit_run"]
+__all__ = ["FinishedRun"]
 
-SHADOWS: Final = 64
-# A closed-form trial takes a hundredth of a second, one of Poisson DP-SGD a tenth.
-TRIALS: Final = {"dp_gd": 1500, "dp_sgd": 500}
 # Held-out patients of the same kind as the members, in this order of preference; "external" is another population.
 HELD_OUT: Final = ("test", "val")
-
-
-def audit_run(
-    run: Path,
-    *,
-    site: str | None = None,
-    trials: int | None = None,
-    canaries: Sequence[CanaryKind] = CANARIES,
-    shadows: int = SHADOWS,
-    seed: int = 0,
-    at_site: bool = False,
-    jobs: int = 1,
-    progress: Progress = lambda *_: None,
-) -> AuditReport:
-    """Audit one site of a finished run. It releases nothing and charges nothing: trials and shadow models are thrown away.
-
-    Args:
-      run: folder of the run, with its configuration, record, model and sites.
-      site: name of the site whose messages are seen; None takes the one with the fewest (public) patients.
-      trials: judged runs on each side, see mammo_fed.audit.report; None is 1500 in closed form, 500 under Poisson DP-SGD.
-      canaries: which.
-      shadows: models for the likelihood ratio of membership inference; 0 leaves membership inference out.
-      seed: of everything but the noise.
-      at_site: whether the audit stays at the site that the patients belong to; needed where they are not public.
-      jobs: processes for the trials, >= 1.
-      progress: told how far it is.
-
-    Raises:
-      DataError: If the folder holds no finished run with its sites, or something it rests on has changed since.
-      InvalidSetting: If the run promised nothing, or an argument is out of its range.
-      PolicyRefused: If the patients are not public and `at_site` is not given.
-    """
-    started, finished = time.perf_counter(), FinishedRun(run)
-    if not (finished.pool.cohort.public or at_site):
-        raise PolicyRefused(
-            "the patients of this run are not declared public: an audit repeats releases and shows what they tell of single "
-            "patients; run it at their own site with --at-site, and let its report stay there"
-        )
-    subject = finished.smallest if site is None else finished.site(site)
-    membership = finished.membership(shadows=shadows, seed=seed, progress=progress) if shadows else None
-    report = audit_subject(
-        subject,
-        run_id=finished.record.run_id,
-        trials=trials or TRIALS[finished.settings.privacy.mechanism],
-        canaries=canaries,
-        seed=seed,
-        membership=membership,
-        jobs=jobs,
-        progress=progress,
-    )
-    return replace(report, seconds=time.perf_counter() - started)
 
 
 class FinishedRun:

@@ -6,6 +6,9 @@ import argparse
 import json
 import os
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,17 +18,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.reporting.record import write_atomically
 from mammo_fed.reporting.typed_json import dumps
 from mammo_fed.reporting.wording import delta_text, epsilon_text
 
 if TYPE_CHECKING:
+    from mammo_fed.audit.canaries import CanaryKind
     from mammo_fed.audit.membership import Membership
     from mammo_fed.audit.report import AuditReport
+    from mammo_fed.audit.trials import Progress as Told
 
-__all__ = ["add_audit_command"]
+__all__ = ["CANARIES", "add_audit_command", "audit_run"]
 
-CANARIES: Final = ("gradient", "mislabelled", "blank")
+# Spelled out here because their own module takes seconds to import.
+CANARIES: Final[tuple[CanaryKind, ...]] = ("gradient", "mislabelled", "blank")
+SHADOWS: Final = 64
+# A closed-form trial takes a hundredth of a second, one of Poisson DP-SGD a tenth.
+TRIALS: Final = {"dp_gd": 1500, "dp_sgd": 500}
 REPORT_NAME: Final = "audit.json"
 FAILED: Final = 1
 
@@ -39,17 +49,71 @@ def add_audit_command(commands: Any, common: argparse.ArgumentParser) -> None:
     audit.add_argument("--site", help="whose messages the adversary sees; default the smallest site")
     audit.add_argument("--trials", type=int, help="judged runs with and without each canary; default 1500, under dp_sgd 500")
     audit.add_argument("--canary", choices=CANARIES, action="append", help="default all; may be given several times")
-    audit.add_argument("--shadows", type=int, default=64, help="models for membership inference (default 64); 0 leaves it out")
+    audit.add_argument("--shadows", type=int, default=SHADOWS, help="models for membership inference; 0 leaves it out")
     audit.add_argument("--seed", type=int, default=0, help="whose seat the canary takes; never the noise")
     audit.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes; default all cores")
     audit.add_argument("--at-site", action="store_true", help="the patients are not public, and the report stays at their site")
     audit.add_argument("--output", type=Path, help=f"the report as JSON; default RUN/{REPORT_NAME}")
 
 
-def _audit(options: argparse.Namespace, console: Console) -> int:
-    # Imported late: torch and Flower take seconds, and --help should not.
-    from mammo_fed.audited import audit_run
+def audit_run(
+    run: Path,
+    *,
+    site: str | None = None,
+    trials: int | None = None,
+    canaries: Sequence[CanaryKind] = CANARIES,
+    shadows: int = SHADOWS,
+    seed: int = 0,
+    at_site: bool = False,
+    jobs: int = 1,
+    progress: Told = lambda *_: None,
+) -> AuditReport:
+    """Audit one site of a finished run. It releases nothing and charges nothing: trials and shadow models are thrown away.
 
+    Args:
+      run: folder of the run, with its configuration, record, model and sites.
+      site: name of the site whose messages are seen; None takes the one with the fewest (public) patients.
+      trials: judged runs on each side, see mammo_fed.audit.report; None is 1500 in closed form, 500 under Poisson DP-SGD.
+      canaries: which.
+      shadows: models for the likelihood ratio of membership inference; 0 leaves membership inference out.
+      seed: of everything but the noise.
+      at_site: whether the audit stays at the site that the patients belong to; needed where they are not public.
+      jobs: processes for the trials, >= 1.
+      progress: told how far it is.
+
+    Raises:
+      DataError: If the folder holds no finished run with its sites, or something it rests on has changed since.
+      InvalidSetting: If the run promised nothing, or an argument is out of its range.
+      PolicyRefused: If the patients are not public and `at_site` is not given.
+    """
+    # Imported late: torch and Flower take seconds, and --help should not.
+    from mammo_fed.audit.membership import FEWEST_SHADOWS
+    from mammo_fed.audit.report import audit_subject
+    from mammo_fed.audited import FinishedRun
+
+    if shadows and shadows < FEWEST_SHADOWS:
+        raise InvalidSetting(f"shadows={shadows} must be 0 or at least {FEWEST_SHADOWS}; check --shadows")
+    started, finished = time.perf_counter(), FinishedRun(run)
+    if not (finished.pool.cohort.public or at_site):
+        raise PolicyRefused(
+            "the patients of this run are not declared public: an audit repeats releases and shows what they tell of single "
+            "patients; run it at their own site with --at-site, and let its report stay there"
+        )
+    subject = finished.smallest if site is None else finished.site(site)
+    report = audit_subject(
+        subject,
+        run_id=finished.record.run_id,
+        trials=TRIALS[finished.settings.privacy.mechanism] if trials is None else trials,
+        canaries=canaries,
+        seed=seed,
+        jobs=jobs,
+        progress=progress,
+    )
+    membership = finished.membership(shadows=shadows, seed=seed, progress=progress) if shadows else None
+    return replace(report, membership=membership, seconds=time.perf_counter() - started)
+
+
+def _audit(options: argparse.Namespace, console: Console) -> int:
     with _Bars(console, quiet=options.json) as bars:
         report = audit_run(
             options.run,

@@ -23,6 +23,9 @@ from mammo_fed.data.cohort import MALIGNANT, Cohort
 from mammo_fed.data.phantom_cohorts import PhantomFederation, phantom_hospitals
 from mammo_fed.reporting.record import Record, SitePrivacy, read_record
 
+# No doctests in here; collecting several files of one name as modules would clash.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+
 SMALL = (
     "model=efficientnet_lite0",
     "model.input_size=64",

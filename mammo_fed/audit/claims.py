@@ -28,8 +28,8 @@ CURVE_REACH: Final = 1.5
 # The claim is made by an accountant that rounds up; ours must not call a difference in the last digits a contradiction.
 TOLERANCE: Final = 1e-6
 # The search looks at schedules with up to this many times more or less noise than declared.
-MOST_NOISE: Final = 16.0
-SEARCH_STEPS: Final = 10
+MOST_NOISE: Final = 8.0
+SEARCH_STEPS: Final = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Claim:
         return 0.0 if refuted is None else refuted.priced
 
     def _with_noise(self, factor: float) -> Claim:
-        """The same schedule with `factor` times the noise; its stated epsilon is a guess that only places the curve's points."""
+        """The same schedule with `factor` times the noise; its stated epsilon only places the points of its curve."""
         events = tuple(replace(event, noise_multiplier=event.noise_multiplier * factor) for event in self.events)
         return Claim(epsilon=self.epsilon / factor, delta=self.delta, events=events, accountant="pld")
 

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from mammo_fed.audit.bounds import clopper_pearson
-from mammo_fed.audit.subject import Mechanism, Subject
+from mammo_fed.audit.shadows import Model, Population, site_data, train_shadow
+from mammo_fed.audit.subject import Subject, one_thread
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, malignancy_score
 from mammo_fed.models.whitening import centre_and_normalise
-from mammo_fed.privacy.noise import Draws, NoiseSource
 from mammo_fed.training.evaluation import auroc_interval
-from mammo_fed.training.local import SiteFeatures
 
-__all__ = ["Attack", "Membership", "Model", "Population", "infer_membership"]
+__all__ = ["FEWEST_SHADOWS", "Attack", "Membership", "infer_membership"]
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -34,33 +33,6 @@ BOOTSTRAP: Final = 1000
 FEWEST_SHADOWS: Final = 8
 # A score this close to 0 or 1 counts as this far: logits stay finite.
 CLOSEST: Final = 1e-9
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Model:
-    """What a federation releases: the aggregated mean that centres features, and the head."""
-
-    centre: Floats32
-    flat: Floats32
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Population:
-    """Everybody whose membership is asked for.
-
-    Attributes:
-      features: float32, shape (images, dims), whitened, not centred.
-      labels: int64, shape (images,).
-      patients: int64, shape (images,), dense over members and others.
-      sites: int64, shape (images,): the site of each member; any number for the others, who are dealt out to the sites.
-      members: bool, shape (images,): whether the patient was trained on; the others are held-out patients.
-    """
-
-    features: Floats32
-    labels: NDArray[np.int64]
-    patients: NDArray[np.int64]
-    sites: NDArray[np.int64]
-    members: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,41 +125,6 @@ def infer_membership(
     )
 
 
-def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail: float) -> Model:
-    """The model that `sites` would release if `data` were theirs, with fresh noise."""
-    source, code = NoiseSource(injected_seed=None), Mechanism()
-    weights = [each.public_count for each in data]
-    pairs = list(zip(data, sites, strict=True))
-
-    def draws(site: Subject, index: int, purpose: str) -> Draws:
-        return source.draws(site.noise, site=site.site, round_index=index, purpose=purpose)
-
-    centre = np.zeros(sites[0].head.dims, np.float32)
-    if all(site.schedule.mean_event is not None for site in sites):
-        means = [code.mean(each, charged=site.schedule.mean_event, noise=draws(site, 0, "noise")) for each, site in pairs]
-        centre = _average(means, weights)
-    flat, models = sites[0].start, []
-    for index in range(1, max(site.schedule.rounds for site in sites) + 1):
-        updates = [
-            code.train(
-                each,
-                flat,
-                head=site.head,
-                centre=centre,
-                steps=site.steps,
-                charged=site.schedule.step_event,
-                closed_form=site.closed_form,
-                noise=draws(site, index, "noise"),
-                sampling=draws(site, index, "sampling"),
-            )
-            for each, site in pairs
-        ]
-        flat = _average(updates, weights)
-        models.append(flat)
-    last = max(1, round(tail * len(models)))
-    return Model(centre=centre, flat=_average(models[-last:], [1] * last))
-
-
 def _likelihood_ratio(
     population: Population,
     sites: Sequence[Subject],
@@ -209,8 +146,9 @@ def _likelihood_ratio(
     for number in range(shadows):
         inside[number] = draws.permutation(count) < round(share * count)
         included = inside[number][population.patients]
-        data = [_site(population, included & (owner == index), site) for index, site in enumerate(sites)]
-        shadow = train_shadow(data, sites, tail=tail)
+        data = [site_data(population, included & (owner == index), site) for index, site in enumerate(sites)]
+        with one_thread():
+            shadow = train_shadow(data, sites, tail=tail)
         scores[number] = _of_patients(_true_logits(population, sites[0].head, shadow), population.patients)
         progress("shadow models", number + 1, shadows)
     own = _of_patients(_true_logits(population, sites[0].head, model), population.patients)
@@ -257,19 +195,3 @@ def _of_patients(values: Floats, patients: NDArray[np.int64]) -> Floats:
     """Mean over each patient's images, shape (patients,)."""
     mean: Floats = np.bincount(patients, values) / np.bincount(patients)
     return mean
-
-
-def _site(population: Population, rows: NDArray[np.bool_], site: Subject) -> SiteFeatures:
-    """`rows` (bool) of the population as the data of `site`."""
-    by_patient = site.schedule.step_event.unit == "patient"
-    units = population.patients[rows] if by_patient else np.arange(int(rows.sum()))
-    return SiteFeatures(
-        features=population.features[rows],
-        labels=population.labels[rows],
-        units=np.unique(units, return_inverse=True)[1].astype(np.int64),
-        public_count=site.data.public_count,
-    )
-
-
-def _average(arrays: Sequence[Floats32], weights: Sequence[int]) -> Floats32:
-    return np.average(np.stack(arrays).astype(np.float64), axis=0, weights=weights).astype(np.float32)

@@ -91,7 +91,6 @@ def audit_subject(
     trials: int,
     canaries: Sequence[CanaryKind] = CANARIES,
     seed: int,
-    membership: Membership | None = None,
     mechanism: Mechanism | None = None,
     jobs: int = 1,
     progress: Progress = lambda *_: None,
@@ -105,7 +104,6 @@ def audit_subject(
         more and so many were asked for.
       canaries: which.
       seed: of the canaries' seats.
-      membership: what was found on the released model.
       mechanism: the code under audit; the sites' own unless a test says otherwise.
       jobs: processes, >= 1.
       progress: told how far the trials are.
@@ -128,7 +126,7 @@ def audit_subject(
         messages=subject.schedule.rounds + (subject.schedule.mean_event is not None),
         sensitivity=moves,
         canaries=results,
-        membership=membership,
+        membership=None,
         seconds=time.perf_counter() - started,
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mammo_fed.audit.claims import Claim
@@ -18,7 +20,7 @@ from mammo_fed.privacy.noise import Draws, NoiseMode, NoiseSource
 from mammo_fed.privacy.planning import Schedule
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 
-__all__ = ["Mechanism", "Subject", "sensitivity"]
+__all__ = ["Mechanism", "Subject", "one_thread", "sensitivity"]
 
 Floats32 = NDArray[np.float32]
 
@@ -71,6 +73,17 @@ class Subject:
     noise: NoiseMode
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: on a single site's head, threads mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
     """The sensitivity gate on this site's releases: how far one hostile unit moves each, over its clipping norm.
 
@@ -90,10 +103,11 @@ def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
         silent = replace(mean_event, noise_multiplier=0.0)
         releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), charged=silent, noise=_silence(subject))]
         norms["mean"] = mean_event.clipping_norm
-    moves = {
-        name: [m for each in found for m in largest_move(each, dims=subject.head.dims, unit=event.unit).values()]
-        for name, found in releases.items()
-    }
+    with one_thread():
+        moves = {
+            name: [m for each in found for m in largest_move(each, dims=subject.head.dims, unit=event.unit).values()]
+            for name, found in releases.items()
+        }
     return {name: float(np.max(found)) / norms[name] for name, found in moves.items()}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mammo_fed.audit.adversaries import Question, evidence
 from mammo_fed.audit.bounds import Errors, assumption_free_epsilon, balance, choose_threshold, count_errors, mu_lower
 from mammo_fed.audit.canaries import Canary, CanaryKind, place_canary
-from mammo_fed.audit.subject import Mechanism, Subject
+from mammo_fed.audit.subject import Mechanism, Subject, one_thread
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import SiteFeatures
@@ -102,6 +102,8 @@ def audit_canary(
     """
     if trials < FEWEST_TRIALS:
         raise InvalidSetting(f"trials={trials} must be at least {FEWEST_TRIALS}; check --trials (500 or more is usual)")
+    if jobs < 1:
+        raise InvalidSetting(f"jobs={jobs} must be at least 1; check --jobs")
     code, held_out = mechanism or Mechanism(), max(FEWEST_TRIALS, trials // 2)
     found = np.empty((2, held_out + trials))
     done = 0
@@ -131,15 +133,16 @@ def _some_runs(
     mechanism: Mechanism, subject: Subject, kind: CanaryKind, seed: int, first: int, count: int
 ) -> NDArray[np.float64]:
     canary = place_canary(subject, kind, seed=seed)
-    return np.array(
-        [
+    with one_thread():
+        return np.array(
             [
-                run_trial(mechanism, subject, data, canary, source=mechanism.sources(2 * run + side))
-                for run in range(first, first + count)
+                [
+                    run_trial(mechanism, subject, data, canary, source=mechanism.sources(2 * run + side))
+                    for run in range(first, first + count)
+                ]
+                for side, data in enumerate((canary.absent, canary.present))
             ]
-            for side, data in enumerate((canary.absent, canary.present))
-        ]
-    )
+        )
 
 
 def _answer(

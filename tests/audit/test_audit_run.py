@@ -77,7 +77,7 @@ def test_audit_sees_the_features_that_the_run_trained_on(finished):
 
 
 def test_audit_of_sampled_steps_uses_their_own_curve(succeed, cli):
-    run = succeed("privacy=dp_sgd", "privacy.batch_size=8", "federation.rounds=1", "federation.local_steps=2")
+    run = succeed("privacy=dp_sgd", "privacy.batch_size=8", "federation.rounds=1", "privacy.noise=float")
     code, out, err = cli(
         "audit", run.folder, "--trials", "20", "--shadows", "0", "--canary", "gradient", "--jobs", "1", "--json"
     )

@@ -225,7 +225,8 @@ def test_strategies_differ_in_what_they_make_of_the_same_replies(by_strategy):
     strict=True, reason="the proximal pull is an explicit step: it overshoots where learning rate x mu is above 1"
 )
 def test_the_proximal_term_holds_sites_back_and_never_turns_them_round(train, mechanism):
-    settings = (INJECTED, f"privacy={mechanism}", "synthesis.use=[whiten]", "federation.rounds=1", "engine.workers=1")
+    one_step = ("federation.rounds=1", "federation.local_steps=1", "engine.workers=1")
+    settings = (INJECTED, f"privacy={mechanism}", "synthesis.use=[whiten]", *one_step)
     free = train(*settings).model["head"]
     held = train(*settings, "federation.strategy=FedProx", "federation.proximal_mu=0.1").model["head"]
     # Both start from zeros and see the same gradient and noise.
