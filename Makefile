@@ -33,7 +33,7 @@ check: install ## Format, lint, types, import layers, doctests and all tests
 	$(BIN)/python -m pytest -m "not gpu"
 
 stress: install ## Run the long ledger trials: 300 kills of a site, 10,000 charges by 8 processes
-	MAMMO_FED_STRESS=1 $(BIN)/python -m pytest -m slow -k ledger tests/privacy tests/client
+	MAMMO_FED_STRESS=1 $(BIN)/python -m pytest -m slow -k ledger tests/privacy tests/client_side
 
 bench: install ## Run the benchmarks; each prints a ratio
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -29,7 +29,7 @@ class RunProgress:
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console, self._quiet = console, quiet
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True, disable=quiet)
+        self._bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
         self._quarters: dict[str, int] = {}
 

@@ -237,6 +237,17 @@ class FederationSettings:
         for name in ("fraction", "tail"):
             if not 0 < getattr(self, name) <= 1:
                 raise InvalidSetting(f"federation.{name}={getattr(self, name)} must be in (0, 1]")
+        for name in ("server_learning_rate", "tau", "round_timeout", "partition_alpha"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InvalidSetting(f"federation.{name}={getattr(self, name)} must be a finite number above 0")
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidSetting(f"federation.{name}={getattr(self, name)} must be in [0, 1)")
+        if not (math.isfinite(self.proximal_mu) and self.proximal_mu >= 0):
+            raise InvalidSetting(f"federation.proximal_mu={self.proximal_mu} must be a finite number, at least 0")
+        _at_least("federation.num_malicious", self.num_malicious, 0)
+        if self.min_nodes != "auto" and self.min_nodes > self.num_sites:
+            raise InvalidSetting(f"federation.min_nodes={self.min_nodes} must be at most federation.num_sites={self.num_sites}")
         if not 0 <= self.trim < 0.5:
             raise InvalidSetting(f"federation.trim={self.trim} must be in [0, 0.5)")
         if self.site_budgets and len(self.site_budgets) != self.num_sites:

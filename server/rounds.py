@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Message, MessageType
@@ -16,6 +16,7 @@ from mammo_fed.errors import DataError, PrivacyRefused, RunFailed
 from mammo_fed.federation.aggregation import Aggregator, choose_sites
 from mammo_fed.federation.messages import Reply, pack_declaration, read_reply, task_config
 from mammo_fed.federation.task import Declaration, RoundTask, task_hash
+from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.settings import Settings
 from mammo_fed.training.recipe import Recipe
 from server.budget import BudgetView
@@ -106,6 +107,9 @@ class Rounds:
         messages = [Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]
         self.traffic.bytes_down += whitening.nbytes * len(nodes)
         for message, reply in self._replies(messages):
+            if not reply.reason and not self._declared_as_asked(reply):
+                logger.warning("%s declares another schedule than it was asked for; it is left out", reply.site)
+                continue
             self._nodes[reply.site] = message.metadata.src_node_id
             self.budget.enter(reply)
         for name, spending in self.budget.sites.items():
@@ -147,12 +151,19 @@ class Rounds:
 
     def _accept(self, reply: Reply, task: RoundTask, centre: NDArray[np.float32], flat: NDArray[np.float32]) -> bool:
         """Whether a reply's update may be aggregated; its events are composed in any case."""
-        if reply.site not in self._nodes:
-            logger.warning("a reply names the unknown site %r; it is left out", reply.site[:40])
-            return False
-        self.budget.spend(reply)
         if reply.reason:
+            self.budget.spend(reply)
             logger.warning("%s refuses round %d: %s", reply.site, task.round_index, reply.reason)
+            return False
+        declared = self.budget.sites[reply.site]
+        expected = self._events_of(task, declared.declared)
+        # What counts is what was declared: a site that says it spent less has not thereby spent less.
+        self.budget.spend(replace(reply, events=expected))
+        if reply.events != expected:
+            logger.warning("%s reports undeclared events in round %d; its update is left out", reply.site, task.round_index)
+            return False
+        if (reply.weight, reply.patients) != (declared.images, declared.patients):
+            logger.warning("%s changes its public size in round %d; its update is left out", reply.site, task.round_index)
             return False
         wanted = task_hash(task, centre=centre, arrays=flat)
         if (reply.run_id, reply.round_index, reply.task_hash) != (task.run_id, task.round_index, wanted):
@@ -162,6 +173,20 @@ class Rounds:
             logger.warning("%s sends an update of the wrong shape or not finite; it is left out", reply.site)
             return False
         return True
+
+    def _declared_as_asked(self, reply: Reply) -> bool:
+        """Whether a site's schedule has the releases of the declaration; how much noise each gets is the site's to plan."""
+        asked = self._declaration
+        steps = {event.mechanism: event.steps for event in reply.events}
+        wanted = {"gradient": asked.rounds * asked.local_steps} | ({"mean": 1} if asked.mean_fraction > 0 else {})
+        one_unit = all(event.unit == asked.unit for event in reply.events)
+        return one_unit and steps == wanted and len(reply.events) == len(wanted)
+
+    def _events_of(self, task: RoundTask, declared: Sequence[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
+        """The part of a declared schedule that one round spends."""
+        kind = "mean" if task.kind == "mean" else "gradient"
+        steps = 1 if task.kind == "mean" else self._declaration.local_steps
+        return tuple(replace(event, steps=steps) for event in declared if event.mechanism == kind)
 
     def _replies(self, messages: Sequence[Message]) -> list[tuple[Message, Reply]]:
         """Readable replies in the order of the sites' names; errors and unreadable ones are logged and dropped."""
@@ -174,6 +199,12 @@ class Rounds:
                 reply = read_reply(message.content)
             except (DataError, ValueError) as error:
                 logger.warning("node %d sends a reply that cannot be read: %s", message.metadata.src_node_id, error)
+                continue
+            if self._nodes and reply.site not in self._nodes:
+                logger.warning("a reply names the unknown site %s; it is left out", reply.site)
+                continue
+            if self._nodes and self._nodes[reply.site] != message.metadata.src_node_id:
+                logger.warning("another node answers in the name of %s; its reply is left out", reply.site)
                 continue
             if reply.site in found:
                 logger.warning("a second reply names %s; it is left out", reply.site)

@@ -17,7 +17,7 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from mammo_fed.data.assemble import Share, evaluation_cohorts
+from mammo_fed.data.assemble import Share, evaluation_cohorts, site_key
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.federation.task import Declaration
@@ -206,5 +206,6 @@ def _course(
 
 
 def _blocks(extractor: Extractor, name: str, cohort: Cohort, hooks: Hooks) -> tuple[NDArray[np.float32], ...]:
-    key = fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32)
-    return extractor.blocks(cohort.pixels, fingerprint=key, progress=lambda done, total: hooks.features(name, done, total))
+    key = None if cohort.public else site_key(extractor.cache_root / "fingerprint.key")
+    made = fingerprint(cohort, key=key)
+    return extractor.blocks(cohort.pixels, fingerprint=made, progress=lambda done, total: hooks.features(name, done, total))

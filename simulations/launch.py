@@ -9,7 +9,7 @@ import torch
 
 from client.app import app as client_app
 from client.policy import SiteFile, SitePolicy
-from mammo_fed.data.assemble import Pool, limit_images_per_patient, load_pool
+from mammo_fed.data.assemble import Pool, evaluation_cohorts, limit_images_per_patient, load_pool, synthetic_cohort
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.flwr_internals import quiet
@@ -106,6 +106,10 @@ def _make_features(settings: Settings, pool: Pool, cache: ArrayCache, hooks: Hoo
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     extractor = Extractor(extractor_spec(settings.model, seed=0), cache=cache)
+    if not extractor.cached(pool.fingerprint):
+        # Minutes lie ahead: whatever else cannot be read should be said now.
+        evaluation_cohorts(settings.data, share_of(settings), cache=cache)
+        synthetic_cohort(settings.synthesis, settings.data, seed=settings.seed, cache=cache)
     logging.getLogger(__name__).info("features of %d training images", len(pool.cohort))
     extractor.blocks(
         pool.cohort.pixels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -37,6 +38,9 @@ METRICS: Final = "metrics"
 # Flower's own key for a site's weight in an average; here it carries the public number of images.
 WEIGHT: Final = "num-examples"
 NAME: Final = "flat"
+
+SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+LEDGER_HEAD: Final = re.compile(r"([0-9]{1,18}:[0-9a-f]{64})?")
 
 # The only words about a failure that cross the network: none of them depends on a patient's data.
 Reason = Literal["", "budget", "policy", "ledger", "task", "weights", "internal"]
@@ -160,6 +164,8 @@ def read_reply(content: RecordDict) -> Reply:
         fraction = privacy.get("malignant-fraction")
         if not isinstance(weight, int) or weight < 1 or reason not in get_args(Reason):
             raise DataError("a reply has a weight or a reason that no site sends")
+        if not SITE_NAME.fullmatch(str(privacy["site"])) or not LEDGER_HEAD.fullmatch(str(privacy["ledger-head"])):
+            raise DataError("a reply has a site name or a ledger head that no site sends")
         return Reply(
             site=str(privacy["site"]),
             run_id=str(privacy["run-id"]),
@@ -171,9 +177,9 @@ def read_reply(content: RecordDict) -> Reply:
             budget_left=_real(privacy["budget-left"]),
             reason=reason,  # type: ignore[arg-type]
             weight=weight,
-            patients=_whole(privacy["patients"]),
+            patients=_positive(privacy["patients"]),
             arrays=flat_array(content.array_records[ARRAYS]),
-            malignant_fraction=None if fraction is None else _real(fraction),
+            malignant_fraction=None if fraction is None else _share(fraction),
             fingerprint=str(privacy["fingerprint"]),
             ledger_head=str(privacy["ledger-head"]),
         )
@@ -190,4 +196,18 @@ def _whole(value: object) -> int:
 def _real(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise DataError("a reply has a field that must be a number")
+    if not value >= 0:
+        raise DataError("a reply has a negative figure, or one that is no number")
     return float(value)
+
+
+def _positive(value: object) -> int:
+    if _whole(value) < 1:
+        raise DataError("a reply has a count below 1")
+    return _whole(value)
+
+
+def _share(value: object) -> float:
+    if not _real(value) <= 1:
+        raise DataError("a reply has a share above 1")
+    return _real(value)

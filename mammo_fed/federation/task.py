@@ -62,6 +62,8 @@ class Declaration:
     noise_seed: int | None
 
     def __post_init__(self) -> None:
+        if not (self.run_id.isascii() and self.run_id.isalnum() and len(self.run_id) <= 64):
+            raise InvalidSetting("run_id must be 1 to 64 letters and digits")
         for name in ("clipping_norm", "mean_clipping_norm"):
             # Far outside, sums in floating point overflow or vanish before the noise is added, and the noise hides nothing.
             if not CLIPS[0] <= getattr(self, name) <= CLIPS[1]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -72,6 +73,11 @@ class Extractor:
             size = self.spec.input_size
             self._backbones = tuple(load_backbone(spec, image_size=size) for spec in self.spec.backbones)
         return self._backbones
+
+    @property
+    def cache_root(self) -> Path:
+        """Folder of the cache."""
+        return self._cache.root
 
     @property
     def weights_sha256(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,12 +226,10 @@ def _unit_gradients(
         for parameter in private.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
         return
-    with warnings.catch_warnings():
-        # Features need no gradient of their own; torch says so for every backward hook.
-        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        logits = wrapped(torch.from_numpy(data.features[rows]))
-        losses = loss(logits, torch.from_numpy(data.labels[rows])) * _present(data.features[rows])
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+    # A gradient that nobody needs: without it torch warns at every backward hook.
+    logits = wrapped(torch.from_numpy(data.features[rows]).requires_grad_())
+    losses = loss(logits, torch.from_numpy(data.labels[rows])) * _present(data.features[rows])
+    losses.sum().backward()  # type: ignore[no-untyped-call]
     private.sum_within_units(torch.from_numpy(np.searchsorted(drawn, data.units[rows])), len(drawn))
 
 
@@ -244,4 +241,5 @@ def _present(features: NDArray[np.float32]) -> Tensor:
 def _pull_back(head: nn.Module, start: list[Tensor], step: float) -> None:
     with torch.no_grad():
         for parameter, origin in zip(head.parameters(), start, strict=True):
-            parameter.sub_(step * (parameter - origin))
+            # Implicit, so that the pull never overshoots however large the step is.
+            parameter.copy_((parameter + step * origin) / (1 + step))

@@ -106,7 +106,9 @@ def private_descent(
         total = _noisy_gradient(data, current, charged=charged, noise=noise)
         current = current - np.float32(learning_rate / public_count) * total
         if proximal > 0:
-            current = current - np.float32(learning_rate * proximal) * (current - weights)
+            # Implicit, so that the pull never overshoots however large the step is.
+            pull = np.float32(learning_rate * proximal)
+            current = (current + pull * weights) / (np.float32(1) + pull)
     return current
 
 

@@ -104,6 +104,13 @@ def test_audit_refuses_a_run_that_promised_nothing(succeed, cli, override):
     assert "promises nothing" in err
 
 
+@pytest.mark.parametrize("option", [("--trials", "5"), ("--shadows", "3"), ("--jobs", "0")])
+def test_audit_refuses_options_out_of_range(finished, cli, option):
+    code, _, err = cli("audit", finished.folder, *QUICK, *option)
+    assert code == 2
+    assert option[0] in err
+
+
 def test_audit_names_the_sites_that_it_could_take(finished, cli):
     code, _, err = cli("audit", finished.folder, "--site", "site-9", *QUICK)
     assert code == 2

@@ -221,9 +221,6 @@ def test_strategies_differ_in_what_they_make_of_the_same_replies(by_strategy):
 
 
 @pytest.mark.parametrize("mechanism", ["dp_gd", pytest.param("dp_sgd", marks=pytest.mark.slow)])
-@pytest.mark.xfail(
-    strict=True, reason="the proximal pull is an explicit step: it overshoots where learning rate x mu is above 1"
-)
 def test_the_proximal_term_holds_sites_back_and_never_turns_them_round(train, mechanism):
     one_step = ("federation.rounds=1", "federation.local_steps=1", "engine.workers=1")
     settings = (INJECTED, f"privacy={mechanism}", "synthesis.use=[whiten]", *one_step)

@@ -29,7 +29,6 @@ from simulations.launch import site_file
 
 INJECTED = ("privacy.noise_seed=5", "federation.rounds=2")
 HOSTILE = "site-4"
-UNCHECKED = pytest.mark.xfail(strict=True, reason="the server believes what a site says about itself")
 Tamper = Callable[[Reply, Message], Message | None]
 
 
@@ -194,7 +193,7 @@ def test_a_site_that_fails_is_left_out_and_what_it_says_goes_no_further(federate
 
 
 def test_a_site_that_nobody_knows_is_left_out(federate, left_out):
-    federation = federate(changing(site="site-9\x1b[2J"))
+    federation = federate(changing(site="site-9"))
     assert "a reply names the unknown site" in federation.log
     assert "\x1b" not in federation.log
     np.testing.assert_array_equal(federation.model.flat, left_out["head"])
@@ -231,11 +230,10 @@ def test_a_run_whose_last_site_refuses_on_the_way_is_refused(federate):
 
 def test_a_second_reply_under_one_name_is_left_out(federate):
     federation = federate(changing(site="site-3"))
-    assert "a second reply names site-3; it is left out" in federation.log
+    assert "another node answers in the name of site-3; its reply is left out" in federation.log
     assert federation.hostile.rounds == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a reply is matched to its site by the name in it, not by the node that sent it")
 def test_a_site_cannot_speak_in_the_name_of_another_however_fast_it_is(federate):
     def as_site_3(reply: Reply, message: Message) -> Message:
         return answer(reply, message, site="site-3", arrays=np.full_like(reply.arrays, 1e6))
@@ -244,7 +242,6 @@ def test_a_site_cannot_speak_in_the_name_of_another_however_fast_it_is(federate)
     assert np.abs(federation.model.flat).max() < 1e3
 
 
-@UNCHECKED
 def test_events_that_were_not_declared_are_noticed(federate):
     def quieter(reply: Reply, message: Message) -> Message:
         events = tuple(replace(event, noise_multiplier=10 * event.noise_multiplier) for event in reply.events)
@@ -256,7 +253,6 @@ def test_events_that_were_not_declared_are_noticed(federate):
     assert federation.hostile.epsilon == federation.honest[0].epsilon or HOSTILE in federation.warnings
 
 
-@UNCHECKED
 def test_a_weight_that_changes_on_the_way_gives_no_more_say(federate, usual, left_out):
     federation = federate(changing(weight=10**9), from_round=1)
     honest = any(np.array_equal(federation.model.flat, model["head"]) for model in (usual, left_out))
@@ -280,13 +276,13 @@ OTHER_UNIT = PrivacyEvent(
         ({"epsilon": math.nan}, 1),
         ({"epsilon": -1.0}, 1),
         ({"events": ()}, 1),
-        pytest.param({"events": (OTHER_UNIT,)}, 1, marks=UNCHECKED),
-        pytest.param({"epsilon_account": math.nan}, 1, marks=UNCHECKED),
-        pytest.param({"epsilon_account": -1.0}, 1, marks=UNCHECKED),
-        pytest.param({"budget_left": math.nan}, 1, marks=UNCHECKED),
-        pytest.param({"patients": -1}, -1, marks=UNCHECKED),
-        pytest.param({"malignant_fraction": 7.0}, -1, marks=UNCHECKED),
-        pytest.param({"malignant_fraction": math.nan}, -1, marks=UNCHECKED),
+        ({"events": (OTHER_UNIT,)}, 1),
+        ({"epsilon_account": math.nan}, 1),
+        ({"epsilon_account": -1.0}, 1),
+        ({"budget_left": math.nan}, 1),
+        ({"patients": -1}, -1),
+        ({"malignant_fraction": 7.0}, -1),
+        ({"malignant_fraction": math.nan}, -1),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else f"from {value}",
 )
@@ -298,7 +294,6 @@ def test_no_reply_of_one_site_ends_the_run_of_the_others(federate, changed, from
 @pytest.mark.parametrize(
     "changed", [{"site": "site-4\x1b[2J\nall is well"}, {"ledger_head": "1:\x1b[2J\nall is well"}], ids=list
 )
-@UNCHECKED
 def test_what_a_site_calls_itself_cannot_write_lines_or_escapes_into_the_log(federate, changed):
     federation = federate(changing(**changed), from_round=-1)
     assert "\x1b" not in federation.log

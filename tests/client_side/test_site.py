@@ -187,7 +187,6 @@ def test_a_run_id_that_could_be_a_path_is_refused(site, run_id):
         answer(site, 0, run_id=run_id)
 
 
-@pytest.mark.xfail(strict=True, reason="a run is priced in the ledger before its run_id is checked")
 def test_a_declaration_with_a_run_id_that_could_be_a_path_costs_nothing(site, described, declaration, whitening):
     with pytest.raises(InvalidSetting, match="run_id"):
         site.declare(replace(declaration, run_id="../run1"), whitening)
