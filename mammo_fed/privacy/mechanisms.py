@@ -108,7 +108,7 @@ def private_descent(
         if proximal > 0:
             # Implicit, so that the pull never overshoots however large the step is.
             pull = np.float32(learning_rate * proximal)
-            current = (current + pull * weights) / (np.float32(1) + pull)
+            current = ((current + pull * weights) / (1 + pull)).astype(np.float32)
     return current
 
 
