@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mammo_fed.errors import InvalidSetting, PolicyRefused
+from mammo_fed.reporting.drawing import GRID, SERIES, draw, legend
 from mammo_fed.reporting.record import write_atomically
 from mammo_fed.reporting.typed_json import dumps
 from mammo_fed.reporting.wording import delta_text, epsilon_text
@@ -54,6 +55,7 @@ def add_audit_command(commands: Any, common: argparse.ArgumentParser) -> None:
     audit.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes; default all cores")
     audit.add_argument("--at-site", action="store_true", help="the patients are not public, and the report stays at their site")
     audit.add_argument("--output", type=Path, help=f"the report as JSON; default RUN/{REPORT_NAME}")
+    audit.add_argument("--plot", type=Path, help="write the curves of membership inference as SVG")
 
 
 def audit_run(
@@ -128,6 +130,8 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
         )
     path = options.output or options.run / REPORT_NAME
     write_atomically(path, dumps(report.as_dict()))
+    if options.plot and report.membership is not None:
+        write_atomically(options.plot, _membership_curves(report.membership))
     if options.json:
         sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
     else:
@@ -206,6 +210,21 @@ def _membership_table(found: Membership) -> Table:
         table.add_row(attack.name, _interval(attack.auc, attack.auc_ci), _interval(attack.tpr, attack.tpr_ci))
     table.add_row("allowed by the claim", f"{found.auc_allowed:.3f}", f"{found.tpr_allowed:.3f}")
     return table
+
+
+def _membership_curves(found: Membership) -> str:
+    """Members found over false positives, for each attack and as far as the claim allows, as an `<svg>` element."""
+    curves = {attack.name: attack.curve for attack in found.attacks} | {"allowed by the claim": found.curve_allowed}
+
+    def paint(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color=GRID, linewidth=1.2)
+        lines = []
+        for curve, (colour, dash, _) in zip(curves.values(), SERIES, strict=False):
+            lines += axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dash)
+        legend(axes, lines, list(curves), loc="lower right")
+
+    label = "Membership inference: " + "; ".join(f"{attack.name} AUC {attack.auc:.3f}" for attack in found.attacks)
+    return draw("membership", paint, label=label, xlabel="Held-out patients called members", ylabel="Members found")
 
 
 def _interval(value: float, interval: tuple[float, float]) -> str:

@@ -31,6 +31,8 @@ ALLOWED_FPR: Final = 0.01
 CONFIDENCE: Final = 0.95
 BOOTSTRAP: Final = 1000
 FEWEST_SHADOWS: Final = 8
+# False positive rates at which the claim's curve is given.
+CURVE: Final = np.linspace(0.0, 1.0, 101)
 # A score this close to 0 or 1 counts as this far: logits stay finite.
 CLOSEST: Final = 1e-9
 
@@ -65,6 +67,7 @@ class Membership:
       shadows: models trained for the likelihood ratio.
       attacks: by method.
       auc_allowed, tpr_allowed: largest values that the claim allows anybody, with every message at hand.
+      curve_allowed: the claim's own curve, in pairs as those of the attacks.
     """
 
     members: int
@@ -73,6 +76,7 @@ class Membership:
     attacks: tuple[Attack, ...]
     auc_allowed: float
     tpr_allowed: float
+    curve_allowed: tuple[tuple[float, float], ...]
 
 
 def infer_membership(
@@ -122,6 +126,7 @@ def infer_membership(
         ),
         auc_allowed=float(1 - claim.least_fnr(grid).mean()),
         tpr_allowed=float(1 - claim.least_fnr(np.array([ALLOWED_FPR]))[0]),
+        curve_allowed=tuple((float(x), float(1 - claim.least_fnr(np.array([x]))[0])) for x in CURVE),
     )
 
 

@@ -44,13 +44,16 @@ def test_audit_charges_nothing(finished, cli):
 
 def test_audit_prints_its_claim_and_its_verdict(finished, cli, tmp_path):
     arguments = ("--site", "site-1", "--trials", "20", "--shadows", "8", "--canary", "mislabelled", "--jobs", "1")
-    code, out, err = cli("audit", finished.folder, *arguments, "--output", tmp_path / "a.json")
+    code, out, err = cli("audit", finished.folder, *arguments, "--output", tmp_path / "a.json", "--plot", tmp_path / "a.svg")
     assert code == 0, err
     words = " ".join(out.split())
     assert "epsilon 6 at delta 1e-04 for one patient of site-1" in words
     assert "Passed: nothing here refutes the claim." in words
     assert "allowed by the claim" in words
     assert json.loads((tmp_path / "a.json").read_text())["membership"]["members"] > 0
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert "likelihood ratio AUC" in drawn
 
 
 def test_audit_fails_a_run_whose_record_states_too_little(finished, cli, tmp_path):

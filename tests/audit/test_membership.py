@@ -79,8 +79,8 @@ def test_curves_run_from_corner_to_corner_and_never_fall(sites):
     people = population()
     found = infer_membership(people, sites, released(people, sites), tail=0.3, shadows=8, seed=0)
     assert [attack.name for attack in found.attacks] == ["loss threshold", "likelihood ratio"]
-    for attack in found.attacks:
-        curve = np.array(attack.curve)
+    for points in (*(attack.curve for attack in found.attacks), found.curve_allowed):
+        curve = np.array(points)
         assert curve[0].tolist() == [0.0, 0.0]
         assert curve[-1].tolist() == [1.0, 1.0]
         assert (np.diff(curve, axis=0) >= 0).all()
