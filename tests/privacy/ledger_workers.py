@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -38,6 +39,10 @@ def open_ledger(
     folder: Path, *, max_epsilon: float = 6.0, delta: float = DELTA, kind: str = "gdp", site: str = "north"
 ) -> Ledger:
     return Ledger.open(folder, site=site, budget=Budget(max_epsilon=max_epsilon, delta=delta), filter=kind)
+
+
+def digest(reply: bytes) -> str:
+    return hashlib.sha256(reply).hexdigest()
 
 
 class Nursery:
@@ -92,7 +97,7 @@ def charge(folder: str, number: int, processes: int, rounds: int, max_epsilon: f
 
 
 def train(folder: str, rounds: int, seed: int, sent: str) -> None:
-    """Take part in a run from the last round that was sent; every reply is noise, appended to `sent` when it leaves."""
+    """Take part in a run from the last round that was sent; every reply is noise, its digest appended to `sent` when it leaves."""
     moments = np.random.default_rng(seed)
     done = Path(sent).read_text().count("\n") if Path(sent).exists() else 0
     out = os.open(sent, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -107,7 +112,8 @@ def train(folder: str, rounds: int, seed: int, sent: str) -> None:
                 reply = os.urandom(int(moments.choice([16, 20_000])))
                 ledger.settle(reservation, reply)
             if round_index >= done:
-                os.write(out, f"{round_index} {reply.hex()}\n".encode())
+                # A digest, because a kill may cut a long line in two.
+                os.write(out, f"{round_index} {digest(reply)}\n".encode())
 
 
 def answer_one_task(folder: str, answers: str) -> None:
