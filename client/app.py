@@ -26,8 +26,8 @@ def declare(message: Message, context: Context) -> Message:
     """Answer the declaration of a run."""
 
     def answer(site: Site) -> Reply:
-        declaration, whitening = read_declaration(message)
-        return site.declare(declaration, whitening)
+        declaration, payload = read_declaration(message)
+        return site.declare(declaration, payload)
 
     return _answer(message, context, answer, round_index=DECLARATION_ROUND)
 

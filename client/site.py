@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -18,12 +18,14 @@ from client.replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.assemble import limit_images_per_patient, load_pool
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
-from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused, WeightsError
+from mammo_fed.errors import InvalidSetting, PolicyRefused, WeightsError
 from mammo_fed.federation.messages import Reply
+from mammo_fed.federation.payload import PublicPayload
 from mammo_fed.federation.task import Declaration, RoundTask, task_hash
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
-from mammo_fed.models.whitening import Whitening
+from mammo_fed.models.networks import network_spec, write_flat_network
+from mammo_fed.privacy.dpsgd import OptimizerState, PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.noise import NoiseSource
@@ -42,7 +44,8 @@ def plan_for_site(declaration: Declaration, *, public_images: int, max_images_pe
 
     Both sides call it: the site to know its noise, the server to know what to expect.
     """
-    rate = 1.0 if declaration.mechanism == "dp_gd" else min(1.0, declaration.batch_size / public_images)
+    drawn_from = public_images + declaration.mixed_images
+    rate = 1.0 if declaration.mechanism == "dp_gd" else min(1.0, declaration.batch_size / drawn_from)
     return plan_schedule(
         unit=declaration.unit,
         target_epsilon=declaration.target_epsilon,
@@ -60,11 +63,13 @@ def plan_for_site(declaration: Declaration, *, public_images: int, max_images_pe
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """A run that the site has accepted."""
+    """A run that the site has accepted; `optimizer` lives as long as the process, and never leaves it."""
 
     declaration: Declaration
     schedule: Schedule
     data: SiteFeatures
+    public: PublicBatches | None
+    optimizer: OptimizerState | None
 
 
 class Site:
@@ -83,12 +88,12 @@ class Site:
         if len(np.unique(self.cohort.labels)) == 1:
             logger.warning("site %s: all training labels are of one class; only this log says so", file.site)
 
-    def declare(self, declaration: Declaration, whitening: NDArray[np.float32]) -> Reply:
+    def declare(self, declaration: Declaration, payload: NDArray[np.float32]) -> Reply:
         """Accept a run: check it against the policy, price it whole in the ledger, and make the features.
 
         Args:
           declaration: all that the run will ask.
-          whitening: float32, flat: mean, scale and components of the public statistics, whose hash the declaration names.
+          payload: float32, flat: the public things it starts from; see mammo_fed.federation.payload.
 
         Raises:
           PolicyRefused: If the site's policy forbids the run.
@@ -97,13 +102,13 @@ class Site:
         """
         cohort = self.cohort
         check_declaration(declaration, self.file.policy, patients=cohort.num_patients, public=cohort.public)
-        prepared = self._prepare(declaration, _unflatten(whitening, declaration))
+        prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
         with self._ledger(declaration) as ledger:
             ledger.declare(
                 run_id=declaration.run_id, schedule=prepared.schedule.events(), patients=sorted(set(cohort.patients.tolist()))
             )
             reply = self._reply(declaration, ledger, events=prepared.schedule.events())
-        self._remember(declaration, whitening)
+        self._remember(declaration, payload)
         self._prepared[declaration.run_id] = prepared
         return reply
 
@@ -178,28 +183,56 @@ class Site:
             closed_form=declaration.mechanism == "dp_gd",
             noise=noise,
             sampling=source.draws(mode, site=self.file.site, round_index=task.round_index, purpose="sampling"),
+            unit=declaration.model.norm == "unit",
+            public=prepared.public,
+            state=prepared.optimizer,
         )
 
-    def _prepare(self, declaration: Declaration, whitening: Whitening) -> Prepared:
+    def _prepare(self, declaration: Declaration, payload: PublicPayload) -> Prepared:
         policy = self.file.policy
         schedule = plan_for_site(
             declaration, public_images=policy.public_images, max_images_per_patient=policy.max_images_per_patient
         )
         if self.file.threads:
             torch.set_num_threads(self.file.threads)
-        extractor = Extractor(extractor_spec(declaration.model, seed=0), cache=self._cache)
+        extractor = self._extractor(declaration, payload)
         if extractor.weights_sha256 != declaration.weights_sha256:
             raise WeightsError("this site's backbone weights differ from the server's; install the same weights on both sides")
         blocks = extractor.blocks(self._pool.cohort.pixels, fingerprint=self._pool.fingerprint)
         cohort = self.cohort
-        features = whitening([block[self._rows] for block in blocks])
+        features = payload.whitening([block[self._rows] for block in blocks], unit=declaration.model.norm == "unit")
         data = SiteFeatures(
             features=features,
             labels=cohort.labels,
             units=cohort.unit_index(declaration.unit),
             public_count=policy.public_images,
         )
-        return Prepared(declaration=declaration, schedule=schedule, data=data)
+        beside = len(payload.labels) > 0 and declaration.sampler == "separate"
+        return Prepared(
+            declaration=declaration,
+            schedule=schedule,
+            data=_mixed(data, payload) if declaration.mixed_images else data,
+            public=PublicBatches(
+                features=payload.features,
+                labels=payload.labels,
+                batch_size=declaration.batch_size,
+                weight=declaration.augment_weight,
+            )
+            if beside
+            else None,
+            optimizer={} if declaration.keep_optimizer else None,
+        )
+
+    def _extractor(self, declaration: Declaration, payload: PublicPayload) -> Extractor:
+        """The extraction that the declaration asks for, with the backbone that came with it if one did."""
+        spec = extractor_spec(declaration.model, seed=0)
+        if len(payload.network):
+            (backbone,) = spec.backbones
+            path = self._cache.root / "networks" / f"{declaration.weights_sha256}.safetensors"
+            if not path.exists():
+                write_flat_network(path, payload.network, backbone, image_size=spec.input_size)
+            spec = replace(spec, backbones=(network_spec(backbone, path),))
+        return Extractor(spec, cache=self._cache)
 
     def _ledger(self, declaration: Declaration) -> Ledger:
         policy = self.file.policy
@@ -245,23 +278,23 @@ class Site:
             raise InvalidSetting("run_id must be letters and digits")
         return self.folder / "runs" / run_id
 
-    def _remember(self, declaration: Declaration, whitening: NDArray[np.float32]) -> None:
+    def _remember(self, declaration: Declaration, payload: NDArray[np.float32]) -> None:
         """Keep what a later process needs to answer a round of this run."""
         folder = self._run_folder(declaration.run_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        np.save(folder / "whitening.npy", whitening, allow_pickle=False)
+        np.save(folder / "payload.npy", payload, allow_pickle=False)
         (folder / "declaration.json").write_text(declaration.to_json(), encoding="utf-8")
 
     def _recall(self, run_id: str) -> Prepared:
         folder = self._run_folder(run_id)
         try:
             declaration = Declaration.from_json((folder / "declaration.json").read_text(encoding="utf-8"))
-            whitening = np.load(folder / "whitening.npy", allow_pickle=False)
+            payload = np.load(folder / "payload.npy", allow_pickle=False)
         except OSError as error:
             raise InvalidSetting(f"run {run_id} was never declared at this site") from error
         # The policy may have changed since the run was declared.
         check_declaration(declaration, self.file.policy, patients=self.cohort.num_patients, public=self.cohort.public)
-        prepared = self._prepare(declaration, _unflatten(whitening, declaration))
+        prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
         self._prepared[run_id] = prepared
         return prepared
 
@@ -294,14 +327,15 @@ def _check_arrays(declaration: Declaration, task: RoundTask, centre: NDArray[np.
         raise InvalidSetting("the task's arrays are not finite; the server must send numbers")
 
 
-def _unflatten(flat: NDArray[np.float32], declaration: Declaration) -> Whitening:
-    """Mean, scale and components from one flat array, checked against the declared hash."""
-    if declaration.dims < 1 or len(flat) % (declaration.dims + 2):
-        raise DataError("the public statistics do not have the declared shape")
-    width = len(flat) // (declaration.dims + 2)
-    whitening = Whitening(
-        mean=flat[:width], scale=flat[width : 2 * width], components=flat[2 * width :].reshape(width, declaration.dims)
+def _mixed(data: SiteFeatures, payload: PublicPayload) -> SiteFeatures:
+    """The site's images and the synthetic ones in one draw, every synthetic image a unit of its own."""
+    synthetic = payload.features
+    if data.features.ndim == 3:
+        synthetic = np.repeat(synthetic[:, None], data.features.shape[1], axis=1)
+    first = int(data.units.max()) + 1
+    return SiteFeatures(
+        features=np.concatenate([data.features, synthetic]),
+        labels=np.concatenate([data.labels, payload.labels]),
+        units=np.concatenate([data.units, first + np.arange(len(payload.labels))]),
+        public_count=data.public_count + len(payload.labels),
     )
-    if whitening.sha256() != declaration.whitening_sha256:
-        raise DataError("the public statistics do not have the declared hash; they were changed on the way")
-    return whitening

@@ -56,6 +56,7 @@ class FinishedRun:
                 f"the noise of {folder} is {self.record.privacy.noise!r}: a run without secret noise promises nothing to audit"
             )
         self.settings = _read_settings(folder / "config.yaml")
+        _require_plain(self.settings)
         self._files = [read_site_file(path) for path in sorted((folder / "sites").glob("*.json"))]
         if not self._files:
             raise DataError(f"{folder}/sites has no site files; only a run whose sites lie in its folder can be audited")
@@ -185,18 +186,18 @@ class FinishedRun:
     def _features(self) -> NDArray[np.float32]:
         """Whitened features of the whole pool."""
         blocks = self._extractor.blocks(self.pool.cohort.pixels, fingerprint=self.pool.fingerprint)
-        return self._classifier.whitening(blocks)
+        return self._classifier.features(blocks)
 
     def _features_of(self, cohort: Cohort) -> NDArray[np.float32]:
         """Whitened features of a held-out set; only a public one has a fingerprint to be cached under."""
         if cohort.public:
-            return self._classifier.whitening(self._extractor.blocks(cohort.pixels, fingerprint=fingerprint(cohort, key=None)))
-        return self._classifier.whitening(self._extractor.compute(cohort.pixels, flips=self.settings.model.flips))
+            return self._classifier.features(self._extractor.blocks(cohort.pixels, fingerprint=fingerprint(cohort, key=None)))
+        return self._classifier.features(self._extractor.compute(cohort.pixels, flips=self.settings.model.flips))
 
     @cached_property
     def _blank(self) -> NDArray[np.float32]:
         pixels = np.zeros((1, *self.pool.cohort.image_size), np.float32)
-        blank: NDArray[np.float32] = self._classifier.whitening(
+        blank: NDArray[np.float32] = self._classifier.features(
             self._extractor.compute(pixels, flips=self.settings.model.flips)
         )[0]
         return blank
@@ -214,6 +215,16 @@ class FinishedRun:
             optimizer=privacy.optimizer,
             label_smoothing=privacy.label_smoothing,
             proximal=federation.proximal_mu if federation.strategy == "FedProx" else 0.0,
+        )
+
+
+def _require_plain(settings: Settings) -> None:
+    """Refuse what the adversary does not know how to forecast, rather than report on another mechanism."""
+    model, use = settings.model, settings.synthesis.use
+    if model.flips == "random" or model.norm != "unit" or "augment" in use or settings.federation.keep_optimizer:
+        raise InvalidSetting(
+            "the audit knows one feature of norm 1 for each image and sites without memory: it cannot judge a run with "
+            "model.flips=random, model.norm=none, synthesis.use=[augment] or federation.keep_optimizer=true"
         )
 
 

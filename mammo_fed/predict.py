@@ -9,7 +9,7 @@ from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.patches import read_patches
 from mammo_fed.errors import WeightsError
 from mammo_fed.models.classifier import extractor_spec, read_classifier
-from mammo_fed.models.features import Extractor
+from mammo_fed.models.features import Extractor, evaluation_flips
 
 __all__ = ["predict"]
 
@@ -30,5 +30,5 @@ def predict(run: Path, images: Sequence[Path]) -> dict[Path, float]:
     extractor = Extractor(extractor_spec(classifier.model, seed=classifier.seed), cache=ArrayCache(default_cache_root()))
     if extractor.weights_sha256 != classifier.weights_sha256:
         raise WeightsError(f"the backbone weights here are not those of {run}; install the versions named in its record.json")
-    scores = classifier.score(extractor.compute(pixels, flips=classifier.model.flips))
+    scores = classifier.score(extractor.compute(pixels, flips=evaluation_flips(classifier.model.flips)))
     return dict(zip(images, scores.tolist(), strict=True))

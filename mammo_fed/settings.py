@@ -33,6 +33,10 @@ class DataSettings:
 
     Attributes:
       source: "phantom", "mammo_dp" (a clone of the paper's repository) or "csv" (a table and its images).
+      train: whom the sites train on: "train" (the patients of that split) or "synthetic" (the clone's GAN images, each as a
+        patient of its own: the paper's synthetic-only rows).
+      folds, fold: cross-validation: train and val together are cut into `folds` parts by patient, `fold` (from 0) is the val
+        set and the rest is trained on; null leaves the splits as they are. The cut is the same for every seed.
       root: folder of the clone, or the CSV table; unused by the phantom.
       public: whether the patients' data is declared public; decides what a record may say of them.
       publish_metrics: whether a run may compute and show metrics of evaluation patients: a release outside epsilon.
@@ -43,6 +47,9 @@ class DataSettings:
 
     source: Literal["phantom", "mammo_dp", "csv"]
     root: str | None
+    train: Literal["train", "synthetic"]
+    folds: int
+    fold: int | None
     public: bool
     publish_metrics: bool
     images_train: int
@@ -57,6 +64,17 @@ class DataSettings:
         for name in ("images_train", "images_test", "images_external"):
             _at_least(f"data.{name}", getattr(self, name), 8)
         _at_least("data.image_size", self.image_size, 32)
+        _at_least("data.folds", self.folds, 2)
+        if self.fold is not None and not 0 <= self.fold < self.folds:
+            raise InvalidSetting(f"data.fold={self.fold} must be from 0 to {self.folds - 1}, or null for no cross-validation")
+        if self.fold is not None and self.source == "phantom":
+            raise InvalidSetting(
+                "data.fold needs data=mammo_dp or data=csv: the phantom has no validation patients to exchange"
+            )
+        if self.train == "synthetic" and (self.source != "mammo_dp" or self.fold is not None):
+            raise InvalidSetting(
+                "data.train=synthetic trains on a clone's GAN images: it needs data=mammo_dp and data.fold=null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +85,8 @@ class ModelSettings:
       backbone: one or more timm architectures, side by side.
       weights, weights_file: where their weights come from; see mammo_fed.models.backbones.
       tap, pooling, input_size, flips: see mammo_fed.models.features.
-      components, whitening_power: see mammo_fed.models.whitening.
+      components, whitening_power: see mammo_fed.models.whitening; components=0 leaves descriptors as they are.
+      norm: "unit" (features are brought to norm 1) or "none".
       head, hidden, bias_scale: see mammo_fed.models.heads.
       scope: what private training changes; the head.
     """
@@ -78,16 +97,19 @@ class ModelSettings:
     tap: int | None
     pooling: Literal["mean", "mean_std", "covariance"]
     input_size: int
-    flips: bool
+    flips: Literal["none", "average", "random"]
     components: int
     whitening_power: float
+    norm: Literal["unit", "none"]
     head: Literal["linear", "mlp"]
     hidden: int
     bias_scale: float
     scope: Literal["head"]
 
     def __post_init__(self) -> None:
-        _at_least("model.components", self.components, 1)
+        _at_least("model.components", self.components, 0)
+        if self.components == 0 and self.pooling == "covariance":
+            raise InvalidSetting("model.components=0 keeps all descriptors: with model.pooling=covariance give 1 or more")
         _at_least("model.hidden", self.hidden, 1)
         if not 0 <= self.whitening_power <= 1:
             raise InvalidSetting(f"model.whitening_power={self.whitening_power} must be in [0, 1]")
@@ -173,17 +195,40 @@ class SynthesisSettings:
       source: "phantom" (procedural), "gan" (the clone's GAN images), "folder" (images named *_malignant / *_benign), or "auto":
         gan for data=mammo_dp where the clone has them, else phantom.
       root: the folder of source="folder".
-      use: of "whiten" (fits the public statistics) and "pretrain" (the head starts from it). Whitening is always needed.
+      use: of "whiten" (fits the public statistics), "pretrain" (training starts from it) and "augment" (sites train on it
+        beside their patients). Whitening is always needed.
       count: number of phantom images.
+      pretrain_scope: "head", or "network" (backbone and head together, as the paper's pretraining row).
+      keep_head: whether a network's pretraining hands on its head; otherwise the head starts afresh.
+      epochs, batch_size, learning_rate, weight_decay, label_smoothing: of the network's pretraining.
+      augment_weight: of the synthetic gradient beside the patients', which gets the noise alone.
+      sampler: "separate" draws a synthetic batch beside the patients'; "mixed" is the paper's: synthetic images stand among the
+        patients', are drawn, clipped and noised with them.
     """
 
     source: Literal["phantom", "gan", "folder"] | Auto
     root: str | None
-    use: tuple[Literal["whiten", "pretrain"], ...]
+    use: tuple[Literal["whiten", "pretrain", "augment"], ...]
     count: int
+    pretrain_scope: Literal["head", "network"]
+    keep_head: bool
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    augment_weight: float
+    sampler: Literal["separate", "mixed"]
 
     def __post_init__(self) -> None:
         _at_least("synthesis.count", self.count, 16)
+        _at_least("synthesis.epochs", self.epochs, 1)
+        _at_least("synthesis.batch_size", self.batch_size, 2)
+        for name in ("learning_rate", "weight_decay", "augment_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InvalidSetting(f"synthesis.{name}={getattr(self, name)} must be a finite number, at least 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidSetting(f"synthesis.label_smoothing={self.label_smoothing} must be in [0, 1)")
         if "whiten" not in self.use:
             raise InvalidSetting(
                 f"synthesis.use={list(self.use)} must contain whiten: features need public statistics, and they are never "
@@ -200,7 +245,11 @@ class FederationSettings:
     Attributes:
       num_sites: hospitals in a simulation; 1 is the centralized configuration.
       partition, partition_alpha: how patients are split over simulated hospitals.
-      rounds, local_steps: communication rounds and local steps in each.
+      rounds, local_steps: communication rounds and local steps in each; no rounds release the public start, and no site is
+        asked for anything.
+      keep_optimizer: a site's local optimizer goes on from round to round, as in one long training.
+      release: which model is the result: "average" of the last rounds (see `tail`), or "best_val", the round with the highest
+        validation AUPRC (benign), which epsilon does not cover.
       strategy: Flower's strategy by name.
       fraction: part of the sites that trains in a round, in (0, 1].
       min_nodes: sites to wait for, >= 1; "auto" is all of them.
@@ -215,6 +264,8 @@ class FederationSettings:
     partition_alpha: float
     rounds: int | Auto
     local_steps: int | Auto
+    keep_optimizer: bool
+    release: Literal["average", "best_val"]
     strategy: Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum"]
     fraction: float
     min_nodes: int | Auto
@@ -231,9 +282,9 @@ class FederationSettings:
 
     def __post_init__(self) -> None:
         _at_least("federation.num_sites", self.num_sites, 1)
-        for name in ("rounds", "local_steps", "min_nodes"):
+        for name, least in (("rounds", 0), ("local_steps", 1), ("min_nodes", 1)):
             if getattr(self, name) != "auto":
-                _at_least(f"federation.{name}", getattr(self, name), 1)
+                _at_least(f"federation.{name}", getattr(self, name), least)
         for name in ("fraction", "tail"):
             if not 0 < getattr(self, name) <= 1:
                 raise InvalidSetting(f"federation.{name}={getattr(self, name)} must be in (0, 1]")
@@ -303,6 +354,25 @@ class Settings:
         if self.privacy.mechanism == "dp_gd" and self.model.head != "linear":
             raise InvalidSetting(
                 f"model.head={self.model.head} needs privacy=dp_sgd: the closed form knows the linear head only"
+            )
+        if self.privacy.mechanism == "dp_gd" and (self.model.flips == "random" or "augment" in self.synthesis.use):
+            raise InvalidSetting(
+                "model.flips=random and synthesis.use=[augment] belong to steps that sample: choose privacy=dp_sgd"
+            )
+        if self.model.flips == "random" and self.privacy.mean_fraction > 0:
+            raise InvalidSetting(
+                "model.flips=random has no one feature for each image to take a mean of: set privacy.mean_fraction=0"
+            )
+        if "pretrain" in self.synthesis.use and self.synthesis.pretrain_scope == "network":
+            self._check_network()
+
+    def _check_network(self) -> None:
+        model = self.model
+        plain_features = (model.tap, model.pooling, model.components, model.norm) == (None, "mean", 0, "none")
+        if len(model.backbone) != 1 or not plain_features:
+            raise InvalidSetting(
+                "synthesis.pretrain_scope=network trains a head on one network's own output: choose model=pooled (one "
+                "backbone, tap=null, pooling=mean, components=0, norm=none)"
             )
 
     @classmethod

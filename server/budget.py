@@ -72,6 +72,11 @@ class BudgetView:
         """Sites that have not refused."""
         return tuple(name for name, spending in self.sites.items() if not spending.reason)
 
+    @property
+    def active_spending(self) -> tuple[SiteSpending, ...]:
+        """What the sites that have not refused have spent."""
+        return tuple(spending for spending in self.sites.values() if not spending.reason)
+
     def enter(self, reply: Reply) -> None:
         """Take in a site's answer to the declaration."""
         self._sites[reply.site] = SiteSpending(
@@ -102,6 +107,5 @@ class BudgetView:
             spending.mismatches.append(reply.round_index)
 
     def patient_epsilon(self, site: str) -> float:
-        """Epsilon of a patient with the largest allowed number of images."""
-        events = self._sites[site].events
-        return patient_epsilon(events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]
+        """Epsilon of a patient with the largest allowed number of images, by PLD: only it prices several sampled images."""
+        return patient_epsilon(self._sites[site].events, delta=self._delta, accountant="pld")

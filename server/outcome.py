@@ -64,6 +64,7 @@ class Outcome:
     started: datetime
     seconds: Seconds
     mode: Literal["simulate", "deploy", "reproduce"]
+    chosen_round: int | None = None
 
 
 def build_record(outcome: Outcome) -> Record:
@@ -83,7 +84,7 @@ def build_record(outcome: Outcome) -> Record:
         model=ModelSection(
             backbone="+".join(model.backbone),
             weights_sha256=outcome.weights_sha256,
-            scope=model.scope,
+            scope=_scope(settings),
             parameters_trained=outcome.start.head.num_parameters,
         ),
         synthesis=SynthesisSection(
@@ -101,9 +102,17 @@ def build_record(outcome: Outcome) -> Record:
             sites=len(outcome.budget.sites),
             bytes_up=outcome.traffic.bytes_up,
             bytes_down=outcome.traffic.bytes_down,
-            seconds_per_round=sum(seconds) / len(seconds),
+            seconds_per_round=sum(seconds) / max(1, len(seconds)),
         ),
     )
+
+
+def _scope(settings: Settings) -> str:
+    """What private training changed, and what pretraining did."""
+    synthesis = settings.synthesis
+    if "pretrain" not in synthesis.use or synthesis.pretrain_scope != "network":
+        return settings.model.scope
+    return f"{settings.model.scope}, after {synthesis.epochs} epochs of synthetic pretraining of the whole network"
 
 
 def _data(outcome: Outcome) -> DataSection:
@@ -147,12 +156,13 @@ def _privacy(outcome: Outcome) -> PrivacySection:
         sites=sites,
         guarantee=guarantee_sentence(
             unit=privacy.unit,
-            epsilon=max(site.epsilon if run_alone else site.epsilon_account for site in sites),
+            epsilon=max((site.epsilon if run_alone else site.epsilon_account for site in sites), default=0.0),
             delta=privacy.delta,
             noise=noise,
             ledger="run" if run_alone else "site",
             noise_seed=privacy.noise_seed,
-            patient_epsilon=max(site.patient_epsilon for site in sites),
+            patient_epsilon=max((site.patient_epsilon for site in sites), default=0.0),
+            asked=bool(sites),
             max_images_per_patient=privacy.max_images_per_patient,
         ),
         not_covered=not_covered_sentences(
@@ -161,6 +171,7 @@ def _privacy(outcome: Outcome) -> PrivacySection:
             synthetic_epsilon=seen.epsilon,
             synthetic_delta=seen.delta,
             synthetic_trained_on=seen.trained_on,
+            chosen_round=outcome.chosen_round,
         ),
     )
 

@@ -1,11 +1,12 @@
-"""What the server makes of the shared synthetic set before any patient is touched: whitening, and a pretrained head."""
+"""What the server makes of the shared synthetic set before any patient is touched: whitening, a pretrained head or network."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +15,17 @@ from numpy.typing import NDArray
 from mammo_fed.data.assemble import synthetic_cohort, synthetic_source
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import fingerprint, require_both_classes
+from mammo_fed.federation.payload import PublicPayload
+from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, Progress
 from mammo_fed.models.heads import HeadSpec
+from mammo_fed.models.networks import flatten_network, network_spec, read_head, write_network
 from mammo_fed.models.whitening import Whitening, fit_whitening
 from mammo_fed.settings import Settings
+from mammo_fed.training.network import NetworkPretraining, pretrain_network
 from mammo_fed.training.pretrain import pretrain_head
 
-__all__ = ["PublicStart", "make_public_start"]
+__all__ = ["PublicStart", "make_extractor", "make_public_start"]
 
 FORMAT = 1
 PROVENANCE: Mapping[str, Literal["procedural", "no_dp", "unknown"]] = {
@@ -35,28 +40,96 @@ class PublicStart:
     """Where every site starts from; no patient of the federation is in it.
 
     Attributes:
-      whitening: public statistics.
+      payload: what travels to the sites: public statistics, the synthetic set for augmentation, a pretrained network.
       head: shape of the head.
       flat: float32, the pretrained (or fresh) head.
       source: "phantom", "gan" or "folder".
       provenance: "procedural", "no_dp" or "unknown".
       sha256: content hash of the synthetic set.
       images: number of synthetic images.
+      network: file of the pretrained network, or None.
     """
 
-    whitening: Whitening
+    payload: PublicPayload
     head: HeadSpec
     flat: NDArray[np.float32]
     source: str
     provenance: Literal["procedural", "no_dp", "unknown"]
     sha256: str
     images: int
+    network: Path | None
+
+
+def make_extractor(settings: Settings, *, cache: ArrayCache, progress: Progress | None = None) -> Extractor:
+    """The feature extraction of a run, on a network that was pretrained on the synthetic set if the settings ask for it.
+
+    The pretrained network is kept beside the cached features, so that it is made once for the same settings and seed.
+
+    Raises:
+      DataError: If the synthetic set is absent, unreadable or of one class only.
+      WeightsError: If the backbone's weights are missing.
+    """
+    extractor = Extractor(extractor_spec(settings.model, seed=0), cache=cache)
+    path = _network_path(settings, extractor)
+    if path is None:
+        return extractor
+    spec, (backbone,) = extractor.spec, extractor.spec.backbones
+    if not path.exists():
+        cohort = synthetic_cohort(settings.synthesis, settings.data, seed=settings.seed, cache=cache)
+        require_both_classes(cohort)
+        (pooled,) = extractor.compute(cohort.pixels[:1], flips="none")
+        network, head = pretrain_network(
+            backbone,
+            _head(settings, dims=pooled.shape[1]),
+            cohort.pixels,
+            cohort.labels,
+            plan=_pretraining(settings),
+            progress=progress or (lambda *_: None),
+        )
+        write_network(path, network, head)
+    return Extractor(replace(spec, backbones=(network_spec(backbone, path),)), cache=cache)
+
+
+def _pretraining(settings: Settings) -> NetworkPretraining:
+    synthesis = settings.synthesis
+    return NetworkPretraining(
+        epochs=synthesis.epochs,
+        batch_size=synthesis.batch_size,
+        learning_rate=synthesis.learning_rate,
+        weight_decay=synthesis.weight_decay,
+        label_smoothing=synthesis.label_smoothing,
+        image_size=settings.model.input_size,
+        seed=settings.seed,
+    )
+
+
+def _network_path(settings: Settings, extractor: Extractor) -> Path | None:
+    """Where the pretrained network of these settings is kept; None where none is asked for."""
+    synthesis = settings.synthesis
+    if "pretrain" not in synthesis.use or synthesis.pretrain_scope != "network":
+        return None
+    described = {
+        "plan": asdict(_pretraining(settings)),
+        "head": (settings.model.head, settings.model.hidden, settings.model.bias_scale),
+        "start": extractor.weights_sha256,
+        "set": (synthetic_source(synthesis, settings.data), synthesis.root, settings.data.root, synthesis.count),
+        "drawn": (settings.data.d_prime, settings.data.image_size),
+        "format": FORMAT,
+    }
+    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return extractor.cache_root / "networks" / f"{name}.safetensors"
 
 
 def make_public_start(
     settings: Settings, extractor: Extractor, *, cache: ArrayCache, progress: Progress | None = None
 ) -> PublicStart:
     """Fit the whitening and pretrain the head on the shared synthetic set, deterministically.
+
+    Args:
+      settings: of the run.
+      extractor: from `make_extractor`.
+      cache: keeps what is slow to make.
+      progress: called with (images done, images in all) while networks run.
 
     Raises:
       DataError: If the set is absent, unreadable or of one class only.
@@ -65,10 +138,10 @@ def make_public_start(
     require_both_classes(cohort)
     content = fingerprint(cohort, key=None)
     # One view of a synthetic image is enough: its statistics, not the image itself, are what is used.
-    blocks = extractor.blocks(cohort.pixels, fingerprint=content, flips=False, progress=progress)
+    blocks = extractor.blocks(cohort.pixels, fingerprint=content, flips="none", progress=progress)
     model = settings.model
     key = {
-        "set": extractor.key(content, flips=False),
+        "set": extractor.key(content, flips="none"),
         "dims": model.components,
         "power": model.whitening_power,
         "format": FORMAT,
@@ -79,17 +152,39 @@ def make_public_start(
 
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     whitening = Whitening.from_arrays(cache.get_or_make(name, fit))
-    head = HeadSpec(kind=model.head, dims=whitening.dims, hidden=model.hidden, bias_scale=model.bias_scale)
-    pretrained = "pretrain" in settings.synthesis.use
-    features = whitening(blocks) if pretrained else np.zeros((0, whitening.dims), np.float32)
-    labels = cohort.labels if pretrained else np.zeros(0, np.int64)
+    head = _head(settings, dims=whitening.dims)
+    features = whitening(blocks, unit=model.norm == "unit")
+    network_path = _network_path(settings, Extractor(extractor_spec(model, seed=0), cache=cache))
+    augmented = "augment" in settings.synthesis.use
     source = synthetic_source(settings.synthesis, settings.data)
     return PublicStart(
-        whitening=whitening,
+        payload=PublicPayload(
+            whitening=whitening,
+            features=features if augmented else features[:0],
+            labels=cohort.labels if augmented else cohort.labels[:0],
+            network=np.zeros(0, np.float32) if network_path is None else flatten_network(network_path),
+        ),
+        network=network_path,
         head=head,
-        flat=pretrain_head(head, features, labels, seed=settings.seed, **({} if pretrained else {"steps": 0})),
+        flat=_start(settings, head, features, cohort.labels, network_path),
         source=source,
         provenance=PROVENANCE[source],
         sha256=content,
         images=len(cohort),
     )
+
+
+def _head(settings: Settings, *, dims: int) -> HeadSpec:
+    model = settings.model
+    return HeadSpec(kind=model.head, dims=dims, hidden=model.hidden, bias_scale=model.bias_scale)
+
+
+def _start(
+    settings: Settings, head: HeadSpec, features: NDArray[np.float32], labels: NDArray[np.int64], network: Path | None
+) -> NDArray[np.float32]:
+    """The head that training starts from: pretrained with the network, by itself, or fresh."""
+    if network is not None and settings.synthesis.keep_head:
+        return read_head(network)
+    if network is None and "pretrain" in settings.synthesis.use:
+        return pretrain_head(head, features, labels, seed=settings.seed)
+    return pretrain_head(head, features[:0], labels[:0], seed=settings.seed, steps=0)

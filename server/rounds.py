@@ -78,15 +78,17 @@ class Rounds:
         self.budget = BudgetView(delta=declaration.delta, accountant=declaration.accountant)
         self.traffic = Traffic()
 
-    def run(self, whitening: NDArray[np.float32], initial: NDArray[np.float32]) -> Course:
-        """All rounds, from the declaration to the averaged model.
+    def run(self, payload: NDArray[np.float32], initial: NDArray[np.float32]) -> Course:
+        """All rounds, from the declaration to the averaged model; without rounds no site is asked and the start is the model.
 
         Raises:
           PrivacyRefused: If every site refuses.
           RunFailed: If the sites do not come, or none of them replies in a round.
         """
-        self._declare(whitening)
         centre = np.zeros(self._declaration.dims, np.float32)
+        if self._recipe.rounds == 0:
+            return Course(centre=centre, models=(), flat=initial)
+        self._declare(payload)
         if self._declaration.mean_fraction > 0:
             centre = self._round(0, "mean", centre, np.zeros(self._declaration.dims, np.float32))
         flat, models = initial, []
@@ -101,11 +103,11 @@ class Rounds:
         average: NDArray[np.float32] = np.stack(models[-last:]).mean(axis=0, dtype=np.float64).astype(np.float32)
         return Course(centre=centre, models=tuple(models), flat=average)
 
-    def _declare(self, whitening: NDArray[np.float32]) -> None:
+    def _declare(self, payload: NDArray[np.float32]) -> None:
         nodes = self._wait_for_nodes()
-        content = pack_declaration(self._declaration, whitening)
+        content = pack_declaration(self._declaration, payload)
         messages = [Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]
-        self.traffic.bytes_down += whitening.nbytes * len(nodes)
+        self.traffic.bytes_down += payload.nbytes * len(nodes)
         for message, reply in self._replies(messages):
             if not reply.reason and not self._declared_as_asked(reply):
                 logger.warning("%s declares another schedule than it was asked for; it is left out", reply.site)

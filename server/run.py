@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 
 from mammo_fed.data.assemble import Share, evaluation_cohorts, site_key
 from mammo_fed.data.cache import ArrayCache, default_cache_root
-from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.data.cohort import BENIGN, Cohort, fingerprint
+from mammo_fed.errors import DataError
+from mammo_fed.federation.payload import synthetic_sha256
 from mammo_fed.federation.task import Declaration
-from mammo_fed.models.classifier import Classifier, extractor_spec
-from mammo_fed.models.features import Extractor
-from mammo_fed.models.whitening import Whitening
+from mammo_fed.models.classifier import Classifier
+from mammo_fed.models.features import Extractor, evaluation_flips
 from mammo_fed.reporting.page import Curves, write_page
 from mammo_fed.reporting.plots import ScoredSet
 from mammo_fed.reporting.record import Evaluation, Record, Seconds
@@ -32,14 +35,17 @@ from mammo_fed.training.evaluation import Metrics, auroc, evaluate_scores
 from mammo_fed.training.recipe import resolve
 from server.budget import BudgetView
 from server.outcome import Outcome, build_record
-from server.public import PublicStart, make_public_start
+from server.public import PublicStart, make_extractor, make_public_start
 from server.rounds import Rounds
 
-__all__ = ["MODEL_NAME", "Hooks", "run_federation", "share_of"]
+__all__ = ["MODEL_NAME", "SCORES_NAME", "Hooks", "run_federation", "share_of"]
 
 logger = logging.getLogger(__name__)
 
 MODEL_NAME = "model.safetensors"
+SCORES_NAME = "scores.npz"
+# Part of the target that a round must have spent to be chosen, as in the paper's code.
+NEAR = (0.75, 1.05)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,7 @@ def run_federation(
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
-    extractor = Extractor(extractor_spec(settings.model, seed=0), cache=cache)
+    extractor = make_extractor(settings, cache=cache, progress=lambda done, total: hooks.features("pretraining", done, total))
     held_out = evaluation_cohorts(settings.data, share_of(settings), cache=cache)
     start = make_public_start(
         settings, extractor, cache=cache, progress=lambda done, total: hooks.features("synthetic", done, total)
@@ -87,18 +93,23 @@ def run_federation(
 
     declaration = declare_run(settings, extractor, start, run_id=secrets.token_hex(8))
     rounds = Rounds(grid, settings, resolve(settings), declaration, on_round=hooks.round)
-    course = rounds.run(flatten_whitening(start.whitening), start.flat)
+    course = rounds.run(start.payload.flatten(), start.flat)
     after_training = time.perf_counter()
 
     classifier = Classifier(
         model=settings.model,
         weights_sha256=extractor.weights_sha256,
         seed=0,
-        whitening=start.whitening,
+        whitening=start.payload.whitening,
         centre=course.centre,
         flat=course.flat,
+        network=start.network,
     )
-    features = {name: start.whitening(part) for name, part in blocks.items()}
+    features = {name: classifier.features(part) for name, part in blocks.items()}
+    chosen = None
+    if settings.federation.release == "best_val" and course.models:
+        chosen = _best_round(classifier, course.models, rounds.budget, settings, features, held_out)
+        classifier = replace(classifier, flat=course.models[chosen - 1])
     scores = {name: classifier.score_features(part) for name, part in features.items()}
     evaluation = {
         name: evaluate_scores(scores[name], cohort.labels, cohort.patients, seed=settings.seed)
@@ -114,6 +125,7 @@ def run_federation(
         weights_sha256=extractor.weights_sha256,
         evaluation={name: _published(metrics, settings) for name, metrics in evaluation.items()},
         evaluation_public=all(cohort.public for cohort in held_out.values()),
+        chosen_round=chosen,
         started=started,
         seconds=Seconds(
             features=after_features - clock,
@@ -133,6 +145,8 @@ def run_federation(
         )
         for name, cohort in held_out.items()
     }
+    if all(cohort.public for cohort in held_out.values()) and settings.data.publish_metrics:
+        _write_scores(folder, scores, held_out)
     write_results(folder, record, classifier, curves, settings)
     return record
 
@@ -144,9 +158,9 @@ def declare_run(settings: Settings, extractor: Extractor, start: PublicStart, *,
         run_id=run_id,
         model=settings.model,
         weights_sha256=extractor.weights_sha256,
-        whitening_sha256=start.whitening.sha256(),
+        whitening_sha256=start.payload.whitening.sha256(),
         synthesis_provenance=start.provenance,
-        dims=start.whitening.dims,
+        dims=start.payload.whitening.dims,
         unit=privacy.unit,
         target_epsilon=privacy.target_epsilon,
         delta=privacy.delta,
@@ -160,12 +174,39 @@ def declare_run(settings: Settings, extractor: Extractor, start: PublicStart, *,
         local_steps=recipe.local_steps,
         noise=privacy.noise,
         noise_seed=privacy.noise_seed,
+        keep_optimizer=settings.federation.keep_optimizer,
+        synthetic_images=len(start.payload.labels),
+        synthetic_sha256=synthetic_sha256(start.payload.features, start.payload.labels),
+        augment_weight=settings.synthesis.augment_weight if len(start.payload.labels) else 0.0,
+        sampler=settings.synthesis.sampler,
+        network_size=len(start.payload.network),
     )
 
 
-def flatten_whitening(whitening: Whitening) -> NDArray[np.float32]:
-    """Mean, scale and components as the one flat array of the declaration's message."""
-    return np.concatenate([whitening.mean, whitening.scale, whitening.components.ravel()]).astype(np.float32, copy=False)
+def _best_round(
+    classifier: Classifier,
+    models: Sequence[NDArray[np.float32]],
+    budget: BudgetView,
+    settings: Settings,
+    features: Mapping[str, NDArray[np.float32]],
+    held_out: Mapping[str, Cohort],
+) -> int:
+    """The round (from 1) with the highest validation AUPRC (benign), among those near the target (the paper's window).
+
+    Raises:
+      DataError: If the source has no validation patients.
+    """
+    if "val" not in held_out:
+        raise DataError("federation.release=best_val needs validation patients, and the source has none; use release=average")
+    target = settings.privacy.target_epsilon
+    spent = [max(site.epsilon_after_round[-len(models) :][i] for site in budget.active_spending) for i in range(len(models))]
+    near = [i for i, epsilon in enumerate(spent) if math.isinf(target) or NEAR[0] * target < epsilon < NEAR[1] * target]
+    labels = held_out["val"].labels == BENIGN
+    values = {
+        i: average_precision_score(labels, 1.0 - replace(classifier, flat=models[i]).score_features(features["val"]))
+        for i in near or [len(models) - 1]
+    }
+    return max(values, key=lambda i: values[i]) + 1
 
 
 def write_results(
@@ -175,6 +216,15 @@ def write_results(
     classifier.write(folder / MODEL_NAME)
     write_page(folder, record, Curves(sets=dict(curves)), settings=_shown(settings))
     record.write(folder)
+
+
+def _write_scores(folder: Path, scores: Mapping[str, NDArray[np.float64]], held_out: Mapping[str, Cohort]) -> None:
+    """Every image's score with its label, patient and view, for statistics between runs; public cohorts only."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, cohort in held_out.items():
+        columns = {"score": scores[name], "label": cohort.labels, "patient": cohort.patients, "image": cohort.images}
+        arrays |= {f"{name}/{column}": np.asarray(values) for column, values in (columns | {"view": cohort.views}).items()}
+    np.savez_compressed(folder / SCORES_NAME, allow_pickle=False, **arrays)
 
 
 def _published(metrics: Metrics, settings: Settings) -> Evaluation:
@@ -207,5 +257,9 @@ def _course(
 
 def _blocks(extractor: Extractor, name: str, cohort: Cohort, hooks: Hooks) -> tuple[NDArray[np.float32], ...]:
     key = None if cohort.public else site_key(extractor.cache_root / "fingerprint.key")
-    made = fingerprint(cohort, key=key)
-    return extractor.blocks(cohort.pixels, fingerprint=made, progress=lambda done, total: hooks.features(name, done, total))
+    return extractor.blocks(
+        cohort.pixels,
+        fingerprint=fingerprint(cohort, key=key),
+        flips=evaluation_flips(extractor.spec.flips),
+        progress=lambda done, total: hooks.features(name, done, total),
+    )

@@ -13,11 +13,10 @@ from mammo_fed.data.assemble import Pool, evaluation_cohorts, limit_images_per_p
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.flwr_internals import quiet
-from mammo_fed.models.classifier import extractor_spec
-from mammo_fed.models.features import Extractor
 from mammo_fed.reporting.record import Record, read_record
 from mammo_fed.settings import Settings
 from server.app import make_app
+from server.public import make_extractor
 from server.run import Hooks, share_of
 from simulations.in_process import run_in_process
 
@@ -105,7 +104,7 @@ def _make_features(settings: Settings, pool: Pool, cache: ArrayCache, hooks: Hoo
     """Fill the cache before the first message, so that sites find their features warm and progress can be shown."""
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
-    extractor = Extractor(extractor_spec(settings.model, seed=0), cache=cache)
+    extractor = make_extractor(settings, cache=cache, progress=lambda done, total: hooks.features("pretraining", done, total))
     if not extractor.cached(pool.fingerprint):
         # Minutes lie ahead: whatever else cannot be read should be said now.
         evaluation_cohorts(settings.data, share_of(settings), cache=cache)

@@ -22,9 +22,9 @@ class Silence(np.random.Generator):
     def __init__(self, seed: int = 0) -> None:
         super().__init__(np.random.PCG64(seed))
 
-    def standard_normal(self, size=None, **_):  # type: ignore[no-untyped-def,override]
+    def standard_normal(self, size=None, dtype=np.float64, **_):  # type: ignore[no-untyped-def,override]
         """Zeros of shape `size`."""
-        return 0.0 if size is None else np.zeros(size)
+        return 0.0 if size is None else np.zeros(size, dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

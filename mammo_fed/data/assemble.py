@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both_classes
-from mammo_fed.data.partition import partition
+from mammo_fed.data.partition import fold_rows, partition
 from mammo_fed.data.phantom_cohorts import phantom_hospitals, phantom_synthetic
 from mammo_fed.data.sources import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
 from mammo_fed.data.sources_mammo_dp import read_mammo_dp_synthetic
@@ -94,7 +94,7 @@ def _load_pool(data: DataSettings, share: Share, cache_root: Path) -> Pool:
         if share.num_sites == 1:
             rows = (np.concatenate(rows),)
         return _pool(concatenate(sites, name="phantom-train"), rows, cache_root)
-    cohort = _read(data, "train")
+    cohort = read_mammo_dp_synthetic(_root(data)) if data.train == "synthetic" else _read_for(data, "train")
     split = partition(cohort, num_sites=share.num_sites, how=share.how, alpha=share.alpha, seed=share.seed)  # type: ignore[arg-type]
     return _pool(cohort, tuple(split), cache_root)
 
@@ -114,7 +114,7 @@ def evaluation_cohorts(data: DataSettings, share: Share, *, cache: ArrayCache) -
         drawn = _phantom(data, share, cache)
         found = {name: drawn[name] for name in ("test", "external")}
     else:
-        found = {name: _read(data, name) for name in _splits(data) if name != "train"}
+        found = {name: _read_for(data, name) for name in _splits(data) if name != "train"}
         check_disjoint([_load_pool(data, share, cache.root).cohort, *found.values()])
     for cohort in found.values():
         require_both_classes(cohort)
@@ -199,6 +199,18 @@ def _read(data: DataSettings, split: str) -> Cohort:
     if data.source == "mammo_dp":
         return read_mammo_dp(_root(data), split=split)  # type: ignore[arg-type]
     return read_csv(_root(data), split=split, public=data.public)
+
+
+def _read_for(data: DataSettings, split: str) -> Cohort:
+    """A split, or under cross-validation what stands for it: train and val share out the patients of both anew."""
+    if data.fold is None or split not in ("train", "val"):
+        return _read(data, split)
+    parts = [_read(data, "train"), _read(data, "val")]
+    check_disjoint(parts)
+    both = concatenate(parts, name=f"{split}-fold-{data.fold + 1}-of-{data.folds}")
+    held_out = fold_rows(both, folds=data.folds, fold=data.fold)
+    rows = held_out if split == "val" else np.setdiff1d(np.arange(len(both)), held_out)
+    return replace(both.select(rows), splits=np.full(len(rows), split))
 
 
 def _phantom(data: DataSettings, share: Share, cache: ArrayCache) -> dict[str, Cohort]:

@@ -6,14 +6,36 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
 from mammo_fed.data.cohort import MALIGNANT, Cohort
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["MAX_ALPHA", "partition"]
+__all__ = ["MAX_ALPHA", "fold_rows", "partition"]
 
 # Beyond this a Dirichlet draw is even to 3 digits, and its gamma variates come near overflow soon after.
 MAX_ALPHA: Final = 1e6
+
+
+def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
+    """Rows of one fold of cross-validation: whole patients, classes in about equal parts; every fold of a cohort is disjoint.
+
+    Args:
+      cohort: what to divide; the same images always give the same folds.
+      folds: number of folds, >= 2 and at most the patients of either class.
+      fold: which one, from 0.
+
+    Raises:
+      InvalidSetting: If there are too few patients for so many folds.
+    """
+    cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=0)
+    order = np.argsort(cohort.images, kind="stable")
+    try:
+        parts = list(cutter.split(order, cohort.labels[order], cohort.patients[order]))
+    except ValueError as error:
+        raise InvalidSetting(f"data.folds={folds} is too many for {cohort.num_patients} patients") from error
+    rows: NDArray[np.int64] = np.sort(order[parts[fold][1]])
+    return rows
 
 
 def partition(

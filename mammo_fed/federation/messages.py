@@ -102,9 +102,9 @@ def flat_array(record: ArrayRecord) -> NDArray[np.float32]:
     return array.astype(np.float32, copy=False)
 
 
-def pack_declaration(declaration: Declaration, whitening: NDArray[np.float32]) -> RecordDict:
+def pack_declaration(declaration: Declaration, payload: NDArray[np.float32]) -> RecordDict:
     """Content of the message that opens a run at a site."""
-    return RecordDict({ARRAYS: pack_array(whitening), CONFIG: ConfigRecord({"declaration": declaration.to_json()})})
+    return RecordDict({ARRAYS: pack_array(payload), CONFIG: ConfigRecord({"declaration": declaration.to_json()})})
 
 
 def read_declaration(message: Message) -> tuple[Declaration, NDArray[np.float32]]:

@@ -39,6 +39,10 @@ class Declaration:
       rounds, local_steps: the schedule.
       noise: "secure" (on a public grid) or "float"; see mammo_fed.settings.PrivacySettings.
       noise_seed: injected noise; a site whose cohort is not public refuses it.
+      keep_optimizer: the local optimizer goes on from round to round.
+      synthetic_images, synthetic_sha256: the synthetic set that comes with the declaration for augmentation; none without it.
+      augment_weight, sampler: see mammo_fed.settings.SynthesisSettings.
+      network_size: numbers of a pretrained backbone that come with the declaration; 0 where sites use their own weights.
     """
 
     run_id: str
@@ -60,14 +64,27 @@ class Declaration:
     local_steps: int
     noise: Literal["secure", "float"]
     noise_seed: int | None
+    keep_optimizer: bool = False
+    synthetic_images: int = 0
+    synthetic_sha256: str = ""
+    augment_weight: float = 0.0
+    sampler: Literal["separate", "mixed"] = "separate"
+    network_size: int = 0
 
     def __post_init__(self) -> None:
+        if min(self.synthetic_images, self.network_size) < 0 or not (0 <= self.augment_weight < math.inf):
+            raise InvalidSetting("synthetic_images, network_size and augment_weight must be at least 0 and finite")
         if not (self.run_id.isascii() and self.run_id.isalnum() and len(self.run_id) <= 64):
             raise InvalidSetting("run_id must be 1 to 64 letters and digits")
         for name in ("clipping_norm", "mean_clipping_norm"):
             # Far outside, sums in floating point overflow or vanish before the noise is added, and the noise hides nothing.
             if not CLIPS[0] <= getattr(self, name) <= CLIPS[1]:
                 raise InvalidSetting(f"privacy.{name}={getattr(self, name)} must be in [{CLIPS[0]:g}, {CLIPS[1]:g}]")
+
+    @property
+    def mixed_images(self) -> int:
+        """Synthetic images that stand among a site's own in every draw."""
+        return self.synthetic_images if self.sampler == "mixed" else 0
 
     @property
     def head(self) -> HeadSpec:

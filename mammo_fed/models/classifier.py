@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from mammo_fed.typed import build, canonical_json
 __all__ = ["Classifier", "extractor_spec", "read_classifier"]
 
 FORMAT: Final = "mammo-fed classifier 1"
+NETWORK_NAME: Final = "network.safetensors"
 
 
 def extractor_spec(model: ModelSettings, *, seed: int) -> ExtractorSpec:
@@ -50,6 +52,7 @@ class Classifier:
       whitening: public statistics.
       centre: float32, shape (dims,): the aggregated private mean.
       flat: float32: the head.
+      network: file of a backbone that was pretrained for this run, or None; `write` puts a copy beside the model.
     """
 
     model: ModelSettings
@@ -58,6 +61,7 @@ class Classifier:
     whitening: Whitening
     centre: NDArray[np.float32]
     flat: NDArray[np.float32]
+    network: Path | None = None
 
     @property
     def head(self) -> HeadSpec:
@@ -65,18 +69,28 @@ class Classifier:
         model = self.model
         return HeadSpec(kind=model.head, dims=self.whitening.dims, hidden=model.hidden, bias_scale=model.bias_scale)
 
+    def features(self, blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Features of shape (images, dims) for descriptors, one array per network."""
+        return self.whitening(blocks, unit=self.model.norm == "unit")
+
     def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probability of malignancy, shape (images,), for whitened unit-norm features of shape (images, dims)."""
-        return malignancy_score(self.head, self.flat, centre_and_normalise(features, self.centre))
+        """Probability of malignancy, shape (images,), for features of shape (images, dims)."""
+        return malignancy_score(
+            self.head, self.flat, centre_and_normalise(features, self.centre, unit=self.model.norm == "unit")
+        )
 
     def score(self, blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
         """Probability of malignancy, shape (images,), for descriptors, one array per network."""
-        return self.score_features(self.whitening(blocks))
+        return self.score_features(self.features(blocks))
 
     def write(self, path: Path) -> Path:
         """Write the model as safetensors, atomically."""
         about = {"format": FORMAT, "weights_sha256": self.weights_sha256, "seed": str(self.seed)}
-        about["model"] = canonical_json(self.model)
+        model = self.model
+        if self.network is not None:
+            shutil.copyfile(self.network, path.with_name(NETWORK_NAME))
+            model = replace(model, weights="file", weights_file=NETWORK_NAME)
+        about["model"] = canonical_json(model)
         arrays = {f"whitening.{name}": array for name, array in self.whitening.as_arrays().items()}
         arrays |= {"centre": self.centre, "head": self.flat}
         temporary = path.with_suffix(".partial")
@@ -100,8 +114,11 @@ def read_classifier(path: Path) -> Classifier:
     if about.get("format") != FORMAT or not {"centre", "head"} <= set(arrays):
         raise DataError(f"{path} has format {about.get('format')!r}, this version reads {FORMAT!r}")
     statistics = {name.removeprefix("whitening."): array for name, array in arrays.items() if name.startswith("whitening.")}
+    model = build(ModelSettings, json.loads(about["model"]), path="model")
+    if model.weights_file == NETWORK_NAME:
+        model = replace(model, weights_file=str(path.with_name(NETWORK_NAME)))
     return Classifier(
-        model=build(ModelSettings, json.loads(about["model"]), path="model"),
+        model=model,
         weights_sha256=about["weights_sha256"],
         seed=int(about["seed"]),
         whitening=Whitening.from_arrays(statistics),

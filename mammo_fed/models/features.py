@@ -19,15 +19,23 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone
 
-__all__ = ["Extractor", "ExtractorSpec", "Pooling", "Progress"]
+__all__ = ["Extractor", "ExtractorSpec", "Flips", "Pooling", "Progress", "evaluation_flips", "resize"]
 
 Pooling = Literal["mean", "mean_std", "covariance"]
+Flips = Literal["none", "average", "random"]
 Progress = Callable[[int, int], None]
 
 # Bumped whenever the same settings would give other numbers, so that no old cache is read.
 FORMAT: Final = 1
+# How a cache key names them.
+CACHED_AS: Final[Mapping[str, object]] = {"none": False, "average": True, "random": "random"}
 # Patches in one pass: small enough that activations stay in the processor's cache; three times faster than 128 on two cores.
 PASS: Final = 16
+
+
+def evaluation_flips(flips: Flips) -> Flips:
+    """How a patch is seen when it is scored: as it is, where training draws a flip."""
+    return "none" if flips == "random" else flips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +46,14 @@ class ExtractorSpec:
       backbones: one or more networks; their descriptors stand side by side.
       pooling: "mean" over positions, "mean_std", or "covariance" of the channels (upper triangle).
       input_size: side in pixels to which a patch is resized (area down, bicubic up) before the network.
-      flips: average the descriptors of the four flips of a patch; no privacy cost, since they belong to one image.
+      flips: "none", "average" (of the descriptors of a patch's four flips) or "random" (all four are kept, and training draws
+        one). No privacy cost: they belong to one image.
     """
 
     backbones: tuple[BackboneSpec, ...]
     pooling: Pooling
     input_size: int
-    flips: bool
+    flips: Flips
 
     def __post_init__(self) -> None:
         if not self.backbones:
@@ -86,18 +95,18 @@ class Extractor:
             return self.backbones[0].weights_sha256
         return hashlib.sha256("".join(backbone.weights_sha256 for backbone in self.backbones).encode()).hexdigest()
 
-    def key(self, fingerprint: str, *, flips: bool) -> str:
+    def key(self, fingerprint: str, *, flips: Flips) -> str:
         """Cache key of a cohort: (weights hash, preprocessing, cohort fingerprint), 64 hex digits."""
-        described = {**asdict(self.spec), "flips": flips, "weights": self.weights_sha256, "format": FORMAT}
+        described = {**asdict(self.spec), "flips": CACHED_AS[flips], "weights": self.weights_sha256, "format": FORMAT}
         described["cohort"] = fingerprint
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
-    def cached(self, fingerprint: str, *, flips: bool | None = None) -> bool:
+    def cached(self, fingerprint: str, *, flips: Flips | None = None) -> bool:
         """Whether the descriptors of a cohort are on disk already."""
         return self.key(fingerprint, flips=self.spec.flips if flips is None else flips) in self._cache
 
     def blocks(
-        self, pixels: NDArray[np.float32], *, fingerprint: str, flips: bool | None = None, progress: Progress | None = None
+        self, pixels: NDArray[np.float32], *, fingerprint: str, flips: Flips | None = None, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], ...]:
         """Descriptors of a cohort, one array per network, read-only and memory-mapped from the cache.
 
@@ -108,9 +117,10 @@ class Extractor:
           progress: called with (images done, images in all) while the networks run; never called for a cached cohort.
 
         Returns:
-          float32 arrays, each of shape (images, dims of that network's pooling).
+          float32 arrays, each of shape (images, dims of that network's pooling), or (images, 4, dims) with flips="random": as
+          it is, mirrored, upside down, both.
         """
-        views = self.spec.flips if flips is None else flips
+        views: Flips = self.spec.flips if flips is None else flips
 
         def compute() -> Mapping[str, NDArray[Any]]:
             return {f"block{i}": block for i, block in enumerate(self.compute(pixels, flips=views, progress=progress))}
@@ -119,18 +129,19 @@ class Extractor:
         return tuple(arrays[f"block{i}"] for i in range(len(self.spec.backbones)))
 
     def compute(
-        self, pixels: NDArray[np.float32], *, flips: bool, progress: Progress | None = None
+        self, pixels: NDArray[np.float32], *, flips: Flips, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], ...]:
         """Descriptors without the cache; arguments and result as in `blocks`."""
-        batch = PASS // 4 if flips else PASS
+        batch = PASS if flips == "none" else PASS // 4
         starts = range(0, len(pixels), batch)
         backbones = self.backbones
 
         def one(start: int) -> tuple[NDArray[np.float32], ...]:
-            patches = _resize(torch.from_numpy(np.array(pixels[start : start + batch])), self.spec.input_size)
-            views = _four_flips(patches) if flips else patches
+            patches = resize(torch.from_numpy(np.array(pixels[start : start + batch])), self.spec.input_size)
+            views = patches if flips == "none" else _four_flips(patches)
             pooled = [_pool(backbone(views), self.spec.pooling) for backbone in backbones]
-            return tuple(part.view(-1, len(patches), part.shape[1]).mean(0).numpy() for part in pooled)
+            parts = [part.view(-1, len(patches), part.shape[1]) for part in pooled]
+            return tuple((part.transpose(0, 1).contiguous() if flips == "random" else part.mean(0)).numpy() for part in parts)
 
         # One batch a thread: threads that share a batch wait for each other, and for whatever else the machine does.
         rows = []
@@ -147,7 +158,8 @@ class Extractor:
         return tuple(np.concatenate(blocks) for blocks in zip(*rows, strict=True))
 
 
-def _resize(patches: Tensor, size: int) -> Tensor:
+def resize(patches: Tensor, size: int) -> Tensor:
+    """Patches of shape (batch, height, width) at `size` pixels: area down, bicubic up, clamped to [0, 1]."""
     if patches.shape[-1] == size and patches.shape[-2] == size:
         return patches
     if size < patches.shape[-1]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError, InvalidSetting
 
-__all__ = ["Whitening", "centre_and_normalise", "fit_whitening", "unit_rows"]
+__all__ = ["Whitening", "centre_and_normalise", "finite_rows", "fit_whitening", "unit_rows"]
 
 FLOOR: Final = 1e-6
 TINY: Final = 1e-12
@@ -37,16 +37,20 @@ class Whitening:
         """Number of features."""
         return int(self.components.shape[1])
 
-    def __call__(self, blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Features of unit norm.
+    def __call__(self, blocks: Sequence[NDArray[np.float32]], *, unit: bool = True) -> NDArray[np.float32]:
+        """Features.
 
         Args:
-          blocks: descriptors, one float32 array (images, block dims) per network.
+          blocks: descriptors, one float32 array (images, block dims) per network, or (images, views, block dims).
+          unit: bring every row to norm 1.
 
         Returns:
-          float32, shape (images, dims), every row of norm 1. A row that is not finite becomes zero: it may belong to a
+          float32, shape (images, dims) or (images, views, dims). A row that is not finite becomes zero: it may belong to a
           patient, and failing on it would reveal that.
         """
+        if blocks[0].ndim == 3:
+            flat = self([block.reshape(-1, block.shape[2]) for block in blocks], unit=unit)
+            return flat.reshape(*blocks[0].shape[:2], self.dims)
         width = sum(block.shape[1] for block in blocks)
         if width != len(self.mean):
             raise DataError(
@@ -57,7 +61,7 @@ class Whitening:
             @ self.components
             for start in range(0, len(blocks[0]), 256)
         ]
-        return unit_rows(np.concatenate(rows))
+        return unit_rows(np.concatenate(rows)) if unit else finite_rows(np.concatenate(rows))
 
     def as_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, for a file or a message."""
@@ -97,15 +101,20 @@ def fit_whitening(blocks: Sequence[NDArray[np.float32]], *, dims: int, power: fl
 
     Args:
       blocks: descriptors of the shared synthetic set, one float32 array (images, block dims) per network.
-      dims: number of components, >= 1; at most images - 1 are kept.
+      dims: number of components; at most images - 1 are kept; 0 leaves descriptors as they are.
       power: how far variances are evened out: 0 keeps them, 1 whitens fully; in [0, 1].
 
     Raises:
       InvalidSetting: If `dims` or `power` is out of its range.
       DataError: If there are fewer than two images or a descriptor is not finite.
     """
-    if dims < 1:
-        raise InvalidSetting(f"dims={dims} must be at least 1; check model.components")
+    if dims < 0:
+        raise InvalidSetting(f"dims={dims} must be at least 0; check model.components")
+    if dims == 0:
+        width = sum(block.shape[1] for block in blocks)
+        return Whitening(
+            mean=np.zeros(width, np.float32), scale=np.ones(width, np.float32), components=np.eye(width, dtype=np.float32)
+        )
     if not 0 <= power <= 1:
         raise InvalidSetting(f"power={power} must be in [0, 1]; check model.whitening_power")
     count = len(blocks[0])
@@ -124,6 +133,12 @@ def fit_whitening(blocks: Sequence[NDArray[np.float32]], *, dims: int, power: fl
     return Whitening(mean=mean.astype(np.float32), scale=scale.astype(np.float32), components=components.astype(np.float32))
 
 
+def finite_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Rows as they are, float32; a row that is not finite becomes zero."""
+    kept: NDArray[np.float32] = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0).astype(np.float32)
+    return kept
+
+
 def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Rows divided by their norm, float32; a zero row stays zero, a row that is not finite becomes zero."""
     clean = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
@@ -132,12 +147,21 @@ def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return unit
 
 
-def centre_and_normalise(features: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
+def centre_and_normalise(
+    features: NDArray[np.float32], centre: NDArray[np.float32], *, unit: bool = True
+) -> NDArray[np.float32]:
     """Subtract the aggregated (private) mean and renormalise; a zero feature vector stays zero.
 
     Args:
-      features: float32, shape (images, dims), rows of norm 1 or 0.
-      centre: float32, shape (dims,).
+      features: float32, shape (images, dims) or (images, views, dims), rows of norm 1 or 0 if `unit`.
+      centre: float32, shape (dims,); where it is zero, the features are returned as they are.
+      unit: bring every row to norm 1 again.
     """
+    if not centre.any():
+        return features
+    if features.ndim == 3:
+        flat = centre_and_normalise(features.reshape(-1, features.shape[2]), centre, unit=unit)
+        return flat.reshape(features.shape)
     present = np.any(features != 0, axis=1, keepdims=True)
-    return unit_rows(np.where(present, features - centre, np.float32(0)))
+    moved = np.where(present, features - centre, np.float32(0))
+    return unit_rows(moved) if unit else finite_rows(moved)

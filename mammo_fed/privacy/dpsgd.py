@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.clipping import clip_factors
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.ghost import clipped_gradient_sum
 from mammo_fed.privacy.grid import SecureDraws, grid_sum, noisy_release
 from mammo_fed.privacy.noise import Draws
 
-__all__ = ["LocalOptimizer", "PoissonData", "UnitOptimizer", "poisson_steps"]
+__all__ = ["LocalOptimizer", "OptimizerState", "PoissonData", "PublicBatches", "UnitOptimizer", "poisson_steps"]
 
 LocalOptimizer = Literal["sgd", "adamw"]
 Step: TypeAlias = Callable[[NDArray[np.int64]], None]
+OptimizerState: TypeAlias = MutableMapping[str, Any]
+"""The local optimizer's moments between rounds: made from noisy gradients alone, so they may be kept, at the site."""
 # Numbers of unit gradients that are rounded and summed at a time.
 BLOCK_NUMBERS: Final = 1 << 18
 
@@ -33,7 +33,8 @@ class PoissonData:
     """What Poisson DP-SGD draws from.
 
     Attributes:
-      features: float32, shape (images, dims).
+      features: float32, shape (images, dims), or (images, views, dims): each image that takes part in a step is then seen in
+        one view, drawn anew.
       labels: int64, shape (images,), 1 = malignant.
       units: int64, shape (images,), dense index of the protected unit.
     """
@@ -43,37 +44,40 @@ class PoissonData:
     units: NDArray[np.int64]
 
 
-class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer with a unit's images summed before the clip, and noise from a numpy generator.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublicBatches:
+    """Images with no patient behind them, whose gradient is added to every step after the noise, at no privacy cost.
+
+    Attributes:
+      features: float32, shape (images, dims).
+      labels: int64, shape (images,).
+      batch_size: images drawn for a step, >= 1.
+      weight: of their mean gradient beside the private one, >= 0.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    batch_size: int
+    weight: float
+
+
+class UnitOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Opacus' optimizer for gradients that are clipped and summed already, with noise from a numpy generator.
 
     Guarantee: every step is one Gaussian mechanism on the sum of unit gradients, each of norm at most `max_grad_norm`.
-    Edge cases: an empty Poisson batch still adds noise; a unit whose gradient is not finite counts as zero.
+    Edge cases: an empty Poisson batch still adds noise.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, noise: np.random.Generator, **settings: Any) -> None:
         super().__init__(optimizer, **settings)
         self._noise = noise
 
-    def sum_within_units(self, units: Tensor, num_units: int) -> None:
-        """Replace per-image gradients by per-unit sums, clipped; `units` is the dense unit index of each image, int64."""
-        summed = [
-            parameter.new_zeros((num_units, *parameter.shape)).index_add_(0, units, self._get_flat_grad_sample(parameter))
-            for parameter in self.params
-        ]
-        norms = torch.stack([gradient.flatten(1).double().norm(dim=1) for gradient in summed]).norm(dim=0)
-        # Opacus would let one NaN spread over the whole sum: a unit that is not finite is put to zero, at the same cost.
-        finite = torch.isfinite(norms)
-        factors = torch.from_numpy(clip_factors(norms.numpy(), clipping_norm=self.max_grad_norm)).float()
-        for parameter, gradient in zip(self.params, summed, strict=True):
-            shape = (-1, *[1] * (gradient.dim() - 1))
-            parameter.grad_sample = torch.where(finite.view(shape), gradient, 0.0) * factors.view(shape)
-
     def add_noise(self) -> None:
         """Add Gaussian noise of standard deviation noise_multiplier * max_grad_norm to the clipped sum."""
+        scale = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
-            drawn = torch.from_numpy(self._noise.standard_normal(tuple(parameter.shape)))
-            scaled = (drawn * (self.noise_multiplier * self.max_grad_norm)).to(parameter.dtype)
-            parameter.grad = (parameter.summed_grad + scaled).view_as(parameter)
+            drawn = torch.from_numpy(self._noise.standard_normal(tuple(parameter.shape), dtype=np.float32))
+            parameter.grad = (parameter.summed_grad + drawn * scale).view_as(parameter)
 
 
 def poisson_steps(
@@ -89,6 +93,8 @@ def poisson_steps(
     proximal: float,
     noise: Draws,
     sampling: Draws,
+    public: PublicBatches | None = None,
+    state: OptimizerState | None = None,
 ) -> None:
     """Take `charged.steps` steps of Poisson DP-SGD on `head`, in place.
 
@@ -98,7 +104,8 @@ def poisson_steps(
     Edge cases: an empty batch is a step of noise alone: skipping it would reveal that it was empty.
 
     On the grid one unit at a time goes through `head`, so that its contribution is a function of its own data, bit for bit; in
-    floating point Opacus makes the gradients of all images drawn at once.
+    floating point unit norms and the clipped sum come from one pass over all images drawn (mammo_fed.privacy.ghost), and noise
+    and scale from Opacus' optimizer.
 
     Args:
       head: module from features (images, dims) to logits; only Linear layers and activations.
@@ -111,7 +118,9 @@ def poisson_steps(
       optimizer: "sgd" or "adamw".
       proximal: FedProx's mu, >= 0; uses no patient's data.
       noise: draws for the noise alone; their kind decides between the grid and floating point.
-      sampling: draws for the Poisson sampling alone.
+      sampling: draws for the Poisson sampling, and for views and public batches.
+      public: public images that are trained on beside the private ones.
+      state: the local optimizer's state, taken up and left behind; None starts afresh.
 
     Raises:
       InvalidSetting: If the event is not about gradients, or `public_count` < 1.
@@ -126,14 +135,28 @@ def poisson_steps(
         inner = torch.optim.SGD(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     else:
         inner = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    if state:
+        inner.load_state_dict(state["optimizer"])
     num_units = int(data.units.max()) + 1 if len(data.units) else 0
     batch = charged.sample_rate * public_count
-    plan = _Plan(head=head, inner=inner, data=data, num_units=num_units, loss=loss, charged=charged, batch=batch)
-    with _grid_step(plan, noise) if isinstance(noise, SecureDraws) else _opacus_step(plan, noise) as step:
-        for _ in range(charged.steps):
-            step(_draw_units(num_units, charged.sample_rate, sampling))
-            if proximal > 0:
-                _pull_back(head, start, learning_rate * proximal)
+    plan = _Plan(
+        head=head,
+        inner=inner,
+        data=data,
+        num_units=num_units,
+        loss=loss,
+        charged=charged,
+        batch=batch,
+        sampling=sampling,
+        public=public,
+    )
+    step = _grid_step(plan, noise) if isinstance(noise, SecureDraws) else _opacus_step(plan, noise)
+    for _ in range(charged.steps):
+        step(_draw_units(num_units, charged.sample_rate, sampling))
+        if proximal > 0:
+            _pull_back(head, start, learning_rate * proximal)
+    if state is not None:
+        state["optimizer"] = inner.state_dict()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,12 +170,12 @@ class _Plan:
     loss: Callable[[Tensor, Tensor], Tensor]
     charged: PrivacyEvent
     batch: float
+    sampling: Draws
+    public: PublicBatches | None
 
 
-@contextmanager
-def _opacus_step(plan: _Plan, noise: np.random.Generator) -> Iterator[Step]:
+def _opacus_step(plan: _Plan, noise: np.random.Generator) -> Step:
     """A step in floating point, for the units it is given."""
-    wrapped = GradSampleModule(plan.head, loss_reduction="sum")
     private = UnitOptimizer(
         plan.inner,
         noise=noise,
@@ -161,20 +184,36 @@ def _opacus_step(plan: _Plan, noise: np.random.Generator) -> Iterator[Step]:
         expected_batch_size=plan.batch,
         loss_reduction="mean",
     )
+    # Rows by unit, so that a step reads what was drawn and no more.
+    order = np.argsort(plan.data.units, kind="stable")
+    counts = np.bincount(plan.data.units, minlength=plan.num_units)
+    ends = np.cumsum(counts)
 
     def step(drawn: NDArray[np.int64]) -> None:
         private.zero_grad()
-        _unit_gradients(wrapped, private, plan.data, plan.loss, drawn)
-        private.step()
+        sizes = counts[drawn]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rows = order[np.repeat(ends[drawn] - sizes, sizes) + within]
+        features = _views(plan, rows)
+        labels, present = torch.from_numpy(plan.data.labels[rows]), _present(features)
+        gradients = clipped_gradient_sum(
+            plan.head,
+            torch.from_numpy(features),
+            lambda logits: plan.loss(logits, labels) * present,
+            units=torch.from_numpy(np.repeat(np.arange(len(drawn)), sizes)),
+            num_units=len(drawn),
+            clipping_norm=plan.charged.clipping_norm,
+        )
+        for parameter, gradient in zip(private.params, gradients, strict=True):
+            parameter.grad = gradient
+        private.pre_step()
+        _add_public(plan)
+        plan.inner.step()
 
-    try:
-        yield step
-    finally:
-        wrapped.to_standard_module()
+    return step
 
 
-@contextmanager
-def _grid_step(plan: _Plan, noise: SecureDraws) -> Iterator[Step]:
+def _grid_step(plan: _Plan, noise: SecureDraws) -> Step:
     """A step on the grid, for the units it is given."""
     parameters = list(plan.head.parameters())
     order = np.argsort(plan.data.units, kind="stable")
@@ -192,16 +231,18 @@ def _grid_step(plan: _Plan, noise: SecureDraws) -> Iterator[Step]:
         parts = torch.split(released, [parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        _add_public(plan)
         plan.inner.step()
 
-    yield step
+    return step
 
 
 def _unit_gradient(plan: _Plan, parameters: list[nn.Parameter], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Gradient of one unit's summed loss, float64, shape (parameters,)."""
     # Copied, because torch aligns its own memory: BLAS may round differently at another alignment.
-    logits = plan.head(torch.tensor(plan.data.features[rows]))
-    loss = (plan.loss(logits, torch.tensor(plan.data.labels[rows])) * _present(plan.data.features[rows])).sum()
+    features = np.array(_views(plan, rows))
+    losses = plan.loss(plan.head(torch.tensor(features)), torch.tensor(plan.data.labels[rows]))
+    loss = (losses * _present(features)).sum()
     gradients = torch.autograd.grad(loss, parameters)
     return torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
 
@@ -213,24 +254,36 @@ def _draw_units(num_units: int, sample_rate: float, sampling: Draws) -> NDArray[
     return np.flatnonzero(sampling.random(num_units) < sample_rate) if sample_rate < 1 else np.arange(num_units)
 
 
-def _unit_gradients(
-    wrapped: Any,
-    private: UnitOptimizer,
-    data: PoissonData,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    drawn: NDArray[np.int64],
-) -> None:
-    """Leave the clipped gradients of the units drawn in `grad_sample` of each parameter."""
-    rows = np.flatnonzero(np.isin(data.units, drawn))
-    if len(rows) == 0:
-        for parameter in private.params:
-            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+def _views(plan: _Plan, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Features of some images, shape (images, dims), each in a view drawn at random where there are several."""
+    features = plan.data.features
+    if features.ndim == 2:
+        return features[rows]
+    views = features.shape[1]
+    if isinstance(plan.sampling, SecureDraws):
+        chosen = (plan.sampling.words(len(rows)) % np.uint64(views)).astype(np.int64)
+    else:
+        chosen = plan.sampling.integers(views, size=len(rows))
+    return features[rows, chosen]
+
+
+def _add_public(plan: _Plan) -> None:
+    """Add the mean gradient of a batch of public images to the private gradient, which has its noise already."""
+    public = plan.public
+    if public is None or public.weight == 0:
         return
-    # A gradient that nobody needs: without it torch warns at every backward hook.
-    logits = wrapped(torch.from_numpy(data.features[rows]).requires_grad_())
-    losses = loss(logits, torch.from_numpy(data.labels[rows])) * _present(data.features[rows])
-    losses.sum().backward()  # type: ignore[no-untyped-call]
-    private.sum_within_units(torch.from_numpy(np.searchsorted(drawn, data.units[rows])), len(drawn))
+    rows = _public_rows(len(public.labels), public.batch_size, plan.sampling)
+    losses = plan.loss(plan.head(torch.from_numpy(public.features[rows])), torch.from_numpy(public.labels[rows]))
+    parameters = list(plan.head.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(losses.mean(), parameters), strict=True):
+        parameter.grad = gradient * public.weight if parameter.grad is None else parameter.grad + gradient * public.weight
+
+
+def _public_rows(count: int, size: int, sampling: Draws) -> NDArray[np.int64]:
+    """Rows of a public batch, with replacement."""
+    if isinstance(sampling, SecureDraws):
+        return (sampling.words(size) % np.uint64(count)).astype(np.int64)
+    return sampling.integers(count, size=size)
 
 
 def _present(features: NDArray[np.float32]) -> Tensor:

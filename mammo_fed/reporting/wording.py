@@ -120,6 +120,7 @@ def guarantee_sentence(
     noise_seed: int | None = None,
     patient_epsilon: float | None = None,
     max_images_per_patient: int | None = None,
+    asked: bool = True,
 ) -> str:
     """What a run guarantees, in one sentence that starts with "None" where it guarantees nothing.
 
@@ -133,6 +134,7 @@ def guarantee_sentence(
       noise_seed: privacy.noise_seed, where noise is "injected".
       patient_epsilon: epsilon of a patient with `max_images_per_patient` images, where the unit is the image.
       max_images_per_patient: largest number of images of a patient, public by the sites' policies.
+      asked: whether any site was asked for anything.
 
     Raises:
       InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, or delta or
@@ -140,6 +142,8 @@ def guarantee_sentence(
     """
     if not epsilon >= 0 or not 0 < delta < 1:
         raise InvalidSetting(f"epsilon={epsilon} must be at least 0 and delta={delta} in (0, 1); check privacy.delta")
+    if epsilon == 0 and not asked:
+        return "No patient's data was used: the model is the public start."
     if epsilon == 0:
         return "Nothing computed from a patient was released: every site refused."
     if noise == "injected":
@@ -172,6 +176,7 @@ def not_covered_sentences(
     synthetic_epsilon: float,
     synthetic_delta: float,
     synthetic_trained_on: str,
+    chosen_round: int | None = None,
 ) -> tuple[str, ...]:
     """What the reported epsilon does not cover, one sentence each.
 
@@ -181,7 +186,16 @@ def not_covered_sentences(
       synthetic_epsilon: of the generator towards the patients it was trained on; infinite without differential privacy.
       synthetic_delta: of the same guarantee.
       synthetic_trained_on: the cohort that the generator saw, such as "CBIS-DDSM training images".
+      chosen_round: the round whose model was chosen by its score on validation patients, or None where nothing was chosen.
     """
+    chosen = (
+        ()
+        if chosen_round is None
+        else (
+            f"The released model is that of round {chosen_round}, chosen without differential privacy by its score on the "
+            "validation patients: epsilon does not cover what the choice reveals about them.",
+        )
+    )
     whose = "public cohorts" if evaluation_public else "a release that their sites' policies allow"
     return (
         f"Evaluation metrics are computed on validation and test patients without differential privacy ({whose}).",
@@ -189,6 +203,7 @@ def not_covered_sentences(
         "where shown, the share of malignant images are public by declaration of the site.",
         "Hyper-parameters (features, clipping norms, learning rates, numbers of steps) were chosen without differential "
         "privacy; what that choice reveals about the patients it was made on is not in epsilon.",
+        *chosen,
         _synthetic_sentence(synthetic_source, synthetic_epsilon, synthetic_delta, synthetic_trained_on),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +13,18 @@ from sklearn.metrics import average_precision_score, brier_score_loss
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError, InvalidSetting
 
-__all__ = ["Metrics", "auroc", "auroc_interval", "evaluate_scores"]
+__all__ = [
+    "Metrics",
+    "auroc",
+    "auroc_interval",
+    "auroc_of_counts",
+    "average_precision_of_counts",
+    "check_scored",
+    "counts_by_score",
+    "evaluate_scores",
+    "patient_weights",
+    "sensitivity_of_counts",
+]
 
 FALSE_POSITIVE_SHARE: Final = 0.1
 INTERVAL_PERCENT: Final = (2.5, 97.5)
@@ -65,34 +77,31 @@ def evaluate_scores(scores: ArrayLike, labels: ArrayLike, patients: ArrayLike, *
     score = np.asarray(scores, dtype=np.float64)
     label = np.asarray(labels)
     patient = np.asarray(patients)
-    _check(score, label, patient)
+    check_scored(score, label, patient)
     low_high = auroc_interval(score, label, patient, bootstrap=bootstrap, seed=seed)
-    positives, negatives = _counts_by_score(score, label, np.ones((1, len(score))))
+    positives, negatives = counts_by_score(score, label, np.ones((1, len(score))))
     return Metrics(
         n_patients=len(np.unique(patient)),
         n_images=len(score),
-        auroc=float(_auroc(positives, negatives)[0]),
+        auroc=float(auroc_of_counts(positives, negatives)[0]),
         auroc_ci=low_high,
         auprc_benign=float(average_precision_score(label == BENIGN, 1.0 - score)),
         auprc_malignant=float(average_precision_score(label == MALIGNANT, score)),
         brier=float(brier_score_loss(label == MALIGNANT, score)),
-        sensitivity_at_90_specificity=_sensitivity(positives[0], negatives[0]),
+        sensitivity_at_90_specificity=float(sensitivity_of_counts(positives, negatives)[0]),
     )
 
 
 def auroc(scores: NDArray[np.float64], labels: NDArray[Any]) -> float:
     """Probability that a malignant image scores above a benign one, ties counted half; both classes must be there."""
-    positives, negatives = _counts_by_score(scores, labels, np.ones((1, len(scores))))
-    return float(_auroc(positives, negatives)[0])
+    positives, negatives = counts_by_score(scores, labels, np.ones((1, len(scores))))
+    return float(auroc_of_counts(positives, negatives)[0])
 
 
 def auroc_interval(
     scores: NDArray[np.float64], labels: NDArray[Any], patients: NDArray[Any], *, bootstrap: int, seed: int
 ) -> tuple[float, float]:
     """95 % percentile interval of the AUROC under the cluster bootstrap: whole patients are drawn with replacement.
-
-    A replicate that lacks a class has no AUROC and is drawn again, so the interval is conditional on both classes being
-    there. That ends: each class has a patient, so a replicate misses a given class with probability at most 1/e.
 
     Args:
       scores: float64, shape (images,), finite.
@@ -107,6 +116,36 @@ def auroc_interval(
     Raises:
       InvalidSetting: If `bootstrap` is below 1.
 
+    Source: the replicates of `patient_weights`.
+    """
+    found = [
+        auroc_of_counts(*counts_by_score(scores, labels, weights))
+        for weights in patient_weights(labels, patients, bootstrap=bootstrap, seed=seed)
+    ]
+    low, high = np.percentile(np.concatenate(found), INTERVAL_PERCENT)
+    return float(low), float(high)
+
+
+def patient_weights(
+    labels: NDArray[Any], patients: NDArray[Any], *, bootstrap: int, seed: int
+) -> Iterator[NDArray[np.float64]]:
+    """Bootstrap replicates of an evaluation set: how often each holds each image when whole patients are drawn.
+
+    A replicate that lacks a class has no AUROC and is drawn again, so what is made of them is conditional on both classes
+    being there. That ends: each class has a patient, so a replicate misses a given class with probability at most 1/e.
+
+    Args:
+      labels: int, shape (images,), 0 and 1, both present.
+      patients: shape (images,); equal values belong to one patient.
+      bootstrap: number of replicates, >= 1.
+      seed: of the draws; the same seed, labels and patients give the same replicates.
+
+    Yields:
+      float64, shape (replicates, images), chunks that hold `bootstrap` rows together; a chunk may be empty.
+
+    Raises:
+      InvalidSetting: If `bootstrap` is below 1.
+
     Source: Field and Welsh, "Bootstrapping clustered data", JRSS B 69 (2007), section 2 (randomised cluster bootstrap).
     """
     if bootstrap < 1:
@@ -114,19 +153,23 @@ def auroc_interval(
     draws = np.random.default_rng(seed)
     index = np.unique(patients, return_inverse=True)[1]
     count = int(index.max()) + 1
-    chunk = max(1, CHUNK_ELEMENTS // len(scores))
-    found = np.empty(0)
-    while len(found) < bootstrap:
-        times_drawn = draws.multinomial(count, np.full(count, 1.0 / count), size=min(chunk, bootstrap - len(found)))
-        positives, negatives = _counts_by_score(scores, labels, times_drawn[:, index].astype(np.float64))
-        usable = (positives.sum(axis=1) > 0) & (negatives.sum(axis=1) > 0)
-        found = np.concatenate([found, _auroc(positives[usable], negatives[usable])])
-    low, high = np.percentile(found, INTERVAL_PERCENT)
-    return float(low), float(high)
+    malignant = (labels == MALIGNANT).astype(np.float64)
+    chunk, found = max(1, CHUNK_ELEMENTS // len(labels)), 0
+    while found < bootstrap:
+        times_drawn = draws.multinomial(count, np.full(count, 1.0 / count), size=min(chunk, bootstrap - found))
+        weights = times_drawn[:, index].astype(np.float64)
+        positives = weights @ malignant
+        usable = (positives > 0) & (positives < weights.sum(axis=1))
+        found += int(usable.sum())
+        yield weights[usable]
 
 
-def _check(scores: NDArray[np.float64], labels: NDArray[Any], patients: NDArray[Any]) -> None:
-    """Raise DataError for arrays that no metric is defined on."""
+def check_scored(scores: NDArray[np.float64], labels: NDArray[Any], patients: NDArray[Any]) -> None:
+    """Refuse arrays that no metric is defined on; all of shape (images,).
+
+    Raises:
+      DataError: If lengths differ, a score is not a number in [0, 1], a label is unknown, or a class is missing.
+    """
     if scores.ndim != 1 or scores.shape != labels.shape or scores.shape != patients.shape:
         raise DataError(
             f"scores {scores.shape}, labels {labels.shape} and patients {patients.shape} must have one row per image each"
@@ -139,7 +182,7 @@ def _check(scores: NDArray[np.float64], labels: NDArray[Any], patients: NDArray[
         raise DataError("the evaluation set has one class only; it needs benign and malignant images for an AUROC")
 
 
-def _counts_by_score(
+def counts_by_score(
     scores: NDArray[np.float64], labels: NDArray[Any], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight of malignant and of benign images at every distinct score, rising; each of shape (replicates, distinct scores).
@@ -156,7 +199,7 @@ def _counts_by_score(
     return positives, total - positives
 
 
-def _auroc(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:
+def auroc_of_counts(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mann-Whitney AUROC of every row of counts by rising score, shape (replicates,)."""
     below = np.cumsum(negatives, axis=1) - negatives
     won = (positives * (below + negatives / 2)).sum(axis=1)
@@ -164,11 +207,25 @@ def _auroc(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> ND
     return share
 
 
-def _sensitivity(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
-    """Largest sensitivity of a threshold whose false positives are at most 10 % of the benign images."""
-    # Counts from the top, starting with the threshold that calls nothing malignant.
-    true_positives = np.concatenate([[0.0], np.cumsum(positives[::-1])])
-    false_positives = np.concatenate([[0.0], np.cumsum(negatives[::-1])])
+def average_precision_of_counts(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average precision of every row of counts by rising score, the highest score ranked first, shape (replicates,).
+
+    For the other class, ranked from the lowest score, swap the two and reverse the columns.
+    """
+    from_top = positives[:, ::-1]
+    true_positives = np.cumsum(from_top, axis=1)
+    # Above the first image that a replicate holds nothing is retrieved: 0 / 0, with no weight in the sum.
+    retrieved = np.maximum(true_positives + np.cumsum(negatives[:, ::-1], axis=1), 1.0)
+    precision: NDArray[np.float64] = (from_top * true_positives / retrieved).sum(axis=1) / true_positives[:, -1]
+    return precision
+
+
+def sensitivity_of_counts(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Largest sensitivity, shape (replicates,), of a threshold whose false positives are at most 10 % of the benign images."""
+    # Counts from the top; the threshold that calls nothing malignant finds none, the 0 in place of what is not allowed.
+    true_positives = np.cumsum(positives[:, ::-1], axis=1)
+    false_positives = np.cumsum(negatives[:, ::-1], axis=1)
     # Rounding keeps 10 % of 70 at 7: the product is 7.000000000000001 or 6.999999999999999 depending on the platform.
-    allowed = np.floor(np.round(FALSE_POSITIVE_SHARE * negatives.sum(), 6))
-    return float(true_positives[false_positives <= allowed].max() / positives.sum())
+    allowed = np.floor(np.round(FALSE_POSITIVE_SHARE * false_positives[:, -1:], 6))
+    share: NDArray[np.float64] = np.where(false_positives <= allowed, true_positives, 0.0).max(axis=1) / true_positives[:, -1]
+    return share

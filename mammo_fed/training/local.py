@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
-from mammo_fed.privacy.dpsgd import LocalOptimizer, PoissonData, poisson_steps
+from mammo_fed.privacy.dpsgd import LocalOptimizer, OptimizerState, PoissonData, PublicBatches, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms import LogisticData, private_descent, private_mean
 from mammo_fed.privacy.noise import Draws
@@ -24,7 +24,8 @@ class SiteFeatures:
     """A site's training images as the mechanisms see them.
 
     Attributes:
-      features: float32, shape (images, dims), rows of norm 1 (or 0 where an image was not finite).
+      features: float32, shape (images, dims), rows of norm 1 unless the model has norm="none" (or 0 where an image was not
+        finite); or (images, views, dims), where steps draw a view.
       labels: int64, shape (images,), 1 = malignant.
       units: int64, shape (images,), dense index of the protected unit.
       public_count: number of images, declared public by the site's policy; the only denominator.
@@ -63,6 +64,9 @@ def train_head(
     closed_form: bool,
     noise: Draws,
     sampling: Draws,
+    unit: bool = True,
+    public: PublicBatches | None = None,
+    state: OptimizerState | None = None,
 ) -> NDArray[np.float32]:
     """Private steps from the head `flat`.
 
@@ -78,11 +82,14 @@ def train_head(
       charged: the event that the ledger has reserved.
       closed_form: full-batch descent on the linear head; otherwise Poisson DP-SGD on any head.
       noise, sampling: draws for the noise (on the grid or in floating point) and for the Poisson sampling.
+      unit: features are brought to norm 1 behind the centre.
+      public: synthetic images that are trained on beside the site's own.
+      state: the local optimizer's state, taken up and left behind; None starts afresh.
 
     Returns:
       The new flat vector, float32, same shape.
     """
-    features = centre_and_normalise(site.features, centre)
+    features = centre_and_normalise(site.features, centre, unit=unit)
     if closed_form:
         return private_descent(
             LogisticData.build(features, site.labels, site.units, bias_scale=head.bias_scale),
@@ -107,6 +114,8 @@ def train_head(
         proximal=steps.proximal,
         noise=noise,
         sampling=sampling,
+        public=public,
+        state=state,
     )
     return flatten(module)
 

@@ -19,18 +19,19 @@ import numpy as np
 from client.policy import SiteFile, SitePolicy
 from client.site import Site
 from mammo_fed.compose import compose_settings
+from mammo_fed.federation.payload import PublicPayload
 from mammo_fed.federation.task import Declaration, RoundTask
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
 from mammo_fed.models.whitening import fit_whitening
-from server.run import flatten_whitening, share_of
+from server.run import share_of
 
 OVERRIDES = [
     "model=efficientnet_lite0",
     "model.weights=none",
     "model.input_size=32",
     "model.components=6",
-    "model.flips=false",
+    "model.flips=none",
     "data.images_train=96",
     "data.images_test=40",
     "data.image_size=32",
@@ -129,7 +130,7 @@ def main():
     settings = compose_settings(OVERRIDES).settings
     block = np.random.default_rng(0).standard_normal((60, 112 * 113 // 2)).astype(np.float32)
     whitening = fit_whitening((block,), dims=6, power=0.25)
-    flat = flatten_whitening(whitening)
+    flat = PublicPayload.of(whitening).flatten()
     Site(site_file(folder, settings)).declare(declaration(settings, None, whitening, "0" * 16), flat)
     draws = random.Random(seed)  # noqa: S311 - when to kill is no secret
     killed = 0

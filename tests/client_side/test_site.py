@@ -28,7 +28,7 @@ from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger_report import show_ledger
 from mammo_fed.settings import Settings
 from server.public import make_public_start
-from server.run import declare_run, flatten_whitening, share_of
+from server.run import declare_run, share_of
 from simulations.launch import site_file
 
 DIMS = 20
@@ -53,7 +53,7 @@ def start(settings, store):
 
 @pytest.fixture(scope="module")
 def whitening(start) -> np.ndarray:
-    return flatten_whitening(start[1].whitening)
+    return start[1].payload.flatten()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def declaration() -> Declaration:
         "rounds": 4,
         "local_steps": 1,
     }
-    shared = {field.name for field in fields(Declaration)} - set(values)
+    shared = {field.name for field in fields(Declaration) if field.default is MISSING} - set(values)
     return Declaration(**values, **{name: getattr(privacy, name) for name in shared})
 
 

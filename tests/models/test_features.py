@@ -20,7 +20,7 @@ def patches():
 
 
 def extractor(tmp_path, **changes):
-    options = {"backbones": (LITE0,), "pooling": "covariance", "input_size": 64, "flips": True} | changes
+    options = {"backbones": (LITE0,), "pooling": "covariance", "input_size": 64, "flips": "average"} | changes
     return Extractor(ExtractorSpec(**options), cache=ArrayCache(tmp_path))
 
 
@@ -40,17 +40,17 @@ def test_middle_tap_has_112_channels_at_a_sixteenth_of_the_size(patches):
 
 @pytest.mark.parametrize(("pooling", "dims"), [("mean", 112), ("mean_std", 224), ("covariance", 112 * 113 // 2)])
 def test_pooling_gives_the_documented_dimensions(tmp_path, patches, pooling, dims):
-    (block,) = extractor(tmp_path, pooling=pooling).compute(patches, flips=False)
+    (block,) = extractor(tmp_path, pooling=pooling).compute(patches, flips="none")
     assert block.shape == (5, dims)
     assert block.dtype == np.float32
 
 
 def test_flips_are_averaged_so_that_a_flipped_patch_has_the_same_descriptor(tmp_path, patches):
     made = extractor(tmp_path)
-    (straight,) = made.compute(patches, flips=True)
-    (flipped,) = made.compute(np.ascontiguousarray(patches[:, :, ::-1]), flips=True)
+    (straight,) = made.compute(patches, flips="average")
+    (flipped,) = made.compute(np.ascontiguousarray(patches[:, :, ::-1]), flips="average")
     np.testing.assert_allclose(straight, flipped, rtol=1e-3, atol=1e-5)
-    (one_view,) = made.compute(patches, flips=False)
+    (one_view,) = made.compute(patches, flips="none")
     assert not np.allclose(straight, one_view, rtol=1e-3, atol=1e-5)
 
 
@@ -68,7 +68,12 @@ def test_second_time_comes_from_the_cache_without_a_network(tmp_path, patches):
 def test_other_settings_do_not_read_the_cache_of_these(tmp_path):
     keys = {
         extractor(tmp_path, pooling=pooling, input_size=size, flips=flips).key(FINGERPRINT, flips=flips)
-        for pooling, size, flips in (("mean", 64, True), ("covariance", 64, True), ("mean", 96, True), ("mean", 64, False))
+        for pooling, size, flips in (
+            ("mean", 64, "average"),
+            ("covariance", 64, "average"),
+            ("mean", 96, "average"),
+            ("mean", 64, "none"),
+        )
     }
     assert len(keys) == 4
 

@@ -97,7 +97,7 @@ def charge(folder: str, number: int, processes: int, rounds: int, max_epsilon: f
 
 
 def train(folder: str, rounds: int, seed: int, sent: str) -> None:
-    """Take part in a run from the last round that was sent; every reply is noise, its digest appended to `sent` when it leaves."""
+    """Take part in a run from the last round that was sent; every reply is noise, its digest added to `sent` as it leaves."""
     moments = np.random.default_rng(seed)
     done = Path(sent).read_text().count("\n") if Path(sent).exists() else 0
     out = os.open(sent, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -10,7 +10,7 @@ from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.discrete import operating_system_words
-from mammo_fed.privacy.dpsgd import PoissonData, UnitOptimizer, poisson_steps
+from mammo_fed.privacy.dpsgd import PoissonData, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.grid import GRID_STEPS, SecureDraws, grid_sum
 from mammo_fed.privacy.logistic import unit_gradients
@@ -159,23 +159,30 @@ def test_gate_catches_per_image_clipping_under_a_patient_claim():
 
 
 def test_gate_catches_the_nan_that_plain_opacus_lets_through():
-    spec = HeadSpec(kind="linear", dims=DIMS)
-
-    class Plain(UnitOptimizer):
-        def sum_within_units(self, units, num_units):
-            """What Opacus does by itself: nothing between the gradient and its clip."""
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
 
     def plain(features, labels, units):
-        import mammo_fed.privacy.dpsgd as dpsgd
+        """Opacus by itself: nothing between an image's gradient and its clip."""
+        head = torch.nn.Linear(DIMS, 2)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        wrapped = GradSampleModule(head, loss_reduction="sum")
+        optimizer = DPOptimizer(
+            torch.optim.SGD(wrapped.parameters(), lr=1.0),
+            noise_multiplier=0.0,
+            max_grad_norm=0.5,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
+        logits = wrapped(torch.from_numpy(features).requires_grad_())
+        head_loss(logits, torch.from_numpy(labels), label_smoothing=0.0).sum().backward()
+        optimizer.step()
+        return flatten(head)
 
-        original, dpsgd.UnitOptimizer = dpsgd.UnitOptimizer, Plain
-        try:
-            return poisson("image", 0.5, 0.0, "linear")(features, labels, units)
-        finally:
-            dpsgd.UnitOptimizer = original
-
-    assert np.isnan(largest_move(plain, dims=DIMS, unit="image")["nan"])
-    assert spec.num_parameters == DIMS + 1
+    moves = largest_move(plain, dims=DIMS, unit="image")
+    assert moves["huge"] > 0.9 * 0.5
+    assert np.isnan(moves["nan"])
 
 
 def test_gate_no_image_changes_another_image_s_descriptor():
@@ -192,11 +199,11 @@ def test_gate_no_image_changes_another_image_s_descriptor():
         ("swin_tiny_patch4_window7_224", None, "mean"),
     ):
         spec = ExtractorSpec(
-            backbones=(BackboneSpec(name=name, weights="none", tap=tap),), pooling=pooling, input_size=64, flips=True
+            backbones=(BackboneSpec(name=name, weights="none", tap=tap),), pooling=pooling, input_size=64, flips="average"
         )
         extractor = Extractor(spec, cache=None)  # type: ignore[arg-type]
         with torch.random.fork_rng():
-            (before,), (after,) = (extractor.compute(images, flips=True) for images in (patches, changed))
+            (before,), (after,) = (extractor.compute(images, flips="average") for images in (patches, changed))
         others = np.arange(6) != 3
         np.testing.assert_allclose(before[others], after[others], rtol=1e-4, atol=1e-5, err_msg=name)
         assert np.isnan(after[3]).any()
