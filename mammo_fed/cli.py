@@ -15,6 +15,7 @@ from rich.console import Console
 from mammo_fed import __version__
 from mammo_fed.cli_audit import add_audit_command
 from mammo_fed.cli_privacy import add_privacy_commands
+from mammo_fed.cli_reproduce import add_reproduce_command
 from mammo_fed.compose import Composed, compose_settings, expand_sweep
 from mammo_fed.errors import InvalidSetting, MammoFedError
 from mammo_fed.reporting.comparison import write_comparison_page
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     simulation.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
     simulation.epilog = OVERRIDES + "\nsweeps: -m privacy.target_epsilon=1,6,12 seed=0,1 writes below hydra.sweep.dir\n"
+    add_reproduce_command(commands, common)
     add_privacy_commands(commands, common)
     add_audit_command(commands, common)
     report = add("report", "show one run's results, or compare several on one page", _report)

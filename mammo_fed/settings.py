@@ -368,11 +368,11 @@ class Settings:
 
     def _check_network(self) -> None:
         model = self.model
-        plain_features = (model.tap, model.pooling, model.components, model.norm) == (None, "mean", 0, "none")
+        plain_features = (model.pooling, model.components, model.norm) == ("mean", 0, "none")
         if len(model.backbone) != 1 or not plain_features:
             raise InvalidSetting(
-                "synthesis.pretrain_scope=network trains a head on one network's own output: choose model=pooled (one "
-                "backbone, tap=null, pooling=mean, components=0, norm=none)"
+                "synthesis.pretrain_scope=network trains a head on one network's pooled output: choose model=pooled (one "
+                "backbone, pooling=mean, components=0, norm=none)"
             )
 
     @classmethod

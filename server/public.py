@@ -136,12 +136,14 @@ def make_public_start(
     """
     cohort = synthetic_cohort(settings.synthesis, settings.data, seed=settings.seed, cache=cache)
     require_both_classes(cohort)
-    content = fingerprint(cohort, key=None)
+    content, model = fingerprint(cohort, key=None), settings.model
     # One view of a synthetic image is enough: its statistics, not the image itself, are what is used.
-    blocks = extractor.blocks(cohort.pixels, fingerprint=content, flips="none", progress=progress)
-    model = settings.model
+    used = model.components > 0 or "augment" in settings.synthesis.use or _pretrains_head(settings)
+    pixels = cohort.pixels if used else cohort.pixels[:2]
+    name = content if used else hashlib.sha256(f"two of {content}".encode()).hexdigest()
+    blocks = extractor.blocks(pixels, fingerprint=name, flips="none", progress=progress if used else None)
     key = {
-        "set": extractor.key(content, flips="none"),
+        "set": extractor.key(name, flips="none"),
         "dims": model.components,
         "power": model.whitening_power,
         "format": FORMAT,
@@ -150,8 +152,9 @@ def make_public_start(
     def fit() -> dict[str, NDArray[Any]]:
         return fit_whitening(blocks, dims=model.components, power=model.whitening_power).as_arrays()
 
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    whitening = Whitening.from_arrays(cache.get_or_make(name, fit))
+    whitening = Whitening.from_arrays(
+        cache.get_or_make(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(), fit)
+    )
     head = _head(settings, dims=whitening.dims)
     features = whitening(blocks, unit=model.norm == "unit")
     network_path = _network_path(settings, Extractor(extractor_spec(model, seed=0), cache=cache))
@@ -174,6 +177,11 @@ def make_public_start(
     )
 
 
+def _pretrains_head(settings: Settings) -> bool:
+    """Whether the head alone is pretrained, on the features of the synthetic set."""
+    return "pretrain" in settings.synthesis.use and settings.synthesis.pretrain_scope == "head"
+
+
 def _head(settings: Settings, *, dims: int) -> HeadSpec:
     model = settings.model
     return HeadSpec(kind=model.head, dims=dims, hidden=model.hidden, bias_scale=model.bias_scale)
@@ -185,6 +193,6 @@ def _start(
     """The head that training starts from: pretrained with the network, by itself, or fresh."""
     if network is not None and settings.synthesis.keep_head:
         return read_head(network)
-    if network is None and "pretrain" in settings.synthesis.use:
+    if _pretrains_head(settings):
         return pretrain_head(head, features, labels, seed=settings.seed)
     return pretrain_head(head, features[:0], labels[:0], seed=settings.seed, steps=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,13 +24,14 @@ from simulations.in_process import run_in_process
 __all__ = ["simulate"]
 
 
-def simulate(settings: Settings, folder: Path, *, hooks: Hooks) -> Record:
+def simulate(settings: Settings, folder: Path, *, hooks: Hooks, mode: Literal["simulate", "reproduce"] = "simulate") -> Record:
     """Run a federation of simulated hospitals and return its record.
 
     Args:
       settings: of the run.
       folder: the run folder; made here, with a private folder for every site and its ledger.
       hooks: told of progress.
+      mode: for the record.
 
     Raises:
       InvalidSetting: If the folder holds a run already: its ledgers are not to be overwritten.
@@ -50,7 +52,7 @@ def simulate(settings: Settings, folder: Path, *, hooks: Hooks) -> Record:
         "config-json": settings.to_json(),
         "run-folder": str(folder.resolve()),
         "sites-folder": str(sites.resolve()),
-        "mode": "simulate",
+        "mode": mode,
     }
     server_app = make_app(hooks)
     if settings.engine.name == "ray":

@@ -34,6 +34,7 @@ __all__ = [
     "load_pool",
     "synthetic_cohort",
     "synthetic_source",
+    "whole_cohort",
 ]
 
 # Bumped whenever the phantom draws other images from the same settings.
@@ -94,7 +95,7 @@ def _load_pool(data: DataSettings, share: Share, cache_root: Path) -> Pool:
         if share.num_sites == 1:
             rows = (np.concatenate(rows),)
         return _pool(concatenate(sites, name="phantom-train"), rows, cache_root)
-    cohort = read_mammo_dp_synthetic(_root(data)) if data.train == "synthetic" else _read_for(data, "train")
+    cohort = _read_synthetic(_root(data)) if data.train == "synthetic" else _read_for(data, "train")
     split = partition(cohort, num_sites=share.num_sites, how=share.how, alpha=share.alpha, seed=share.seed)  # type: ignore[arg-type]
     return _pool(cohort, tuple(split), cache_root)
 
@@ -145,7 +146,7 @@ def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: 
                 "synthesis.source=gan reads the GAN images of a clone of RichardObi/mammo_dp: give synthesis.root=CLONE, "
                 "or choose synthesis.source=phantom"
             )
-        return read_mammo_dp_synthetic(Path(root))
+        return _read_synthetic(Path(root))
     # Seeds of hospitals are even and those of the shared set odd: the set never shares a draw with a patient.
     drawing: dict[str, Any] = {
         "count": synthesis.count,
@@ -195,22 +196,39 @@ def _splits(data: DataSettings) -> tuple[str, ...]:
     return tuple(sorted(set(read_csv(_root(data), split=None, public=data.public).splits.tolist())))
 
 
+def whole_cohort(data: DataSettings) -> Cohort:
+    """Train and val together: what cross-validation cuts into folds."""
+    parts = [_read(data, "train"), _read(data, "val")]
+    check_disjoint(parts)
+    return concatenate([replace(part, splits=np.full(len(part), "train")) for part in parts], name="train-and-val")
+
+
 def _read(data: DataSettings, split: str) -> Cohort:
-    if data.source == "mammo_dp":
-        return read_mammo_dp(_root(data), split=split)  # type: ignore[arg-type]
-    return read_csv(_root(data), split=split, public=data.public)
+    return _read_from(data.source, _root(data), split, data.public)
+
+
+@lru_cache(maxsize=4)
+def _read_from(source: str, root: Path, split: str, public: bool) -> Cohort:
+    """Read once in a process: a reproduction asks for the same images hundreds of times."""
+    if source == "mammo_dp":
+        return read_mammo_dp(root, split=split)  # type: ignore[arg-type]
+    return read_csv(root, split=split, public=public)
+
+
+@lru_cache(maxsize=1)
+def _read_synthetic(root: Path) -> Cohort:
+    return read_mammo_dp_synthetic(root)
 
 
 def _read_for(data: DataSettings, split: str) -> Cohort:
     """A split, or under cross-validation what stands for it: train and val share out the patients of both anew."""
     if data.fold is None or split not in ("train", "val"):
         return _read(data, split)
-    parts = [_read(data, "train"), _read(data, "val")]
-    check_disjoint(parts)
-    both = concatenate(parts, name=f"{split}-fold-{data.fold + 1}-of-{data.folds}")
+    both = whole_cohort(data)
     held_out = fold_rows(both, folds=data.folds, fold=data.fold)
     rows = held_out if split == "val" else np.setdiff1d(np.arange(len(both)), held_out)
-    return replace(both.select(rows), splits=np.full(len(rows), split))
+    name = f"{split}-fold-{data.fold + 1}-of-{data.folds}"
+    return replace(both.select(rows, name=name), splits=np.full(len(rows), split))
 
 
 def _phantom(data: DataSettings, share: Share, cache: ArrayCache) -> dict[str, Cohort]:

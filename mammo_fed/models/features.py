@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,6 +127,11 @@ class Extractor:
 
         arrays = self._cache.get_or_make(self.key(fingerprint, flips=views), compute)
         return tuple(arrays[f"block{i}"] for i in range(len(self.spec.backbones)))
+
+    def store(self, blocks: Sequence[NDArray[np.float32]], *, fingerprint: str, flips: Flips) -> None:
+        """Put descriptors that were made as part of a larger cohort into the cache, for a cohort of their own."""
+        made = {f"block{i}": np.ascontiguousarray(block) for i, block in enumerate(blocks)}
+        self._cache.get_or_make(self.key(fingerprint, flips=flips), lambda: made)
 
     def compute(
         self, pixels: NDArray[np.float32], *, flips: Flips, progress: Progress | None = None

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import numpy as np
@@ -150,20 +151,16 @@ class RdpAccountant(PrivacyAccountant):
     def _curve(self, releases: Sequence[Release]) -> tuple[list[float], list[float]]:
         """Orders and the divergence of all releases together at each."""
         _refuse_groups(releases, accountant=self.name)
-        # Opacus imports torch: seconds that the other accountants need not wait for.
-        from opacus.accountants import RDPAccountant
-        from opacus.accountants.analysis.rdp import compute_rdp
-
-        orders = [float(order) for order in RDPAccountant.DEFAULT_ALPHAS]
+        orders = _orders()
         total = np.zeros(len(orders))
         for release in releases:
-            rate, noise = release.sample_rate, release.noise_multiplier
-            one_step = np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=orders), dtype=np.float64)
+            noise = release.noise_multiplier
+            one_step = np.array(_opacus_step(release.sample_rate, noise))
             if not release.full_batch:
                 unsampled = np.array(orders) / (2 * noise**2)
                 one_step = np.minimum(np.maximum(one_step, 0.0) + self.SERIES_ERROR, unsampled)
             total += release.steps * one_step
-        return orders, [float(value) for value in total]
+        return list(orders), [float(value) for value in total]
 
 
 class PrvAccountant(PrivacyAccountant):
@@ -211,6 +208,24 @@ class PrvAccountant(PrivacyAccountant):
             f"accountant='prv' must be another accountant for these events at delta={delta}: "
             "Opacus cannot discretise them; check privacy.accountant (pld)"
         )
+
+
+@lru_cache(maxsize=1)
+def _orders() -> tuple[float, ...]:
+    """Opacus' default orders."""
+    # Opacus imports torch: seconds that the other accountants need not wait for.
+    from opacus.accountants import RDPAccountant
+
+    return tuple(float(order) for order in RDPAccountant.DEFAULT_ALPHAS)
+
+
+@lru_cache(maxsize=256)
+def _opacus_step(sample_rate: float, noise_multiplier: float) -> tuple[float, ...]:
+    """Renyi divergences of one step at `_orders`: asked again after every round of a run, and always the same."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    found = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(_orders()))
+    return tuple(float(value) for value in np.asarray(found, dtype=np.float64))
 
 
 def _refuse_groups(releases: Sequence[Release], *, accountant: str) -> None:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mammo_fed.models.backbones import BackboneSpec, load_backbone
+from mammo_fed.models.backbones import BackboneSpec, load_backbone, trainable_copy
 from mammo_fed.models.features import resize
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss
 
@@ -53,7 +52,7 @@ def pretrain_network(
     Guarantee: no patient's data enters; what the generator of the images saw is the provenance's matter.
 
     Args:
-      spec: where the backbone starts; its own pooled output (no tap) feeds the head.
+      spec: where the backbone starts; what it gives at its tap, averaged over positions, feeds the head.
       head: shape of the head; dims must be the backbone's.
       pixels: float32 in [0, 1], shape (images, height, width).
       labels: int64, shape (images,), 1 = malignant.
@@ -68,9 +67,8 @@ def pretrain_network(
     """
     start = load_backbone(spec, image_size=plan.image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network: Any = timm.create_model(spec.name, pretrained=False, num_classes=0, **_size(spec, plan.image_size))
-    network.load_state_dict(start.network.state_dict())
-    network = network.to(device, memory_format=torch.channels_last).train()
+    network: Any = trainable_copy(start, image_size=plan.image_size)
+    network = network.to(device, memory_format=torch.channels_last)
     module = build_head(head, seed=plan.seed).to(device)
     parameters = [*network.parameters(), *module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
@@ -85,7 +83,7 @@ def pretrain_network(
                 images = _flipped(resize(torch.from_numpy(pixels[rows]), plan.image_size), draws).to(device)
                 batch = ((images[:, None].expand(-1, 3, -1, -1) - mean) / std).contiguous(memory_format=torch.channels_last)
                 optimizer.zero_grad()
-                pooled = network.forward_head(network.forward_features(batch), pre_logits=True).flatten(1)
+                pooled = _pooled(network, batch, spec.tap)
                 truth = torch.from_numpy(labels[rows]).to(device)
                 head_loss(module(pooled), truth, label_smoothing=plan.label_smoothing).mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -94,8 +92,14 @@ def pretrain_network(
     return network.cpu().eval().requires_grad_(False), flatten(module.cpu())
 
 
-def _size(spec: BackboneSpec, image_size: int) -> dict[str, Any]:
-    return {"img_size": image_size} if spec.name.startswith(("swin", "vit", "deit")) else {}
+def _pooled(network: Any, batch: Tensor, tap: int | None) -> Tensor:
+    """What the head sees: the network's own pooled output, or the mean of the feature map at the tap."""
+    if tap is None:
+        own: Tensor = network.forward_head(network.forward_features(batch), pre_logits=True)
+        return own.flatten(1)
+    (maps,) = network.forward_intermediates(batch, indices=[tap], stop_early=True, intermediates_only=True, output_fmt="NCHW")
+    mean: Tensor = maps.flatten(2).mean(2)
+    return mean
 
 
 def _batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -87,9 +87,9 @@ def test_the_weighted_replicate_is_the_auroc_of_the_repeated_images():
     draws = np.random.default_rng(3)
     score, label, patient = binormal(20, 2, 1.0, draws)
     times = draws.multinomial(20, np.full(20, 1 / 20))
-    counts = evaluation._counts_by_score(score, label, times[patient][None, :].astype(float))
+    counts = evaluation.counts_by_score(score, label, times[patient][None, :].astype(float))
     again = np.repeat(np.arange(40), times[patient])
-    assert evaluation._auroc(*counts)[0] == pytest.approx(roc_auc_score(label[again], score[again]))
+    assert evaluation.auroc_of_counts(*counts)[0] == pytest.approx(roc_auc_score(label[again], score[again]))
 
 
 def test_the_interval_is_a_function_of_the_seed_and_not_of_the_chunks(monkeypatch):

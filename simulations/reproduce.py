@@ -1,0 +1,229 @@
+"""The reproduction: every row and seed as a run of its own through the same two apps, resumable, then one table."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from mammo_fed.data.assemble import evaluation_cohorts, load_pool, whole_cohort
+from mammo_fed.data.cache import ArrayCache, default_cache_root
+from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.models.features import Extractor, evaluation_flips
+from mammo_fed.reporting.record import RECORD_NAME
+from mammo_fed.settings import Settings
+from server.public import make_extractor, make_public_start
+from server.run import SCORES_NAME, Hooks, share_of
+from simulations.experiments import Experiment
+
+__all__ = ["Job", "Plan", "jobs_of", "run_jobs"]
+
+logger = logging.getLogger(__name__)
+
+HASH_DIGITS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to reproduce.
+
+    Attributes:
+      rows: of the table.
+      seeds: of each row.
+      cv_seeds: of each cross-validated row, on every fold; empty leaves cross-validation out.
+      epochs: communication rounds of the paper's rows, one a pass over the data.
+      overrides: settings for all rows.
+      paper_overrides: settings for the paper's rows, before `overrides`.
+    """
+
+    rows: tuple[Experiment, ...]
+    seeds: tuple[int, ...]
+    cv_seeds: tuple[int, ...]
+    epochs: int
+    overrides: tuple[str, ...] = ()
+    paper_overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of one row.
+
+    Attributes:
+      key: of the row.
+      seed: of the run.
+      fold: of cross-validation, or None.
+      settings: of the run.
+      folder: where its record and scores go.
+    """
+
+    key: str
+    seed: int
+    fold: int | None
+    settings: Settings
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether record and scores are there, with every set that the source has now."""
+        if not ((self.folder / RECORD_NAME).is_file() and (self.folder / SCORES_NAME).is_file()):
+            return False
+        with np.load(self.folder / SCORES_NAME, allow_pickle=False) as scores:
+            held = {name.partition("/")[0] for name in scores.files}
+        return set(evaluation_cohorts(self.settings.data, share_of(self.settings), cache=_cache(self.settings))) <= held
+
+
+def jobs_of(plan: Plan, folder: Path) -> list[Job]:
+    """All runs of a plan, in the order of the table.
+
+    Raises:
+      InvalidSetting: If an override is wrong.
+    """
+    jobs = []
+    for row in plan.rows:
+        extra = [*plan.paper_overrides, *(_epochs(plan.epochs, row) if row.paper else ()), *plan.overrides]
+        base = row.settings(extra)
+        base = replace(base, engine=replace(base.engine, threads=1, workers=1))
+        runs: list[tuple[int, int | None]] = [(seed, None) for seed in plan.seeds]
+        if row.cross_validated:
+            runs += [(seed, fold) for seed in plan.cv_seeds for fold in range(base.data.folds)]
+        for seed, fold in runs:
+            settings = replace(base, seed=seed, data=replace(base.data, fold=fold))
+            name = f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}") + f"-{settings.sha256()[:HASH_DIGITS]}"
+            jobs.append(Job(key=row.key, seed=seed, fold=fold, settings=settings, folder=folder / "rows" / row.key / name))
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    processes: int,
+    prepared: Callable[[str, int, int], None] = lambda *_: None,
+    finished: Callable[[Job, int, int], None] = lambda *_: None,
+) -> None:
+    """Run the jobs that are not done yet, several at a time; what is done stays done, whatever happens to the rest.
+
+    Args:
+      jobs: from `jobs_of`.
+      processes: runs at a time, each on one thread.
+      prepared: called with (name of the set, images done, images in all) while networks run.
+      finished: called with (job, jobs done, jobs in all) after each job, and once for all that were done before.
+
+    Raises:
+      MammoFedError: As `simulations.launch.simulate`.
+    """
+    open_jobs = [job for job in jobs if not job.done]
+    done = len(jobs) - len(open_jobs)
+    if done:
+        finished(jobs[0], done, len(jobs))
+    if not open_jobs:
+        return
+    _prepare(open_jobs, Hooks(features=prepared))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Spawned, not forked: the networks' thread pools of this process do not survive a fork.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+        pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in open_jobs}
+        try:
+            while pending:
+                ready, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    job = pending.pop(future)
+                    future.result()
+                    done += 1
+                    finished(job, done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run(job: Job) -> None:
+    """One run in a folder of its own; what the table needs is moved to the job's folder, whole or not at all."""
+    from client.site import open_site
+    from simulations.launch import simulate
+
+    work, result = job.folder.with_suffix(".work"), job.folder.with_suffix(".result")
+    for leftover in (work, result, job.folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    simulate(job.settings, work, hooks=Hooks(), mode="reproduce")
+    result.mkdir(parents=True)
+    for name in (RECORD_NAME, SCORES_NAME):
+        shutil.move(work / name, result / name)
+    result.rename(job.folder)
+    shutil.rmtree(work)
+    # A site holds its pixels and features: thousands of runs in one process must not keep them.
+    open_site.cache_clear()
+
+
+def _quiet() -> None:
+    """Leave Ctrl-C to the process that waits, and threads to the other runs."""
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _prepare(jobs: Sequence[Job], hooks: Hooks) -> None:
+    """Pretrained networks and features, made once before runs share the processors out."""
+    seen: set[object] = set()
+    for job in jobs:
+        settings = job.settings
+        network = settings.seed if settings.synthesis.pretrain_scope == "network" else None
+        drawn = settings.seed if settings.synthesis.source == "phantom" else None
+        key = (settings.model, settings.data, settings.synthesis, network, drawn, settings.federation.num_sites)
+        if key in seen:
+            continue
+        seen.add(key)
+        cache = _cache(settings)
+        extractor = make_extractor(
+            settings, cache=cache, progress=lambda done, total: hooks.features("pretraining", done, total)
+        )
+        for name, cohort in _cohorts(settings, cache):
+            flips = extractor.spec.flips if name == "training" else evaluation_flips(extractor.spec.flips)
+            _features(extractor, cohort, name, settings, flips, hooks)
+        make_public_start(
+            settings, extractor, cache=cache, progress=lambda done, total: hooks.features("synthetic", done, total)
+        )
+
+
+def _cohorts(settings: Settings, cache: ArrayCache) -> Iterator[tuple[str, Cohort]]:
+    yield "training", load_pool(settings.data, share_of(settings), cache=cache).cohort
+    yield from evaluation_cohorts(settings.data, share_of(settings), cache=cache).items()
+
+
+def _features(extractor: Extractor, cohort: Cohort, name: str, settings: Settings, flips: object, hooks: Hooks) -> None:
+    """Fill the cache for a cohort; a fold's features are rows of those of all patients, which run through the networks once."""
+    if not cohort.public:
+        raise InvalidSetting(
+            "mammo-fed reproduce runs on published cohorts only: it cross-validates and compares rows without privacy"
+        )
+
+    def tell(done: int, total: int) -> None:
+        hooks.features(name, done, total)
+
+    own = fingerprint(cohort, key=None)
+    if settings.data.fold is None or name not in ("training", "val") or extractor.cached(own, flips=flips):  # type: ignore[arg-type]
+        extractor.blocks(cohort.pixels, fingerprint=own, flips=flips, progress=tell)  # type: ignore[arg-type]
+        return
+    whole = whole_cohort(settings.data)
+    blocks = extractor.blocks(whole.pixels, fingerprint=fingerprint(whole, key=None), flips=flips, progress=tell)  # type: ignore[arg-type]
+    place = {image: row for row, image in enumerate(whole.images.tolist())}
+    rows = np.array([place[image] for image in cohort.images.tolist()])
+    extractor.store([block[rows] for block in blocks], fingerprint=own, flips=flips)  # type: ignore[arg-type]
+
+
+def _epochs(epochs: int, row: Experiment) -> tuple[str, ...]:
+    """A round is a pass over the data; a row without rounds trains on no patient and has none."""
+    return () if "federation.rounds=0" in row.overrides else (f"federation.rounds={epochs}",)
+
+
+def _cache(settings: Settings) -> ArrayCache:
+    return ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
