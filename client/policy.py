@@ -10,6 +10,8 @@ from typing import Literal
 from mammo_fed.data.assemble import Share
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.federation.task import Declaration
+from mammo_fed.privacy.ledger import DEFAULT_ACCOUNT
+from mammo_fed.privacy.ledger_rules import check_name
 from mammo_fed.settings import DataSettings
 from mammo_fed.typed import build, canonical_json
 
@@ -30,6 +32,10 @@ class SitePolicy:
       units: units of privacy that the site accepts.
       scopes: parts of the model that the site trains.
       provenance: origins of a synthetic set that the site accepts.
+      account: name of the budget that runs are charged to; a patient known to two accounts makes them one.
+      filter: how an account enforces its budget, fixed when it opens (mammo_fed.privacy.filters). "auto" opens "gdp" for
+        full-batch runs and "declared" for sampled ones, and later keeps what is open. A site that expects both kinds of runs on
+        the same patients sets "rdp" or "declared" before the first: "gdp" takes no sampled steps.
     """
 
     max_epsilon: float
@@ -42,6 +48,8 @@ class SitePolicy:
     units: tuple[Literal["patient", "image"], ...]
     scopes: tuple[Literal["head"], ...]
     provenance: tuple[Literal["procedural", "no_dp", "unknown"], ...]
+    account: str = DEFAULT_ACCOUNT
+    filter: Literal["auto", "gdp", "rdp", "declared"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.max_epsilon > 0:
@@ -51,6 +59,7 @@ class SitePolicy:
         for name in ("min_patients", "max_images_per_patient", "public_patients", "public_images"):
             if getattr(self, name) < 1:
                 raise InvalidSetting(f"{name}={getattr(self, name)} must be at least 1; check the site's policy")
+        check_name(self.account, setting="account")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +108,8 @@ def read_site_file(path: Path) -> SiteFile:
         raise DataError(
             f"site file {path} cannot be read ({type(error).__name__}); check the path and that it is JSON"
         ) from error
+    if isinstance(values, dict) and isinstance(values.get("policy"), dict):
+        values["policy"] = {"account": DEFAULT_ACCOUNT, "filter": "auto", **values["policy"]}
     return build(SiteFile, values, path="")
 
 

@@ -14,7 +14,7 @@ from mammo_fed.typed import plain
 __all__ = ["reply_from_bytes", "reply_to_bytes"]
 
 HEADER_LENGTH: Final = 8
-REAL: Final = ("epsilon", "epsilon_account", "budget_left")
+REAL: Final = ("epsilon", "epsilon_account", "budget_left", "patient_epsilon_account", "cap_epsilon", "cap_delta")
 
 
 def reply_to_bytes(reply: Reply) -> bytes:
@@ -29,5 +29,5 @@ def reply_from_bytes(stored: bytes) -> Reply:
     length = int.from_bytes(stored[:HEADER_LENGTH], "little")
     about = json.loads(stored[HEADER_LENGTH : HEADER_LENGTH + length])["__metadata__"]
     fields = json.loads(about["reply"])
-    fields |= {name: float(fields[name]) for name in REAL}
+    fields |= {name: float(fields[name]) for name in REAL if name in fields}
     return Reply(**fields, events=events_from_json(about["events"]), arrays=load(stored)["arrays"])

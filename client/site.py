@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.memory import LedgerMemory
 from client.policy import SiteFile, check_declaration, read_site_file
 from client.replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.assemble import limit_images_per_patient, load_pool
@@ -27,6 +30,7 @@ from mammo_fed.models.features import Extractor
 from mammo_fed.models.networks import network_spec, write_flat_network
 from mammo_fed.privacy.dpsgd import OptimizerState, PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.filters import FilterKind
 from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.privacy.planning import Schedule, plan_schedule
@@ -105,7 +109,10 @@ class Site:
         prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
         with self._ledger(declaration) as ledger:
             ledger.declare(
-                run_id=declaration.run_id, schedule=prepared.schedule.events(), patients=sorted(set(cohort.patients.tolist()))
+                run_id=declaration.run_id,
+                schedule=prepared.schedule.events(),
+                patients=sorted(set(cohort.patients.tolist())),
+                account=self.file.policy.account,
             )
             reply = self._reply(declaration, ledger, events=prepared.schedule.events())
         self._remember(declaration, payload)
@@ -234,14 +241,23 @@ class Site:
             spec = replace(spec, backbones=(network_spec(backbone, path),))
         return Extractor(spec, cache=self._cache)
 
-    def _ledger(self, declaration: Declaration) -> Ledger:
-        policy = self.file.policy
-        return Ledger.open(
+    @contextmanager
+    def _ledger(self, declaration: Declaration) -> Iterator[Ledger]:
+        policy, memory = self.file.policy, LedgerMemory(self.folder / "ledger-head")
+        usual: FilterKind = "gdp" if declaration.mechanism == "dp_gd" else "declared"
+        memory.check_exists(Path(self.file.ledger))
+        with Ledger.open(
             Path(self.file.ledger),
             site=self.file.site,
             budget=Budget(max_epsilon=policy.max_epsilon, delta=policy.delta),
-            filter="gdp" if declaration.mechanism == "dp_gd" else "declared",
-        )
+            filter=usual if policy.filter == "auto" else policy.filter,
+            adopt=policy.filter == "auto",
+        ) as ledger:
+            memory.check_holds(ledger)
+            try:
+                yield ledger
+            finally:
+                memory.keep(ledger)
 
     def _reply(
         self,
@@ -254,6 +270,7 @@ class Site:
         arrays: NDArray[np.float32] | None = None,
     ) -> Reply:
         policy, cohort = self.file.policy, self.cohort
+        account, delta = policy.account, declaration.delta
         share = float(cohort.labels.mean()) if policy.public_class_balance else None
         return Reply(
             site=self.file.site,
@@ -261,9 +278,12 @@ class Site:
             round_index=DECLARATION_ROUND if task is None else task.round_index,
             task_hash=content,
             events=events,
-            epsilon=ledger.epsilon(run_id=declaration.run_id, accountant=declaration.accountant),
-            epsilon_account=ledger.epsilon(accountant=declaration.accountant),
-            budget_left=ledger.budget_left(),
+            epsilon=ledger.epsilon(run_id=declaration.run_id, accountant=declaration.accountant, delta=delta),
+            epsilon_account=ledger.epsilon(account=account, accountant=declaration.accountant, delta=delta),
+            budget_left=ledger.budget_left(account=account),
+            patient_epsilon_account=ledger.patient_epsilon(account=account, delta=delta),
+            cap_epsilon=policy.max_epsilon,
+            cap_delta=policy.delta,
             reason="",
             weight=policy.public_images,
             patients=policy.public_patients,

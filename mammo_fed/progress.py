@@ -12,7 +12,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from server.budget import BudgetView
+from mammo_fed.reporting.wording import budget_text, epsilon_text
+from server.budget import BudgetView, SiteSpending
 from server.run import Hooks
 
 __all__ = ["RunProgress", "log_to_file"]
@@ -69,18 +70,33 @@ class RunProgress:
         parts = []
         if len(budget.sites) > MANY:
             largest = max(site.epsilon for site in budget.sites.values())
-            self._say(f"{what:<13} epsilon: at most {largest:.3f} at {len(budget.active)} sites")
+            amiss = sum(bool(_amiss(index, site)) for site in budget.sites.values())
+            warning = f"; NO REPLY or MISMATCH at {amiss}" if amiss else ""
+            self._say(f"{what:<13} epsilon: at most {_cost(largest)} at {len(budget.active)} sites{warning}")
             return
         for name, site in budget.sites.items():
-            note = f"refused ({site.reason})" if site.reason else f"{site.epsilon:.3f} (left {site.budget_left:.3f})"
-            mismatch = " MISMATCH with the site's own figure" if index in site.mismatches else ""
-            parts.append(f"{name} {note}{mismatch}")
+            note = f"refused ({site.reason})" if site.reason else f"{_cost(site.epsilon)} (left {_left(site.budget_left)})"
+            parts.append(f"{name} {note}{_amiss(index, site)}")
         self._say(f"{what:<13} epsilon: " + ", ".join(parts))
 
     def _say(self, line: str) -> None:
         logger.info("%s", line)
         if not self._quiet:
             self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _amiss(index: int, site: SiteSpending) -> str:
+    if index in site.unanswered:
+        return " NO REPLY, charged all the same"
+    return " MISMATCH with the site's own figure" if index in site.mismatches else ""
+
+
+def _cost(epsilon: float) -> str:
+    return epsilon_text(epsilon, decimals=3)
+
+
+def _left(epsilon: float) -> str:
+    return budget_text(epsilon, decimals=3)
 
 
 @contextmanager

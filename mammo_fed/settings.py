@@ -35,6 +35,7 @@ class DataSettings:
       source: "phantom", "mammo_dp" (a clone of the paper's repository) or "csv" (a table and its images).
       train: whom the sites train on: "train" (the patients of that split) or "synthetic" (the clone's GAN images, each as a
         patient of its own: the paper's synthetic-only rows).
+      lesion_down: how far below the middle of a patch its lesion sits, in halves of the side; public.
       folds, fold: cross-validation: train and val together are cut into `folds` parts by patient, `fold` (from 0) is the val
         set and the rest is trained on; null leaves the splits as they are. The cut is the same for every seed.
       root: folder of the clone, or the CSV table; unused by the phantom.
@@ -48,6 +49,7 @@ class DataSettings:
     source: Literal["phantom", "mammo_dp", "csv"]
     root: str | None
     train: Literal["train", "synthetic"]
+    lesion_down: float
     folds: int
     fold: int | None
     public: bool
@@ -65,6 +67,8 @@ class DataSettings:
             _at_least(f"data.{name}", getattr(self, name), 8)
         _at_least("data.image_size", self.image_size, 32)
         _at_least("data.folds", self.folds, 2)
+        if not -1 <= self.lesion_down <= 1:
+            raise InvalidSetting(f"data.lesion_down={self.lesion_down} must be in [-1, 1]")
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise InvalidSetting(f"data.fold={self.fold} must be from 0 to {self.folds - 1}, or null for no cross-validation")
         if self.fold is not None and self.source == "phantom":
@@ -84,7 +88,8 @@ class ModelSettings:
     Attributes:
       backbone: one or more timm architectures, side by side.
       weights, weights_file: where their weights come from; see mammo_fed.models.backbones.
-      tap, pooling, input_size, flips: see mammo_fed.models.features.
+      tap, input_size, flips: see mammo_fed.models.features.
+      pooling, window, window_down: see mammo_fed.models.pooling; window=inf counts all positions alike.
       components, whitening_power: see mammo_fed.models.whitening; components=0 leaves descriptors as they are.
       norm: "unit" (features are brought to norm 1) or "none".
       head, hidden, bias_scale: see mammo_fed.models.heads.
@@ -95,7 +100,9 @@ class ModelSettings:
     weights: Literal["wheel", "timm", "file", "none"]
     weights_file: str | None
     tap: int | None
-    pooling: Literal["mean", "mean_std", "covariance"]
+    pooling: Literal["mean", "mean_std", "covariance", "sqrt_covariance"]
+    window: float
+    window_down: float
     input_size: int
     flips: Literal["none", "average", "random"]
     components: int
@@ -108,7 +115,7 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _at_least("model.components", self.components, 0)
-        if self.components == 0 and self.pooling == "covariance":
+        if self.components == 0 and self.pooling.endswith("covariance"):
             raise InvalidSetting("model.components=0 keeps all descriptors: with model.pooling=covariance give 1 or more")
         _at_least("model.hidden", self.hidden, 1)
         if not 0 <= self.whitening_power <= 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,10 +27,15 @@ class SiteSpending:
       malignant_fraction: where the site publishes it, else None.
       fingerprint: of a public cohort, else a random identifier.
       declared: the whole schedule that the site has priced.
-      events: what its replies have spent.
-      epsilon_after_round: cumulative epsilon after each round it took part in, as the server computes it.
-      epsilon_account: the site's own figure for everything its ledger holds.
-      budget_left: of the site's own maximum.
+      events: what its replies have spent, and what it may have spent where no readable reply came.
+      epsilon_after_round: cumulative epsilon after each round that it was asked and did not refuse: the server's figure, or the
+        site's own where that is larger.
+      epsilon_account: the site's own figure for everything its ledger holds, at least this run's.
+      budget_left: of the site's own maximum, by its own account and by this run alone: the smaller.
+      patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images.
+      cap_epsilon, cap_delta: the site's own maximum for all runs on its patients.
+      answered: events of the rounds with a readable reply.
+      unanswered: rounds that are charged though no readable reply came.
       reason: why it refused, "" if it never did.
       mismatches: rounds in which the site's figure was not the server's.
       ledger_head: what the site last said of where its ledger stood.
@@ -48,11 +54,29 @@ class SiteSpending:
     reason: str = ""
     mismatches: list[int] = field(default_factory=list)
     ledger_head: str = ""
+    patient_epsilon_account: float = 0.0
+    cap_epsilon: float = math.inf
+    cap_delta: float = 0.0
+    answered: list[PrivacyEvent] = field(default_factory=list)
+    unanswered: list[int] = field(default_factory=list)
 
     @property
     def epsilon(self) -> float:
         """Cumulative epsilon of this run, 0 before the first release."""
         return self.epsilon_after_round[-1] if self.epsilon_after_round else 0.0
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds that it answered."""
+        return len(self.epsilon_after_round) - len(self.unanswered)
+
+    def reach(self, epsilon: float) -> None:
+        """Note that this run has cost `epsilon` by now; no figure ever falls behind it."""
+        largest = max(self.epsilon, epsilon)
+        self.epsilon_after_round.append(largest)
+        self.epsilon_account = max(self.epsilon_account, largest)
+        if math.isfinite(self.cap_epsilon):
+            self.budget_left = min(self.budget_left, max(0.0, self.cap_epsilon - largest))
 
 
 class BudgetView:
@@ -90,22 +114,45 @@ class BudgetView:
             budget_left=reply.budget_left,
             reason=reply.reason,
             ledger_head=reply.ledger_head,
+            patient_epsilon_account=reply.patient_epsilon_account,
+            cap_epsilon=reply.cap_epsilon,
+            cap_delta=reply.cap_delta,
         )
 
-    def spend(self, reply: Reply) -> None:
-        """Compose the events of one round's reply, and compare with what the site says."""
+    def refuse(self, reply: Reply) -> None:
+        """Note that a site takes no further part, and why."""
+        self._sites[reply.site].reason = reply.reason
+
+    def spend(self, reply: Reply, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
+        """Charge the declared `events` of a round that a site answered, and compare with what the site says."""
         spending = self._sites[reply.site]
-        if reply.reason:
-            spending.reason = reply.reason
-            return
-        spending.events.extend(reply.events)
-        own = epsilon(spending.events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]
-        spending.epsilon_after_round.append(own)
+        spending.events.extend(events)
+        spending.answered.extend(events)
+        own, least = self._price(spending.events), self._price(spending.answered)
+        # A task that got lost on its way cost nothing at the site: its figure may lie anywhere between the two.
+        if not least * (1 - TOLERANCE) - TOLERANCE <= reply.epsilon <= own * (1 + TOLERANCE) + TOLERANCE:
+            spending.mismatches.append(round_index)
         spending.epsilon_account, spending.budget_left = reply.epsilon_account, reply.budget_left
+        spending.patient_epsilon_account = reply.patient_epsilon_account
         spending.ledger_head = reply.ledger_head
-        if own != reply.epsilon and not abs(own - reply.epsilon) <= TOLERANCE * max(1.0, own):
-            spending.mismatches.append(reply.round_index)
+        spending.reach(max(own, reply.epsilon))
+
+    def charge_unanswered(self, site: str, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
+        """Charge a round whose task was sent to a site that sent nothing readable back: its reply may be in other hands."""
+        spending = self._sites[site]
+        spending.events.extend(events)
+        spending.unanswered.append(round_index)
+        spending.reach(self._price(spending.events))
 
     def patient_epsilon(self, site: str) -> float:
         """Epsilon of a patient with the largest allowed number of images, by PLD: only it prices several sampled images."""
-        return patient_epsilon(self._sites[site].events, delta=self._delta, accountant="pld")
+        spending = self._sites[site]
+        own = patient_epsilon(spending.events, delta=self._delta, accountant="pld")
+        return max(own, spending.epsilon) if all(event.unit == "patient" for event in spending.events) else own
+
+    def patient_epsilon_account(self, site: str) -> float:
+        """The same over all that the site's ledger knows of its patients, never below this run's figure."""
+        return max(self._sites[site].patient_epsilon_account, self.patient_epsilon(site))
+
+    def _price(self, events: Sequence[PrivacyEvent]) -> float:
+        return epsilon(events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]

@@ -142,6 +142,8 @@ def _privacy(outcome: Outcome) -> PrivacySection:
     elif math.isinf(privacy.target_epsilon):
         noise = "none"
     run_alone = privacy.ledger == "run"
+    # Rounds and runs follow what came before them: over all runs only the cap that the sites' ledgers enforce is a guarantee.
+    charged = [site for site in sites if site.epsilon > 0]
     seen = _provenance(outcome.start)
     return PrivacySection(
         unit=privacy.unit,
@@ -154,14 +156,18 @@ def _privacy(outcome: Outcome) -> PrivacySection:
         noise=noise,
         relation="zero_out",
         sites=sites,
+        ledger="run" if run_alone else "site",
         guarantee=guarantee_sentence(
             unit=privacy.unit,
-            epsilon=max((site.epsilon if run_alone else site.epsilon_account for site in sites), default=0.0),
-            delta=privacy.delta,
+            epsilon=max((site.epsilon if run_alone else max(site.cap_epsilon, site.epsilon) for site in charged), default=0.0),
+            delta=privacy.delta if run_alone else max((site.cap_delta for site in charged), default=privacy.delta),
             noise=noise,
             ledger="run" if run_alone else "site",
             noise_seed=privacy.noise_seed,
-            patient_epsilon=max((site.patient_epsilon for site in sites), default=0.0),
+            patient_epsilon=max(
+                (site.patient_epsilon if run_alone else site.patient_epsilon_account for site in sites), default=0.0
+            ),
+            schedule_cost=None if run_alone else max((site.epsilon_account for site in charged), default=0.0),
             asked=bool(sites),
             max_images_per_patient=privacy.max_images_per_patient,
         ),
@@ -185,6 +191,12 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         patient_epsilon=outcome.budget.patient_epsilon(spending.site),
         mechanism=MECHANISM[outcome.settings.privacy.mechanism, outcome.settings.privacy.noise],
         budget_left=spending.budget_left,
-        rounds=len(spending.epsilon_after_round),
+        rounds=spending.rounds,
         refused=bool(spending.reason),
+        patient_epsilon_account=outcome.budget.patient_epsilon_account(spending.site),
+        cap_epsilon=spending.cap_epsilon,
+        cap_delta=spending.cap_delta,
+        mismatches=tuple(spending.mismatches),
+        unanswered=tuple(spending.unanswered),
+        ledger_head=spending.ledger_head,
     )

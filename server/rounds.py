@@ -96,6 +96,8 @@ class Rounds:
             flat = self._round(index, "train", centre, flat)
             models.append(flat)
         for name, site in self.budget.sites.items():
+            if site.mismatches:
+                logger.warning("%s: its own epsilon is not the server's in rounds %s", name, site.mismatches)
             logger.info(
                 "%s reported its ledger at %s; `mammo-fed privacy verify --reported` holds it to that", name, site.ledger_head
             )
@@ -138,8 +140,12 @@ class Rounds:
         nodes = [self._nodes[site] for site in chosen]
         messages = self._aggregator.configure(self._grid, nodes, round_index=index, flat=flat, config=task_config(task, centre))
         self.traffic.bytes_down += (flat.nbytes + centre.nbytes) * len(nodes)
-        valid = []
-        for message, reply in self._replies(messages):
+        valid, replies = [], self._replies(messages)
+        for site in sorted(set(chosen) - {reply.site for _, reply in replies}):
+            logger.warning("%s sends no readable reply in round %d; the round is charged all the same", site, index)
+            declared = self.budget.sites[site].declared
+            self.budget.charge_unanswered(site, round_index=index, events=self._events_of(task, declared))
+        for message, reply in replies:
             if self._accept(reply, task, centre, flat):
                 valid.append((reply.site, message))
                 self.traffic.bytes_up += reply.arrays.nbytes
@@ -154,13 +160,13 @@ class Rounds:
     def _accept(self, reply: Reply, task: RoundTask, centre: NDArray[np.float32], flat: NDArray[np.float32]) -> bool:
         """Whether a reply's update may be aggregated; its events are composed in any case."""
         if reply.reason:
-            self.budget.spend(reply)
+            self.budget.refuse(reply)
             logger.warning("%s refuses round %d: %s", reply.site, task.round_index, reply.reason)
             return False
         declared = self.budget.sites[reply.site]
         expected = self._events_of(task, declared.declared)
         # What counts is what was declared: a site that says it spent less has not thereby spent less.
-        self.budget.spend(replace(reply, events=expected))
+        self.budget.spend(reply, round_index=task.round_index, events=expected)
         if reply.events != expected:
             logger.warning("%s reports undeclared events in round %d; its update is left out", reply.site, task.round_index)
             return False

@@ -88,7 +88,8 @@ def jobs_of(plan: Plan, folder: Path) -> list[Job]:
     """
     jobs = []
     for row in plan.rows:
-        extra = [*plan.paper_overrides, *(_epochs(plan.epochs, row) if row.paper else ()), *plan.overrides]
+        of_paper = (*plan.paper_overrides, *_epochs(plan.epochs, row)) if row.paper else ()
+        extra = [*of_paper, *plan.overrides]
         base = row.settings(extra)
         base = replace(base, engine=replace(base.engine, threads=1, workers=1))
         runs: list[tuple[int, int | None]] = [(seed, None) for seed in plan.seeds]

@@ -54,7 +54,7 @@ NOTES: Final = (
     "The epsilon of a row is that of one of its runs alone. All runs of this table together would cost a patient far more: 45 "
     "runs at epsilon 6 and delta 1e-4 compose to about 83.",
     "The paper's numbers are its own, on its test sets with a Swin-T at 224 pixels. Rows of the paper choose their epoch by "
-    "validation AUPRC (benign), as its code does: their figures on val are biased upward, and epsilon does not cover the choice.",
+    "validation AUPRC (benign), as its code does: their figures on val are biased upward, and epsilon does not cover it.",
     "Cross-validation is patient-grouped on train + val, the mean over 5 folds of the value within each, at one site.",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -63,6 +64,8 @@ class Reply:
       arrays: float32, flat; empty where the site refused or answers a declaration.
       malignant_fraction: of the site's labels where its policy declares it public, else None.
       fingerprint: content hash of a public cohort, or a random identifier.
+      patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images, by PLD.
+      cap_epsilon, cap_delta: the most that the site's policy lets all runs on these patients cost; infinite where unbounded.
       ledger_head: where the site's ledger stood, position and seal: proof against a ledger put back from an older copy.
     """
 
@@ -80,6 +83,9 @@ class Reply:
     arrays: NDArray[np.float32]
     malignant_fraction: float | None = None
     fingerprint: str = ""
+    patient_epsilon_account: float = 0.0
+    cap_epsilon: float = math.inf
+    cap_delta: float = 0.0
     ledger_head: str = ""
 
 
@@ -139,6 +145,9 @@ def pack_reply(reply: Reply) -> RecordDict:
         "epsilon": reply.epsilon,
         "epsilon-account": reply.epsilon_account,
         "budget-left": reply.budget_left,
+        "patient-epsilon-account": reply.patient_epsilon_account,
+        "cap-epsilon": reply.cap_epsilon,
+        "cap-delta": reply.cap_delta,
         "reason": reply.reason,
         "patients": reply.patients,
         "fingerprint": reply.fingerprint,
@@ -175,6 +184,9 @@ def read_reply(content: RecordDict) -> Reply:
             epsilon=_real(privacy["epsilon"]),
             epsilon_account=_real(privacy["epsilon-account"]),
             budget_left=_real(privacy["budget-left"]),
+            patient_epsilon_account=_real(privacy["patient-epsilon-account"]),
+            cap_epsilon=_real(privacy["cap-epsilon"]),
+            cap_delta=_share(privacy["cap-delta"]),
             reason=reason,  # type: ignore[arg-type]
             weight=weight,
             patients=_positive(privacy["patients"]),

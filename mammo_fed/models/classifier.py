@@ -18,6 +18,7 @@ from mammo_fed.errors import DataError
 from mammo_fed.models.backbones import BackboneSpec
 from mammo_fed.models.features import ExtractorSpec
 from mammo_fed.models.heads import HeadSpec, malignancy_score
+from mammo_fed.models.pooling import Window
 from mammo_fed.models.whitening import Whitening, centre_and_normalise
 from mammo_fed.settings import ModelSettings
 from mammo_fed.typed import build, canonical_json
@@ -38,6 +39,7 @@ def extractor_spec(model: ModelSettings, *, seed: int) -> ExtractorSpec:
         pooling=model.pooling,
         input_size=model.input_size,
         flips=model.flips,
+        window=Window(sigma=model.window, down=model.window_down),
     )
 
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone
+from mammo_fed.models.pooling import NO_WINDOW, Pooling, Window, pool_views
 
 __all__ = ["Extractor", "ExtractorSpec", "Flips", "Pooling", "Progress", "evaluation_flips", "resize"]
 
-Pooling = Literal["mean", "mean_std", "covariance"]
 Flips = Literal["none", "average", "random"]
 Progress = Callable[[int, int], None]
 
 # Bumped whenever the same settings would give other numbers, so that no old cache is read.
-FORMAT: Final = 1
+FORMAT: Final = 2
 # How a cache key names them.
 CACHED_AS: Final[Mapping[str, object]] = {"none": False, "average": True, "random": "random"}
 # Patches in one pass: small enough that activations stay in the processor's cache; three times faster than 128 on two cores.
@@ -44,7 +44,7 @@ class ExtractorSpec:
 
     Attributes:
       backbones: one or more networks; their descriptors stand side by side.
-      pooling: "mean" over positions, "mean_std", or "covariance" of the channels (upper triangle).
+      pooling, window: see mammo_fed.models.pooling.
       input_size: side in pixels to which a patch is resized (area down, bicubic up) before the network.
       flips: "none", "average" (of the descriptors of a patch's four flips) or "random" (all four are kept, and training draws
         one). No privacy cost: they belong to one image.
@@ -54,14 +54,15 @@ class ExtractorSpec:
     pooling: Pooling
     input_size: int
     flips: Flips
+    window: Window = NO_WINDOW
 
     def __post_init__(self) -> None:
         if not self.backbones:
             raise InvalidSetting("model.backbone=[] must name at least one network")
         if not 16 <= self.input_size <= 1024:
             raise InvalidSetting(f"model.input_size={self.input_size} must be from 16 to 1024 pixels")
-        if self.pooling == "covariance" and any(backbone.tap is None for backbone in self.backbones):
-            raise InvalidSetting("model.pooling=covariance needs a feature map: set model.tap, or use model.pooling=mean")
+        if self.pooling in ("covariance", "sqrt_covariance") and any(backbone.tap is None for backbone in self.backbones):
+            raise InvalidSetting("a covariance of channels needs a feature map: set model.tap, or use model.pooling=mean")
 
 
 class Extractor:
@@ -144,9 +145,16 @@ class Extractor:
         def one(start: int) -> tuple[NDArray[np.float32], ...]:
             patches = resize(torch.from_numpy(np.array(pixels[start : start + batch])), self.spec.input_size)
             views = patches if flips == "none" else _four_flips(patches)
-            pooled = [_pool(backbone(views), self.spec.pooling) for backbone in backbones]
-            parts = [part.view(-1, len(patches), part.shape[1]) for part in pooled]
-            return tuple((part.transpose(0, 1).contiguous() if flips == "random" else part.mean(0)).numpy() for part in parts)
+            maps = [backbone(views) for backbone in backbones]
+            return tuple(
+                pool_views(
+                    part.view(-1, len(patches), *part.shape[1:]),
+                    self.spec.pooling,
+                    self.spec.window,
+                    average=flips != "random",
+                ).numpy()
+                for part in maps
+            )
 
         # One batch a thread: threads that share a batch wait for each other, and for whatever else the machine does.
         rows = []
@@ -175,15 +183,3 @@ def resize(patches: Tensor, size: int) -> Tensor:
 
 def _four_flips(patches: Tensor) -> Tensor:
     return torch.cat([patches, patches.flip(-1), patches.flip(-2), patches.flip(-1, -2)])
-
-
-def _pool(maps: Tensor, pooling: Pooling) -> Tensor:
-    """Pool (batch, channels, positions) to (batch, dims)."""
-    if pooling == "mean":
-        return maps.mean(2)
-    if pooling == "mean_std":
-        return torch.cat([maps.mean(2), maps.std(2, correction=0)], dim=1)
-    centred = maps - maps.mean(2, keepdim=True)
-    covariance = centred @ centred.transpose(1, 2) / maps.shape[2]
-    upper = torch.triu_indices(maps.shape[1], maps.shape[1])
-    return covariance[:, upper[0], upper[1]]

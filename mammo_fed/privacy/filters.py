@@ -26,7 +26,7 @@ import numpy as np
 from scipy.special import gammaln, logsumexp
 
 from mammo_fed.errors import InvalidSetting, PolicyRefused
-from mammo_fed.privacy.accounting import AccountantName, epsilon
+from mammo_fed.privacy.accounting import AccountantName, epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.gaussian import gaussian_epsilon
 
@@ -37,6 +37,7 @@ __all__ = [
     "adaptive_epsilon",
     "as_steps",
     "open_filter",
+    "patient_schedule_epsilon",
     "rdp_to_epsilon",
     "schedule_epsilon",
 ]
@@ -104,7 +105,8 @@ def adaptive_epsilon(privacy_filter: PrivacyFilter, steps: Steps, *, delta: floa
     if order is None:
         if not all(event.full_batch for event in +steps):
             raise PolicyRefused(
-                "filter=gdp takes full-batch steps only; use privacy.filter=rdp or declared in the site's policy"
+                "filter=gdp takes full-batch steps only; a site that expects sampled steps too sets filter=rdp or declared in "
+                "its policy before its account opens"
             )
         squares = sum(count * _inverse_square(event.noise_multiplier) for event, count in steps.items())
         return gaussian_epsilon(mu=math.sqrt(squares), delta=delta)
@@ -115,6 +117,11 @@ def adaptive_epsilon(privacy_filter: PrivacyFilter, steps: Steps, *, delta: floa
 def schedule_epsilon(steps: Steps, *, delta: float, accountant: AccountantName = "pld") -> float:
     """Epsilon of a schedule fixed beforehand, in any order; says nothing about adaptive choices. 0 for no steps."""
     return _schedule_epsilon(frozenset((+steps).items()), delta, accountant)
+
+
+def patient_schedule_epsilon(steps: Steps, *, delta: float) -> float:
+    """As `schedule_epsilon`, for one patient with as many images as each step allows, by PLD: it alone prices every group."""
+    return _patient_schedule_epsilon(frozenset((+steps).items()), delta)
 
 
 def rdp_to_epsilon(divergence: float, *, order: int, delta: float) -> float:
@@ -156,5 +163,13 @@ def _inverse_square(noise_multiplier: float) -> float:
 
 @lru_cache(maxsize=256)
 def _schedule_epsilon(steps: frozenset[tuple[PrivacyEvent, int]], delta: float, accountant: AccountantName) -> float:
-    events = [event.repeated(count) for event, count in sorted(steps, key=repr)]
-    return epsilon(events, delta=delta, accountant=accountant) if events else 0.0
+    return epsilon(_as_events(steps), delta=delta, accountant=accountant) if steps else 0.0
+
+
+@lru_cache(maxsize=256)
+def _patient_schedule_epsilon(steps: frozenset[tuple[PrivacyEvent, int]], delta: float) -> float:
+    return patient_epsilon(_as_events(steps), delta=delta, accountant="pld") if steps else 0.0
+
+
+def _as_events(steps: frozenset[tuple[PrivacyEvent, int]]) -> list[PrivacyEvent]:
+    return [event.repeated(count) for event, count in sorted(steps, key=repr)]

@@ -27,8 +27,8 @@ from mammo_fed.errors import InvalidSetting, LedgerError
 from mammo_fed.privacy import ledger_rules as rules
 from mammo_fed.privacy.accounting import AccountantName
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.filters import FilterKind, as_steps, schedule_epsilon
-from mammo_fed.privacy.ledger_chain import Entry, patient_digests, reply_seal
+from mammo_fed.privacy.filters import FilterKind, as_steps, patient_schedule_epsilon, schedule_epsilon
+from mammo_fed.privacy.ledger_chain import Entry, check_reported, patient_digests, reply_seal
 from mammo_fed.privacy.ledger_report import LedgerEntry, published, verify_journal
 from mammo_fed.privacy.ledger_rules import Budget
 from mammo_fed.privacy.ledger_state import VERSION, LedgerState, Reservation
@@ -42,13 +42,13 @@ DEFAULT_ACCOUNT: Final = "default"
 class Ledger:
     """One process's and thread's hold on a site's ledger; any number may hold the same folder. Use it in a `with` statement."""
 
-    def __init__(self, journal: Journal, *, budget: Budget, filter_kind: FilterKind) -> None:
+    def __init__(self, journal: Journal, *, budget: Budget, filter_kind: FilterKind, adopt: bool) -> None:
         """Use `Ledger.open`."""
-        self._journal, self._budget, self._filter = journal, budget, filter_kind
+        self._journal, self._budget, self._filter, self._adopt = journal, budget, filter_kind, adopt
         self._state, self._unread = LedgerState(), list[Entry]()
 
     @classmethod
-    def open(cls, path: Path, *, site: str, budget: Budget, filter: FilterKind) -> Self:
+    def open(cls, path: Path, *, site: str, budget: Budget, filter: FilterKind, adopt: bool = False) -> Self:
         """The ledger in the folder `path`, verified; where there is none yet, a new one with a key of its own.
 
         Args:
@@ -56,17 +56,18 @@ class Ledger:
           site: whose ledger it is.
           budget: what every account in it may cost, from the site's policy.
           filter: how accounts opened from now on enforce it; see `mammo_fed.privacy.filters`.
+          adopt: whether an account that is open already keeps the filter it opened with; otherwise that must be `filter`.
 
         Raises:
           LedgerError: If the ledger was tampered with, is another site's, or its disk cannot be written.
         """
         rules.check_name(site, setting="site")
         journal = Journal.open(path, kind="opened", details={"at": _now(), "site": site, "version": VERSION})
-        ledger = cls(journal, budget=budget, filter_kind=filter)
+        ledger = cls(journal, budget=budget, filter_kind=filter, adopt=adopt)
         try:
             with ledger._alone() as state:
                 if state.site != site:
-                    raise LedgerError(f"site={site} must be the ledger's own site; check privacy.ledger in the site's policy")
+                    raise LedgerError(f"site={site} must be the ledger's own site; check ledger in the site's file")
         except BaseException:
             journal.close()
             raise
@@ -99,7 +100,7 @@ class Ledger:
 
         Raises:
           PrivacyRefused: If the account's charges and the schedule are above the budget.
-          PolicyRefused: If the account is charged by another filter or in another unit.
+          PolicyRefused: If the account is charged by another filter, in another unit or at another delta.
           LedgerError: If the run was declared with another schedule or account, or the ledger is damaged or not writable.
           InvalidSetting: If an argument is out of its range.
         """
@@ -113,7 +114,7 @@ class Ledger:
             if run is not None:
                 rules.check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
             touched = state.touched(account, cohort)
-            joined = rules.join(touched, account=account, kind=self._filter, unit=unit, budget=self._budget)
+            joined = rules.join(touched, account=account, kind=self._filter, adopt=self._adopt, unit=unit, budget=self._budget)
             # Patients who join the cohort of a declared run bring charges only where another account knows them.
             if run is None or len(touched) > 1:
                 rules.check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
@@ -123,7 +124,7 @@ class Ledger:
                 "patients": sorted(cohort - joined.patients),
             }
             if run is None:
-                details |= {"account": account, "filter": asdict(joined.privacy_filter)}
+                details |= {"account": account, "filter": asdict(joined.privacy_filter), "delta": joined.delta}
                 self._append("declared", {**details, "schedule": [event.as_dict() for event in schedule]})
             elif details["patients"] or len(touched) > 1:
                 self._append("enrolled", details)
@@ -198,10 +199,21 @@ class Ledger:
         with self._alone() as state:
             return state.events(run_id=run_id, account=account)
 
-    def epsilon(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT, accountant: AccountantName) -> float:
-        """Schedule cost at the budget's delta of what `events` gives, by `accountant`; 0 for none."""
+    def epsilon(
+        self,
+        *,
+        run_id: str | None = None,
+        account: str = DEFAULT_ACCOUNT,
+        accountant: AccountantName,
+        delta: float | None = None,
+    ) -> float:
+        """Schedule cost of what `events` gives, by `accountant`, at `delta` or else the budget's; 0 for none."""
         steps = as_steps(self.events(run_id=run_id, account=account))
-        return schedule_epsilon(steps, delta=self._budget.delta, accountant=accountant)
+        return schedule_epsilon(steps, delta=delta or self._budget.delta, accountant=accountant)
+
+    def patient_epsilon(self, *, account: str = DEFAULT_ACCOUNT, delta: float | None = None) -> float:
+        """Schedule cost, by PLD, of all that the account was charged for a patient with the largest allowed number of images."""
+        return patient_schedule_epsilon(as_steps(self.events(account=account)), delta=delta or self._budget.delta)
 
     def budget_left(self, *, account: str = DEFAULT_ACCOUNT) -> float:
         """`max_epsilon` less what the account's filter has charged, at least 0.
@@ -217,6 +229,14 @@ class Ledger:
         """Where the ledger ends, "position:seal"; worth reporting, as only a reported head exposes an older copy put back."""
         with self._alone():
             return str(self._journal.head)
+
+    def check_remembered(self, head: str) -> None:
+        """LedgerError unless `head`, remembered outside the ledger's folder, is part of it: an older or new ledger has lost it."""
+        with self._alone():
+            try:
+                check_reported(head, self._journal.entries())
+            except InvalidSetting as error:
+                raise LedgerError("what the site remembers of its ledger cannot be read; restore the site's folder") from error
 
     def verify(self, *, reported: str | None = None) -> None:
         """Verify all entries and replies, and that a head reported before is still in the ledger; LedgerError if not."""

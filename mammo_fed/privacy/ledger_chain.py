@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = [
     "check_reported",
     "extend",
     "head_from_text",
+    "normal_identifier",
     "patient_digests",
     "reply_seal",
     "verified",
@@ -29,6 +31,10 @@ __all__ = [
 
 KEY_BYTES: Final = 32
 DIGEST_HEX: Final = 32
+# Default-ignorable characters that are no format characters (Unicode 15, DerivedCoreProperties).
+IGNORABLE: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +153,7 @@ def check_reported(reported: str, entries: Iterable[Entry]) -> None:
 
 
 def patient_digests(keys: LedgerKeys, identifiers: Iterable[str]) -> frozenset[str]:
-    """Keyed digests of patients, DIGEST_HEX hex digits each; case, width and outer blanks of an identifier do not matter.
+    """Keyed digests of patients, DIGEST_HEX hex digits each, of identifiers as `normal_identifier` gives them.
 
     Two spellings that might be one patient are taken as one: that can only charge more. Nobody without the key can tell
     whether a patient is among them.
@@ -157,13 +163,34 @@ def patient_digests(keys: LedgerKeys, identifiers: Iterable[str]) -> frozenset[s
     """
     digests = set()
     for identifier in identifiers:
-        normal = unicodedata.normalize("NFKC", identifier).strip().casefold()
+        normal = normal_identifier(identifier)
         if not normal:
             raise InvalidSetting("a patient identifier is blank; give every image its patient's identifier")
         digests.add(_mac(keys.patients, normal.encode()).hex()[:DIGEST_HEX])
     if not digests:
         raise InvalidSetting("patients must name at least one patient; check the site's cohort")
     return frozenset(digests)
+
+
+def normal_identifier(identifier: str) -> str:
+    """An identifier without what people do not see or do not mean: case, width, composition, invisible characters, blanks.
+
+    >>> normal_identifier(" \\uff30-1\\u200b  Left\\t") == normal_identifier("p-1 left")
+    True
+    """
+    # Twice, as each normal form can bring forth what the other step changes.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _visible(identifier)).casefold())
+    return " ".join(unicodedata.normalize("NFKC", _visible(folded)).split())
+
+
+def _visible(text: str) -> str:
+    """`text` with every kind of blank as a space, and without control and default-ignorable characters."""
+    spaced = (" " if character.isspace() else character for character in text)
+    return "".join(
+        character
+        for character in spaced
+        if unicodedata.category(character) not in ("Cc", "Cf") and not IGNORABLE.match(character)
+    )
 
 
 def reply_seal(keys: LedgerKeys, reply: bytes) -> str:

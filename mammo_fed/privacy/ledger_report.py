@@ -11,12 +11,12 @@ from typing import Any
 from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.accounting import AccountantName
 from mammo_fed.privacy.events import Unit
-from mammo_fed.privacy.filters import FilterKind, schedule_epsilon
+from mammo_fed.privacy.filters import FilterKind, patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.ledger_chain import Entry, check_reported
 from mammo_fed.privacy.ledger_files import REMEDY
 from mammo_fed.privacy.ledger_rules import charged_epsilon
 from mammo_fed.privacy.ledger_state import Account, LedgerState
-from mammo_fed.privacy.ledger_store import Journal
+from mammo_fed.privacy.ledger_store import PARTS, Journal
 
 __all__ = [
     "AccountSummary",
@@ -25,6 +25,7 @@ __all__ = [
     "RunSummary",
     "export_ledger",
     "published",
+    "read_accounts",
     "show_ledger",
     "verify_journal",
     "verify_ledger",
@@ -73,7 +74,9 @@ class AccountSummary:
       unit: whose privacy epsilon speaks of.
       patients: everybody ever enrolled.
       epsilon: schedule cost of all that is reserved, by the accountant asked for.
+      patient_epsilon: the same for a patient with the largest allowed number of images, by PLD.
       charged: epsilon in the filter's own currency, to be held against the budget.
+      opened_delta: at which the account's budget is read; None in a ledger that did not note it.
       runs: its runs, the oldest first.
     """
 
@@ -83,7 +86,9 @@ class AccountSummary:
     unit: Unit
     patients: int
     epsilon: float
+    patient_epsilon: float
     charged: float
+    opened_delta: float | None
     runs: tuple[RunSummary, ...]
 
 
@@ -133,6 +138,16 @@ def verify_ledger(folder: Path, *, reported: str | None = None) -> str:
         return str(journal.head)
 
 
+def read_accounts(folder: Path) -> tuple[Account, ...]:
+    """The accounts of the verified ledger in `folder`, the oldest first.
+
+    Raises:
+      LedgerError: If there is no ledger or it does not verify.
+    """
+    with _existing(folder) as journal:
+        return tuple(verify_journal(journal, reported=None).accounts)
+
+
 def export_ledger(folder: Path) -> tuple[LedgerEntry, ...]:
     """All entries of the ledger in `folder`, verified, without patients' digests and replies.
 
@@ -172,7 +187,13 @@ def verify_journal(journal: Journal, *, reported: str | None) -> LedgerState:
 
 @contextmanager
 def _existing(folder: Path) -> Iterator[Journal]:
-    """The journal in `folder`, held alone; never creates one."""
+    """The journal in `folder`, held alone; never creates one.
+
+    Raises:
+      LedgerError: If the folder holds nothing of a ledger, or only parts of one.
+    """
+    if not any((folder / part).exists() for part in PARTS):
+        raise LedgerError(f"LEDGER={folder} must be a ledger's folder, and holds none of {', '.join(PARTS)}; check the path")
     journal = Journal(folder)
     try:
         with journal.exclusive():
@@ -203,6 +224,8 @@ def _summarize(state: LedgerState, account: Account, *, delta: float, accountant
         unit=account.unit,
         patients=len(account.patients),
         epsilon=schedule_epsilon(account.reserved, delta=delta, accountant=accountant),
+        patient_epsilon=patient_schedule_epsilon(account.reserved, delta=delta),
         charged=charged_epsilon(account, delta=delta),
+        opened_delta=account.delta,
         runs=tuple(runs),
     )

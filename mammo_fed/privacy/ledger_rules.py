@@ -17,11 +17,13 @@ __all__ = [
     "Budget",
     "charged_epsilon",
     "check_declaration",
+    "check_delta_kept",
     "check_name",
     "check_reservation",
     "check_resumed",
     "check_same_run",
     "check_same_task",
+    "declaration_price",
     "join",
     "schedule_unit",
 ]
@@ -73,24 +75,45 @@ def schedule_unit(schedule: Sequence[PrivacyEvent]) -> Unit:
     return schedule[0].unit
 
 
-def join(touched: Sequence[Account], *, account: str, kind: FilterKind, unit: Unit, budget: Budget) -> Account:
+def join(touched: Sequence[Account], *, account: str, kind: FilterKind, adopt: bool, unit: Unit, budget: Budget) -> Account:
     """The account that a cohort would charge: all accounts it touches composed, or a new one.
 
+    Args:
+      touched: accounts that know the account's name or one of the cohort's patients.
+      account: name under which the cohort is charged.
+      kind: filter of an account that opens.
+      adopt: whether an account that is open keeps its own filter; otherwise that must be `kind`.
+      unit: whose privacy is charged.
+      budget: the site's.
+
     Raises:
-      PolicyRefused: If the accounts are not charged in one filter and unit, or not in these.
+      PolicyRefused: If the accounts are not charged in one filter, unit and delta, or not in these.
     """
     if not touched:
         opened = open_filter(kind, max_epsilon=budget.max_epsilon, delta=budget.delta)
-        return Account(names=(account,), privacy_filter=opened, unit=unit)
+        return Account(names=(account,), privacy_filter=opened, unit=unit, delta=budget.delta)
     known = touched[0].privacy_filter
-    if known.kind != kind or any(other.privacy_filter != known for other in touched):
+    if (known.kind != kind and not adopt) or any(other.privacy_filter != known for other in touched):
         # Changing the currency after an output would be a choice that no filter covers.
         raise PolicyRefused(
-            f"filter={kind} must be the filter that the account opened with; check privacy.filter in the site's policy"
+            f"filter={kind} must be the filter that the account opened with ({known.kind}), the same for all its patients; "
+            "check filter in the site's policy"
         )
+    for other in touched:
+        check_delta_kept(other, budget=budget)
     if any(other.unit != unit for other in touched):
         raise PolicyRefused(f"unit={unit} must be the unit that the account is charged in; check privacy.unit")
     return composed(touched)
+
+
+def check_delta_kept(account: Account, *, budget: Budget) -> None:
+    """Raise PolicyRefused where the budget is read at another delta than the account opened with."""
+    if account.delta not in (None, budget.delta):
+        # The same cap at a larger delta admits more: the first delta is what the patients were told.
+        raise PolicyRefused(
+            f"delta={budget.delta:g} must be {account.delta:g}, the delta that the account opened with; "
+            "check delta in the site's policy (privacy.delta in a simulation)"
+        )
 
 
 def check_declaration(account: Account, *, run: Run | None, schedule: Steps, budget: Budget) -> None:
@@ -105,38 +128,47 @@ def check_declaration(account: Account, *, run: Run | None, schedule: Steps, bud
     Raises:
       PrivacyRefused: If it does not.
     """
+    _check(account, declaration_price(account, run=run, schedule=schedule, delta=budget.delta), budget=budget)
+
+
+def declaration_price(account: Account, *, run: Run | None, schedule: Steps, delta: float) -> float:
+    """Epsilon that `check_declaration` holds against the budget."""
     if account.privacy_filter.kind != "declared":
         total = account.reserved + (run.remaining if run else schedule)
-        price = adaptive_epsilon(account.privacy_filter, total, delta=budget.delta)
-    else:
-        total = account.declared + (Counter() if run else schedule)
-        if account.reserved:
-            price = adaptive_epsilon(account.privacy_filter, total, delta=budget.delta)
-        else:
-            price = schedule_epsilon(total, delta=budget.delta)
-    _check(account, price, budget=budget)
+        return adaptive_epsilon(account.privacy_filter, total, delta=delta)
+    total = account.declared + (Counter() if run else schedule)
+    if account.reserved:
+        return adaptive_epsilon(account.privacy_filter, total, delta=delta)
+    return schedule_epsilon(total, delta=delta)
 
 
 def check_reservation(account: Account, *, run: Run, asked: Steps, budget: Budget) -> None:
     """Check that a reservation is part of what its run declared, and that the account stays within `budget` with it.
 
     Raises:
-      PolicyRefused: If the steps were not declared, or are reserved already.
+      PolicyRefused: If the steps were not declared or are reserved already, or the policy's delta has changed.
       PrivacyRefused: If the budget does not allow them.
     """
+    check_delta_kept(account, budget=budget)
     if asked - run.remaining:
         raise PolicyRefused("the events of the round must be declared and not yet reserved; check the task's schedule")
     if account.privacy_filter.kind == "declared":
         # All that was declared is charged already; this holds unless the site has tightened its budget since.
-        price = schedule_epsilon(account.declared, delta=budget.delta)
+        price = charged_epsilon(account, delta=budget.delta)
     else:
         price = adaptive_epsilon(account.privacy_filter, account.reserved + asked, delta=budget.delta)
     _check(account, price, budget=budget)
 
 
 def charged_epsilon(account: Account, *, delta: float) -> float:
-    """Epsilon that the account's filter has charged so far: the guarantee's cap is the budget, not this (running) value."""
+    """Epsilon that the account's filter has charged so far: the guarantee's cap is the budget, not this (running) value.
+
+    Filter declared charges everything declared: by PLD while all of it was declared before the first reservation, and in the
+    currency for adaptive choices from then on, as that is what admitted the later schedules.
+    """
     if account.privacy_filter.kind == "declared":
+        if account.adaptive:
+            return adaptive_epsilon(account.privacy_filter, account.declared, delta=delta)
         return schedule_epsilon(account.declared, delta=delta)
     return adaptive_epsilon(account.privacy_filter, account.reserved, delta=delta)
 

@@ -69,26 +69,33 @@ class Account:
       privacy_filter: how its budget is enforced.
       unit: whose privacy all its events speak of.
       patients: keyed digests of everybody ever enrolled.
+      delta: at which its budget is read, fixed when it opens; None in ledgers that did not note it.
       declared: steps of all schedules. reserved: steps of all reservations.
+      adaptive: whether steps joined it, by a schedule or by a merger, after something was reserved.
     """
 
     names: tuple[str, ...]
     privacy_filter: PrivacyFilter
     unit: Unit
+    delta: float | None = None
     patients: set[str] = field(default_factory=set)
     declared: Steps = field(default_factory=Counter)
     reserved: Steps = field(default_factory=Counter)
+    adaptive: bool = False
 
 
 def composed(accounts: Sequence[Account]) -> Account:
-    """One account with the patients and the steps of all; the first decides filter and unit."""
+    """One account with the patients and the steps of all; the first decides filter, unit and delta."""
+    reserved: Steps = sum((account.reserved for account in accounts), Counter())
     return Account(
         names=tuple(name for account in accounts for name in account.names),
         privacy_filter=accounts[0].privacy_filter,
         unit=accounts[0].unit,
+        delta=accounts[0].delta,
         patients=set().union(*(account.patients for account in accounts)),
         declared=sum((account.declared for account in accounts), Counter()),
-        reserved=sum((account.reserved for account in accounts), Counter()),
+        reserved=reserved,
+        adaptive=any(account.adaptive for account in accounts) or (len(accounts) > 1 and bool(reserved)),
     )
 
 
@@ -155,10 +162,14 @@ class LedgerState:
         name, schedule = details["account"], tuple(PrivacyEvent.from_dict(event) for event in details["schedule"])
         if name not in self._accounts:
             opened = PrivacyFilter(**details["filter"])
-            self._accounts[name] = Account(names=(name,), privacy_filter=opened, unit=schedule[0].unit)
+            self._accounts[name] = Account(
+                names=(name,), privacy_filter=opened, unit=schedule[0].unit, delta=details.get("delta")
+            )
         run = Run(run_id=details["run"], account=name, schedule=schedule, declared=as_steps(schedule))
         self.runs[run.run_id] = run
-        self._enrol(name, details).declared += run.declared
+        account = self._enrol(name, details)
+        account.adaptive |= bool(account.reserved)
+        account.declared += run.declared
 
     def _enrol(self, name: str, details: Mapping[str, Any]) -> Account:
         names = [name, *details["merged"]]

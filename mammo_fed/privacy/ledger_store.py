@@ -18,11 +18,12 @@ from mammo_fed.privacy.ledger_chain import KEY_BYTES, START, Entry, Head, Ledger
 from mammo_fed.privacy.ledger_files import REMEDY, WAIT_SECONDS, read_secret, storage_errors, sync_folder, write_durably
 from mammo_fed.privacy.ledger_head import HeadFile
 
-__all__ = ["Journal"]
+__all__ = ["PARTS", "Journal"]
 
 DATABASE: Final = "journal.sqlite"
 KEY: Final = "site.key"
 HEAD: Final = "head"
+PARTS: Final = (DATABASE, KEY, HEAD)
 TABLES: Final = (
     "CREATE TABLE entries (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload BLOB NOT NULL, mac BLOB NOT NULL) STRICT",
     "CREATE TABLE replies (entry INTEGER PRIMARY KEY REFERENCES entries, body BLOB NOT NULL) STRICT",
@@ -65,7 +66,9 @@ class Journal:
         """
         with storage_errors():
             if folder.exists() and not folder.is_dir():
-                raise LedgerError("privacy.ledger must be a folder of its own; check the site's policy")
+                raise LedgerError(
+                    "ledger must be a folder of its own; check ledger in the site's file (privacy.ledger in a simulation)"
+                )
             if not folder.is_dir() or not any(folder.iterdir()):
                 _create(folder, kind=kind, details=details)
         return cls(folder)

@@ -26,7 +26,9 @@ __all__ = ["metrics_table", "one_line", "privacy_table", "results_table", "sweep
 
 def results_table(record: Record) -> Group:
     """What was gained and what was guaranteed: the metrics, the privacy table and the guarantee, for `rich` to print."""
-    return Group(metrics_table(record), privacy_table(record), Text(f"Guarantee: {readable(record.privacy.guarantee)}"))
+    warnings = [Text(f"WARNING: {readable(sentence)}", style="bold red") for sentence in record.privacy.warnings]
+    guarantee = Text(f"Guarantee: {readable(record.privacy.guarantee)}")
+    return Group(metrics_table(record), privacy_table(record), *warnings, guarantee)
 
 
 def metrics_table(record: Record) -> Table:
@@ -54,7 +56,8 @@ def privacy_table(record: Record) -> Table:
     by_image = privacy.unit == "image"
     table = _table(f"Privacy, unit: {privacy.unit}, delta {delta_text(privacy.delta)}, noise: {privacy.noise}")
     table.add_column("site")
-    for column in ("epsilon\nthis run", *(["of a\npatient"] if by_image else []), "of the\naccount", "budget\nleft", "rounds"):
+    account = "of the\naccount" if privacy.ledger == "run" else "schedule\ncost"
+    for column in ("epsilon\nthis run", *(["of a\npatient"] if by_image else []), account, "budget\nleft", "rounds"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for site in privacy.sites:

@@ -95,7 +95,8 @@ def _guaranteed(privacy: PrivacySection) -> Html:
     if privacy.epsilon == 0:
         value = "Nothing was released"
     elif privacy.guaranteed:
-        value = f"ε = {epsilon_text(privacy.epsilon)} for each {privacy.unit}"
+        runs = "" if privacy.ledger == "run" else ", all runs"
+        value = f"ε = {epsilon_text(privacy.guaranteed_epsilon)} for each {privacy.unit}{runs}"
     else:
         value = "No privacy guarantee"
     return markup.card("Guaranteed", value, privacy.guarantee, kind="good" if privacy.guaranteed else "bad")
@@ -135,12 +136,13 @@ def _results(record: Record) -> Html:
 
 
 def _privacy(privacy: PrivacySection) -> Html:
-    by_image = privacy.unit == "image"
+    by_image, run_alone = privacy.unit == "image", privacy.ledger == "run"
     head = [
         "Site",
         "ε this run",
         *(["ε of a patient"] if by_image else []),
-        "ε of the account",
+        "ε of the account" if run_alone else "Schedule cost of the account",
+        *(["Schedule cost, a patient"] if by_image and not run_alone else []),
         "Budget left",
         "Rounds",
         "Part taken",
@@ -151,6 +153,7 @@ def _privacy(privacy: PrivacySection) -> Html:
             epsilon_text(site.epsilon),
             *([epsilon_text(site.patient_epsilon)] if by_image else []),
             epsilon_text(site.epsilon_account),
+            *([epsilon_text(site.patient_epsilon_account)] if by_image and not run_alone else []),
             budget_text(site.budget_left),
             str(site.rounds),
             participation_text(rounds=site.rounds, refused=site.refused),
@@ -159,9 +162,10 @@ def _privacy(privacy: PrivacySection) -> Html:
     ]
     target = "none" if epsilon_text(privacy.target_epsilon) == "∞" else epsilon_text(privacy.target_epsilon)
     caption = (
-        f"By each site's own ledger, at δ = {delta_text(privacy.delta)}. Epsilon of the account is what all recorded runs of "
-        "the site cost together. Epsilons are rounded up, budgets down."
+        f"At δ = {delta_text(privacy.delta)}, the server's figure or the site's own, whichever is larger. Epsilon of the account "
+        "is what all recorded runs of the site cost together. Epsilons are rounded up, budgets down."
     )
+    warnings = [markup.listing(privacy.warnings)] if privacy.warnings else []
     terms = [
         ("Unit", privacy.unit),
         ("Target ε", target),
@@ -171,7 +175,9 @@ def _privacy(privacy: PrivacySection) -> Html:
         ("Accountant", privacy.accountant),
         ("Neighbouring cohorts", RELATION_WORDS.get(privacy.relation, privacy.relation)),
     ]
-    return markup.section("Privacy", markup.table(head, rows, caption=caption), markup.facts(terms))
+    if warnings:
+        warnings = [Html(f'<div class="warning" role="note"><strong>Warning</strong>{markup.join(warnings)}</div>')]
+    return markup.section("Privacy", *warnings, markup.table(head, rows, caption=caption), markup.facts(terms))
 
 
 def _plots(record: Record, curves: Curves) -> Html:

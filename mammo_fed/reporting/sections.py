@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mammo_fed.errors import DataError
+from mammo_fed.reporting.wording import warning_sentences
 
 if TYPE_CHECKING:
     from mammo_fed.training.evaluation import Metrics
@@ -116,14 +117,21 @@ class SitePrivacy:
 
     Attributes:
       site: its name.
-      epsilon: of this run, infinite without noise, 0 where the site took no part.
-      epsilon_account: of everything its ledger holds, this run included.
-      epsilon_after_round: cumulative epsilon of this run after each round it took part in.
+      epsilon: of this run: the server's figure or the site's own, whichever is larger; infinite without noise, 0 where the site
+        was sent no task or refused the first.
+      epsilon_account: of everything its ledger holds, this run included: a schedule cost.
+      epsilon_after_round: cumulative epsilon of this run after each round that the site was asked and did not refuse.
       patient_epsilon: of a patient with the largest allowed number of images; equals `epsilon` where the unit is the patient.
       mechanism: the mechanism in words, such as "full-batch DP gradient descent".
       budget_left: epsilon that its policy still allows, infinite where the policy sets no bound.
-      rounds: number of rounds it took part in.
+      rounds: number of rounds it answered.
       refused: whether the site refused the task or a round of it.
+      patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images; infinite in records
+        that did not keep it.
+      cap_epsilon, cap_delta: the most that the site's policy lets all runs on its patients cost; infinite where unbounded.
+      mismatches: rounds after which the site's own epsilon was not the server's.
+      unanswered: rounds that are charged though no readable reply came.
+      ledger_head: where the site's ledger stood when it last replied; `mammo-fed privacy verify --reported` takes it.
     """
 
     site: str
@@ -135,20 +143,32 @@ class SitePrivacy:
     budget_left: float
     rounds: int
     refused: bool
+    patient_epsilon_account: float = math.inf
+    cap_epsilon: float = math.inf
+    cap_delta: float = 0.0
+    mismatches: tuple[int, ...] = ()
+    unanswered: tuple[int, ...] = ()
+    ledger_head: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "epsilon_account", "patient_epsilon", "budget_left"):
+        figures = ("epsilon", "epsilon_account", "patient_epsilon", "patient_epsilon_account", "budget_left", "cap_epsilon")
+        for name in figures:
             _require_epsilon(f"privacy.sites.{name}", getattr(self, name))
         for value in self.epsilon_after_round:
             _require_epsilon("privacy.sites.epsilon_after_round", value)
         _require_count("privacy.sites.rounds", self.rounds)
+        _require_share("privacy.sites.cap_delta", self.cap_delta)
+        for name in ("mismatches", "unanswered"):
+            for value in getattr(self, name):
+                _require_count(f"privacy.sites.{name}", value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacySection:
     """The guarantee: its terms, what each site spent, the sentence, and what the sentence does not cover.
 
-    `target_epsilon` is infinite where no noise was asked for; `relation` is the neighbouring relation ("zero_out").
+    `target_epsilon` is infinite where no noise was asked for; `relation` is the neighbouring relation ("zero_out"); `ledger` is
+    "site" where the sites' ledgers carry over from run to run, and the guarantee is then about all of them.
     """
 
     unit: Literal["patient", "image"]
@@ -163,6 +183,7 @@ class PrivacySection:
     sites: tuple[SitePrivacy, ...]
     guarantee: str
     not_covered: tuple[str, ...]
+    ledger: Literal["run", "site"] = "run"
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -178,9 +199,25 @@ class PrivacySection:
         return max((site.epsilon for site in self.sites), default=0.0)
 
     @property
+    def guaranteed_epsilon(self) -> float:
+        """Epsilon of the guarantee: of this run alone, or the largest cap of a site whose ledger carries over."""
+        if self.ledger == "run":
+            return self.epsilon
+        return max((max(site.cap_epsilon, site.epsilon) for site in self.sites if site.epsilon > 0), default=0.0)
+
+    @property
     def guaranteed(self) -> bool:
         """Whether the run gives a guarantee at all: finite epsilon, and noise nobody can draw again."""
-        return self.noise == "operating system" and math.isfinite(self.epsilon)
+        return self.noise == "operating system" and math.isfinite(self.guaranteed_epsilon)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know of the sites' figures, one sentence each; empty where all went as declared."""
+        return tuple(
+            sentence
+            for site in self.sites
+            for sentence in warning_sentences(site=site.site, mismatches=site.mismatches, unanswered=site.unanswered)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -43,7 +43,8 @@ def dumps(values: Mapping[str, Any]) -> str:
 def build(hint: type[T], value: Any, *, where: str) -> T:
     """Inverse of `plain`: `value` as the type that `hint` names.
 
-    A null stands for infinity where the hint is `float` and for None where it is `float | None`.
+    A null stands for infinity where the hint is `float` and for None where it is `float | None`. A key whose field has a
+    default may be missing: records of an earlier version lack it.
 
     Args:
       hint: a dataclass whose fields are dataclasses, mappings with str keys, variadic tuples, pairs, unions with None,
@@ -79,13 +80,14 @@ def _build_dataclass(hint: Any, value: Any, where: str) -> Any:
     _require_type(value, dict, where)
     hints = get_type_hints(hint)
     names = [field.name for field in fields(hint)]
+    optional = {field.name for field in fields(hint) if field.default is not MISSING}
     for name in names:
-        if name not in value:
+        if name not in value and name not in optional:
             raise DataError(f"{where}.{name} is missing")
     for name in value:
         if name not in names:
             raise DataError(f"{where}.{name} is unknown; another version of mammo-fed may have written it")
-    return hint(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
+    return hint(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names if name in value})
 
 
 def _build_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
@@ -15,6 +15,7 @@ __all__ = [
     "not_covered_sentences",
     "readable",
     "set_title",
+    "warning_sentences",
 ]
 
 NO_BREAK: Final = "\N{NO-BREAK SPACE}"
@@ -27,7 +28,8 @@ HEADLINE_ORDER: Final = ("test", "sites", "external", "val")
 HOW_TO_READ: Final = (
     "Epsilon bounds what the sites' messages tell about one patient: apart from a failure probability delta, whatever anyone "
     "concludes from them is at most exp(epsilon) times as likely with that patient's data as without it. Smaller is stronger.",
-    "The account adds up all runs in a site's ledger. A site refuses work that would pass its budget, whatever a server asks.",
+    "The account adds up all runs in a site's ledger. A site refuses work that would pass its budget, whatever a server asks. "
+    "Where ledgers carry over, later runs may depend on earlier ones: the cap is the guarantee, the account a schedule cost.",
     "AUROC is the chance that a malignant mass scores above a benign one: 0.5 is guessing, 1 is perfect. Its 95 % interval "
     "comes from resampling whole patients, because the views of one mass are alike.",
     "AUPRC depends on which class counts as positive and on how common it is, so both are given. Guessing reaches the share "
@@ -39,16 +41,19 @@ HOW_TO_READ: Final = (
 )
 
 
-def epsilon_text(epsilon: float) -> str:
-    """Epsilon with at most two decimals, rounded up so that a shown epsilon is never below the true one.
+def epsilon_text(epsilon: float, *, decimals: int = 2) -> str:
+    """Epsilon with at most so many decimals, rounded up so that a shown epsilon is never below the true one.
 
     >>> [epsilon_text(value) for value in (6.0, 5.991, 14.5, math.inf)]
     ['6', '6', '14.5', '∞']
+    >>> epsilon_text(5.9912, decimals=3)
+    '5.992'
     """
     if math.isinf(epsilon):
         return "∞"
     # The allowance is far below any accountant's own error; it keeps 6.000000000001 from reading 6.01.
-    return f"{math.ceil(epsilon * 100 - 1e-6) / 100:.2f}".rstrip("0").rstrip(".")
+    parts = 10**decimals
+    return f"{math.ceil(epsilon * parts - 1e-6) / parts:.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def delta_text(delta: float) -> str:
@@ -61,15 +66,16 @@ def delta_text(delta: float) -> str:
     return short if float(short) == delta else f"{delta!r}"
 
 
-def budget_text(epsilon: float) -> str:
-    """What is left of a budget, rounded down to two decimals.
+def budget_text(epsilon: float, *, decimals: int = 2) -> str:
+    """What is left of a budget, rounded down to so many decimals.
 
     >>> [budget_text(value) for value in (1.999, 4.0, math.inf)]
     ['1.99', '4', 'no bound']
     """
     if math.isinf(epsilon):
         return "no bound"
-    return f"{math.floor(epsilon * 100 + 1e-6) / 100:.2f}".rstrip("0").rstrip(".")
+    parts = 10**decimals
+    return f"{math.floor(epsilon * parts + 1e-6) / parts:.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def metric_text(value: float | None, interval: tuple[float, float] | None = None) -> str:
@@ -119,6 +125,7 @@ def guarantee_sentence(
     ledger: Ledger,
     noise_seed: int | None = None,
     patient_epsilon: float | None = None,
+    schedule_cost: float | None = None,
     max_images_per_patient: int | None = None,
     asked: bool = True,
 ) -> str:
@@ -126,19 +133,21 @@ def guarantee_sentence(
 
     Args:
       unit: whose data is protected.
-      epsilon: largest over the sites: of this run for ledger "run", of the whole account for ledger "site"; infinite
-        without noise, 0 where every site refused.
+      epsilon: largest over the sites: of this run for ledger "run", the cap of the whole account for ledger "site"; infinite
+        without noise or without a cap, 0 where every site refused.
       delta: of the same guarantee, in (0, 1).
       noise: where the noise came from.
       ledger: "run" for a fresh ledger in the run folder, "site" for one that carries over every run of its site.
       noise_seed: privacy.noise_seed, where noise is "injected".
-      patient_epsilon: epsilon of a patient with `max_images_per_patient` images, where the unit is the image.
+      patient_epsilon: epsilon of a patient with `max_images_per_patient` images, where the unit is the image: of this run, or
+        of everything in the account.
+      schedule_cost: for ledger "site", the largest price of all that an account has released so far.
       max_images_per_patient: largest number of images of a patient, public by the sites' policies.
       asked: whether any site was asked for anything.
 
     Raises:
-      InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, or delta or
-        epsilon is out of range.
+      InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, the ledger is
+        "site" and `schedule_cost` is missing, or delta or epsilon is out of range.
     """
     if not epsilon >= 0 or not 0 < delta < 1:
         raise InvalidSetting(f"epsilon={epsilon} must be at least 0 and delta={delta} in (0, 1); check privacy.delta")
@@ -148,10 +157,13 @@ def guarantee_sentence(
         return "Nothing computed from a patient was released: every site refused."
     if noise == "injected":
         return f"None: noise was injected with privacy.noise_seed={noise_seed}, {NONE_GIVEN}"
-    if noise == "none" or math.isinf(epsilon):
+    if noise == "none":
         return f"None: no noise was added (privacy.target_epsilon is infinite), {NONE_GIVEN}"
+    if math.isinf(epsilon):
+        unbounded = "own figure for this run" if ledger == "run" else "policy for all runs in its ledger"
+        return f"None: a site's {unbounded} has no bound, {NONE_GIVEN}"
     price = f"(epsilon={epsilon_text(epsilon)}, delta={delta_text(delta)})-differential privacy"
-    scope = "for this run alone" if ledger == "run" else "over all runs in the site's ledger"
+    scope = "for this run alone" if ledger == "run" else _over_all_runs(schedule_cost)
     if unit == "patient":
         who, patient = "Each patient's data (all images)", ""
     elif patient_epsilon is None or max_images_per_patient is None:
@@ -162,11 +174,45 @@ def guarantee_sentence(
     else:
         images = "1 image" if max_images_per_patient == 1 else f"{max_images_per_patient} images"
         who = "Each image, not each patient,"
-        patient = f"; for a patient with {images} epsilon is {epsilon_text(patient_epsilon)}"
+        verb = "epsilon is" if ledger == "run" else "no cap is set, and the schedule cost so far is epsilon"
+        patient = f"; for a patient with {images} {verb} {epsilon_text(patient_epsilon)}"
     return (
         f"{who} is protected with {price} at its site {scope}{patient}; "
         f"neighbouring cohorts differ in one {unit}'s data being zeroed out, cohort sizes are public."
     )
+
+
+def _over_all_runs(schedule_cost: float | None) -> str:
+    if schedule_cost is None:
+        raise InvalidSetting("schedule_cost must be given with ledger=site: the cap is no price, and the price is no cap")
+    cost = epsilon_text(schedule_cost)
+    return f"over all runs in the site's ledger, by the cap that the ledger enforces (schedule cost so far: epsilon {cost})"
+
+
+def warning_sentences(*, site: str, mismatches: Sequence[int], unanswered: Sequence[int]) -> tuple[str, ...]:
+    """What went otherwise than declared at a site, in sentences.
+
+    Args:
+      site: its name.
+      mismatches: rounds after which its own epsilon was not the server's.
+      unanswered: rounds whose task was sent and for which no readable reply came.
+
+    >>> warning_sentences(site="a", mismatches=[], unanswered=[3])
+    ('a: no readable reply came in round 3; it is charged, as the reply may be in other hands.',)
+    """
+    found = []
+    if unanswered:
+        verb = "it is" if len(unanswered) == 1 else "they are"
+        found.append(
+            f"{site}: no readable reply came in {_rounds(unanswered)}; {verb} charged, as the reply may be in other hands."
+        )
+    if mismatches:
+        found.append(f"{site}: its own epsilon is not the server's after {_rounds(mismatches)}; the larger one is shown.")
+    return tuple(found)
+
+
+def _rounds(rounds: Sequence[int]) -> str:
+    return ("round " if len(rounds) == 1 else "rounds ") + ", ".join(str(each) for each in rounds)
 
 
 def not_covered_sentences(

@@ -38,7 +38,9 @@ def test_middle_tap_has_112_channels_at_a_sixteenth_of_the_size(patches):
     assert maps.shape == (5, 112, 16)
 
 
-@pytest.mark.parametrize(("pooling", "dims"), [("mean", 112), ("mean_std", 224), ("covariance", 112 * 113 // 2)])
+@pytest.mark.parametrize(
+    ("pooling", "dims"), [("mean", 112), ("mean_std", 224), ("covariance", 112 * 113 // 2), ("sqrt_covariance", 112 * 113 // 2)]
+)
 def test_pooling_gives_the_documented_dimensions(tmp_path, patches, pooling, dims):
     (block,) = extractor(tmp_path, pooling=pooling).compute(patches, flips="none")
     assert block.shape == (5, dims)
@@ -120,7 +122,7 @@ def test_unknown_architectures_taps_and_poolings_are_named(tmp_path):
         load_backbone(BackboneSpec(name="tf_efficientnet_lit0", weights="none"), image_size=64)
     with pytest.raises(InvalidSetting, match=r"model\.tap=9 must be from 0 to 4"):
         load_backbone(BackboneSpec(name=LITE0.name, weights="none", tap=9), image_size=64)
-    with pytest.raises(InvalidSetting, match=r"model\.pooling=covariance needs a feature map"):
+    with pytest.raises(InvalidSetting, match=r"a covariance of channels needs a feature map"):
         extractor(tmp_path, backbones=(BackboneSpec(name="resnet18", weights="none"),))
 
 

@@ -195,6 +195,7 @@ def test_gate_no_image_changes_another_image_s_descriptor():
     changed[3] = np.nan
     for name, tap, pooling in (
         ("tf_efficientnet_lite0", 3, "covariance"),
+        ("tf_efficientnet_lite0", 3, "sqrt_covariance"),
         ("tf_efficientnet_lite0", 3, "mean_std"),
         ("swin_tiny_patch4_window7_224", None, "mean"),
     ):
