@@ -89,6 +89,7 @@ class ModelSettings:
       backbone: one or more timm architectures, side by side.
       weights, weights_file: where their weights come from; see mammo_fed.models.backbones.
       tap, input_size, flips: see mammo_fed.models.features.
+      taps, block_weights: a tap and a weight in the whitening for each backbone; empty: `tap` for all, and all alike.
       pooling, window, window_down: see mammo_fed.models.pooling; window=inf counts all positions alike.
       components, whitening_power: see mammo_fed.models.whitening; components=0 leaves descriptors as they are.
       norm: "unit" (features are brought to norm 1) or "none".
@@ -100,11 +101,13 @@ class ModelSettings:
     weights: Literal["wheel", "timm", "file", "none"]
     weights_file: str | None
     tap: int | None
+    taps: tuple[int, ...]
+    block_weights: tuple[float, ...]
     pooling: Literal["mean", "mean_std", "covariance", "sqrt_covariance"]
     window: float
     window_down: float
     input_size: int
-    flips: Literal["none", "average", "random"]
+    flips: Literal["none", "average", "dihedral", "random"]
     components: int
     whitening_power: float
     norm: Literal["unit", "none"]
@@ -115,6 +118,11 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _at_least("model.components", self.components, 0)
+        for name in ("taps", "block_weights"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.backbone):
+                raise InvalidSetting(f"model.{name} must have one entry for each of {list(self.backbone)}, or be empty")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.block_weights):
+            raise InvalidSetting(f"model.block_weights={list(self.block_weights)} must be finite and above 0")
         if self.components == 0 and self.pooling.endswith("covariance"):
             raise InvalidSetting("model.components=0 keeps all descriptors: with model.pooling=covariance give 1 or more")
         _at_least("model.hidden", self.hidden, 1)

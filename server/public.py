@@ -146,11 +146,14 @@ def make_public_start(
         "set": extractor.key(name, flips="none"),
         "dims": model.components,
         "power": model.whitening_power,
+        "weights": model.block_weights,
         "format": FORMAT,
     }
 
     def fit() -> dict[str, NDArray[Any]]:
-        return fit_whitening(blocks, dims=model.components, power=model.whitening_power).as_arrays()
+        return fit_whitening(
+            blocks, dims=model.components, power=model.whitening_power, weights=model.block_weights
+        ).as_arrays()
 
     whitening = Whitening.from_arrays(
         cache.get_or_make(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(), fit)

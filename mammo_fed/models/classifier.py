@@ -33,8 +33,8 @@ def extractor_spec(model: ModelSettings, *, seed: int) -> ExtractorSpec:
     """The feature extraction that model settings describe; `seed` matters for weights=none only."""
     return ExtractorSpec(
         backbones=tuple(
-            BackboneSpec(name=name, weights=model.weights, weights_file=model.weights_file, tap=model.tap, seed=seed)
-            for name in model.backbone
+            BackboneSpec(name=name, weights=model.weights, weights_file=model.weights_file, tap=tap, seed=seed)
+            for name, tap in zip(model.backbone, model.taps or [model.tap] * len(model.backbone), strict=True)
         ),
         pooling=model.pooling,
         input_size=model.input_size,

@@ -18,17 +18,19 @@ from torch import Tensor
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone
-from mammo_fed.models.pooling import NO_WINDOW, Pooling, Window, pool_views
+from mammo_fed.models.pooling import NO_WINDOW, Pooling, Window, pool_views, turned
 
 __all__ = ["Extractor", "ExtractorSpec", "Flips", "Pooling", "Progress", "evaluation_flips", "resize"]
 
-Flips = Literal["none", "average", "random"]
+Flips = Literal["none", "average", "dihedral", "random"]
 Progress = Callable[[int, int], None]
 
 # Bumped whenever the same settings would give other numbers, so that no old cache is read.
 FORMAT: Final = 2
 # How a cache key names them.
-CACHED_AS: Final[Mapping[str, object]] = {"none": False, "average": True, "random": "random"}
+CACHED_AS: Final[Mapping[str, object]] = {"none": False, "average": True, "dihedral": "dihedral", "random": "random"}
+# Views of a patch.
+VIEWS: Final[Mapping[str, int]] = {"none": 1, "average": 4, "dihedral": 8, "random": 4}
 # Patches in one pass: small enough that activations stay in the processor's cache; three times faster than 128 on two cores.
 PASS: Final = 16
 
@@ -46,8 +48,8 @@ class ExtractorSpec:
       backbones: one or more networks; their descriptors stand side by side.
       pooling, window: see mammo_fed.models.pooling.
       input_size: side in pixels to which a patch is resized (area down, bicubic up) before the network.
-      flips: "none", "average" (of the descriptors of a patch's four flips) or "random" (all four are kept, and training draws
-        one). No privacy cost: they belong to one image.
+      flips: "none", "average" (of the descriptors of a patch's four flips), "dihedral" (of its eight flips and quarter
+        turns) or "random" (all four flips are kept, and training draws one). No privacy cost: they belong to one image.
     """
 
     backbones: tuple[BackboneSpec, ...]
@@ -138,13 +140,13 @@ class Extractor:
         self, pixels: NDArray[np.float32], *, flips: Flips, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], ...]:
         """Descriptors without the cache; arguments and result as in `blocks`."""
-        batch = PASS if flips == "none" else PASS // 4
+        batch = max(1, PASS // VIEWS[flips])
         starts = range(0, len(pixels), batch)
         backbones = self.backbones
 
         def one(start: int) -> tuple[NDArray[np.float32], ...]:
             patches = resize(torch.from_numpy(np.array(pixels[start : start + batch])), self.spec.input_size)
-            views = patches if flips == "none" else _four_flips(patches)
+            views = torch.cat(turned(patches)[: VIEWS[flips]])
             maps = [backbone(views) for backbone in backbones]
             return tuple(
                 pool_views(
@@ -179,7 +181,3 @@ def resize(patches: Tensor, size: int) -> Tensor:
         return torch.nn.functional.interpolate(patches[:, None], size=(size, size), mode="area")[:, 0]
     wide = torch.nn.functional.interpolate(patches[:, None], size=(size, size), mode="bicubic", align_corners=False)
     return wide[:, 0].clamp(0.0, 1.0)
-
-
-def _four_flips(patches: Tensor) -> Tensor:
-    return torch.cat([patches, patches.flip(-1), patches.flip(-2), patches.flip(-1, -2)])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["NO_WINDOW", "Pooling", "Window", "pool_views"]
+__all__ = ["NO_WINDOW", "Pooling", "Window", "pool_views", "turned"]
 
 Pooling = Literal["mean", "mean_std", "covariance", "sqrt_covariance"]
 
@@ -50,8 +50,8 @@ def pool_views(maps: Tensor, pooling: Pooling, window: Window, *, average: bool)
     """Descriptors of patches from the maps of their views.
 
     Args:
-      maps: float32, shape (views, images, channels, positions): one view, or four: as it is, mirrored, upside down, both.
-        The window is turned with them.
+      maps: float32, shape (views, images, channels, positions): the first 1, 4 or 8 views of
+        `turned`. The window is turned with them.
       pooling: "mean" over positions; "mean_std"; "covariance" of the channels (upper triangle); or its matrix square root,
         which evens out the few strongest directions.
       window: weights of the positions.
@@ -82,11 +82,17 @@ def pool_views(maps: Tensor, pooling: Pooling, window: Window, *, average: bool)
     return described.view(images, -1) if average else described
 
 
+def turned(squares: Tensor) -> list[Tensor]:
+    """The eight views of squares (..., side, side): as is, mirrored, upside down, both; and the same of their transposes."""
+    views = []
+    for square in (squares, squares.transpose(-1, -2)):
+        views += [square, square.flip(-1), square.flip(-2), square.flip(-1, -2)]
+    return views
+
+
 def _turned(window: Window, side: int, views: int) -> Tensor:
     """The window for each view, shape (views, positions)."""
-    straight = window.weights(side)
-    turned = [straight, straight.flip(-1), straight.flip(-2), straight.flip(-1, -2)]
-    return torch.stack(turned[:views]).flatten(1)
+    return torch.stack(turned(window.weights(side))[:views]).flatten(1)
 
 
 def _square_root(matrices: Tensor) -> Tensor:

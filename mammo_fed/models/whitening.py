@@ -91,7 +91,9 @@ class Whitening:
         return digest.hexdigest()
 
 
-def fit_whitening(blocks: Sequence[NDArray[np.float32]], *, dims: int, power: float) -> Whitening:
+def fit_whitening(
+    blocks: Sequence[NDArray[np.float32]], *, dims: int, power: float, weights: Sequence[float] = ()
+) -> Whitening:
     """Fit standardisation and principal components on PUBLIC descriptors.
 
     Every block is standardised and divided by the root of its width, so that all networks weigh the same. Signs of the
@@ -102,6 +104,7 @@ def fit_whitening(blocks: Sequence[NDArray[np.float32]], *, dims: int, power: fl
     Args:
       blocks: descriptors of the shared synthetic set, one float32 array (images, block dims) per network.
       dims: number of components; at most images - 1 are kept; 0 leaves descriptors as they are.
+      weights: how much each block counts; empty counts all alike.
       power: how far variances are evened out: 0 keeps them, 1 whitens fully; in [0, 1].
 
     Raises:
@@ -121,7 +124,13 @@ def fit_whitening(blocks: Sequence[NDArray[np.float32]], *, dims: int, power: fl
     if count < 2 or not all(np.isfinite(block).all() for block in blocks):
         raise DataError("whitening needs at least two public images with finite descriptors; check synthesis.source")
     mean = np.concatenate([block.mean(0, dtype=np.float64) for block in blocks])
-    scale = np.concatenate([(block.std(0, dtype=np.float64) + FLOOR) * np.sqrt(block.shape[1]) for block in blocks])
+    counts = weights or [1.0] * len(blocks)
+    scale = np.concatenate(
+        [
+            (block.std(0, dtype=np.float64) + FLOOR) * np.sqrt(block.shape[1]) / weight
+            for block, weight in zip(blocks, counts, strict=True)
+        ]
+    )
     rows = (np.concatenate(list(blocks), axis=1) - mean.astype(np.float32)) / scale.astype(np.float32)
     # The Gram matrix is (images x images): far smaller than the covariance of ten thousand descriptor dimensions.
     values, vectors = np.linalg.eigh((rows @ rows.T).astype(np.float64) / count)
