@@ -1,4 +1,4 @@
-"""What a site remembers of its ledger, outside the ledger's folder: an emptied or exchanged ledger cannot pass for a fresh one."""
+"""What a site remembers of its ledger, outside the ledger's folder: an emptied or exchanged one cannot pass for a fresh one."""
 
 from __future__ import annotations
 

@@ -281,7 +281,9 @@ class Site:
             epsilon=ledger.epsilon(run_id=declaration.run_id, accountant=declaration.accountant, delta=delta),
             epsilon_account=ledger.epsilon(account=account, accountant=declaration.accountant, delta=delta),
             budget_left=ledger.budget_left(account=account),
-            patient_epsilon_account=ledger.patient_epsilon(account=account, delta=delta),
+            patient_epsilon_account=ledger.patient_epsilon(
+                run_id=None if task is None else declaration.run_id, account=account, delta=delta
+            ),
             cap_epsilon=policy.max_epsilon,
             cap_delta=policy.delta,
             reason="",

@@ -32,7 +32,7 @@ from mammo_fed.settings import Settings
 from mammo_fed.training.local import LocalSteps, SiteFeatures
 from mammo_fed.training.recipe import resolve
 from server.public import make_public_start
-from server.run import MODEL_NAME
+from server.results import MODEL_NAME
 
 __all__ = ["FinishedRun"]
 

@@ -91,7 +91,8 @@ class ModelSettings:
       tap, input_size, flips: see mammo_fed.models.features.
       taps, block_weights: a tap and a weight in the whitening for each backbone; empty: `tap` for all, and all alike.
       pooling, window, window_down: see mammo_fed.models.pooling; window=inf counts all positions alike.
-      components, whitening_power: see mammo_fed.models.whitening; components=0 leaves descriptors as they are.
+      components, whitening_power: see mammo_fed.models.whitening; components=0 leaves descriptors
+        as they are, "auto" takes fewer the more noise there is.
       norm: "unit" (features are brought to norm 1) or "none".
       head, hidden, bias_scale: see mammo_fed.models.heads.
       scope: what private training changes; the head.
@@ -108,7 +109,7 @@ class ModelSettings:
     window_down: float
     input_size: int
     flips: Literal["none", "average", "dihedral", "random"]
-    components: int
+    components: int | Auto
     whitening_power: float
     norm: Literal["unit", "none"]
     head: Literal["linear", "mlp"]
@@ -117,7 +118,8 @@ class ModelSettings:
     scope: Literal["head"]
 
     def __post_init__(self) -> None:
-        _at_least("model.components", self.components, 0)
+        if self.components != "auto":
+            _at_least("model.components", self.components, 0)
         for name in ("taps", "block_weights"):
             if getattr(self, name) and len(getattr(self, name)) != len(self.backbone):
                 raise InvalidSetting(f"model.{name} must have one entry for each of {list(self.backbone)}, or be empty")

@@ -24,6 +24,7 @@ from mammo_fed.models.whitening import Whitening, fit_whitening
 from mammo_fed.settings import Settings
 from mammo_fed.training.network import NetworkPretraining, pretrain_network
 from mammo_fed.training.pretrain import pretrain_head
+from mammo_fed.training.recipe import resolve
 
 __all__ = ["PublicStart", "make_extractor", "make_public_start"]
 
@@ -138,22 +139,21 @@ def make_public_start(
     require_both_classes(cohort)
     content, model = fingerprint(cohort, key=None), settings.model
     # One view of a synthetic image is enough: its statistics, not the image itself, are what is used.
-    used = model.components > 0 or "augment" in settings.synthesis.use or _pretrains_head(settings)
+    dims = resolve(settings).components
+    used = dims > 0 or "augment" in settings.synthesis.use or _pretrains_head(settings)
     pixels = cohort.pixels if used else cohort.pixels[:2]
     name = content if used else hashlib.sha256(f"two of {content}".encode()).hexdigest()
     blocks = extractor.blocks(pixels, fingerprint=name, flips="none", progress=progress if used else None)
     key = {
         "set": extractor.key(name, flips="none"),
-        "dims": model.components,
+        "dims": dims,
         "power": model.whitening_power,
         "weights": model.block_weights,
         "format": FORMAT,
     }
 
     def fit() -> dict[str, NDArray[Any]]:
-        return fit_whitening(
-            blocks, dims=model.components, power=model.whitening_power, weights=model.block_weights
-        ).as_arrays()
+        return fit_whitening(blocks, dims=dims, power=model.whitening_power, weights=model.block_weights).as_arrays()
 
     whitening = Whitening.from_arrays(
         cache.get_or_make(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(), fit)

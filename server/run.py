@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import secrets
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,23 +26,20 @@ from mammo_fed.federation.payload import synthetic_sha256
 from mammo_fed.federation.task import Declaration
 from mammo_fed.models.classifier import Classifier
 from mammo_fed.models.features import Extractor, evaluation_flips
-from mammo_fed.reporting.page import Curves, write_page
-from mammo_fed.reporting.plots import ScoredSet
 from mammo_fed.reporting.record import Evaluation, Record, Seconds
 from mammo_fed.settings import Settings
-from mammo_fed.training.evaluation import Metrics, auroc, evaluate_scores
+from mammo_fed.training.evaluation import Metrics, evaluate_scores
 from mammo_fed.training.recipe import resolve
 from server.budget import BudgetView
 from server.outcome import Outcome, build_record
 from server.public import PublicStart, make_extractor, make_public_start
+from server.results import Scored, write_results
 from server.rounds import Rounds
 
-__all__ = ["MODEL_NAME", "SCORES_NAME", "Hooks", "run_federation", "share_of"]
+__all__ = ["Hooks", "run_federation", "share_of"]
 
 logger = logging.getLogger(__name__)
 
-MODEL_NAME = "model.safetensors"
-SCORES_NAME = "scores.npz"
 # Part of the target that a round must have spent to be chosen, as in the paper's code.
 NEAR = (0.75, 1.05)
 
@@ -136,18 +132,8 @@ def run_federation(
         mode=mode,
     )
     record = build_record(outcome)
-    curves = {
-        name: ScoredSet(
-            labels=cohort.labels,
-            scores=scores[name],
-            public=cohort.public,
-            round_auroc=_course(classifier, (start.flat, *course.models), features[name], cohort) if cohort.public else (),
-        )
-        for name, cohort in held_out.items()
-    }
-    if all(cohort.public for cohort in held_out.values()) and settings.data.publish_metrics:
-        _write_scores(folder, scores, held_out)
-    write_results(folder, record, classifier, curves, settings)
+    scored = Scored(cohorts=held_out, features=features, scores=scores)
+    write_results(folder, record, classifier, scored, (start.flat, *course.models), settings)
     return record
 
 
@@ -209,50 +195,10 @@ def _best_round(
     return max(values, key=lambda i: values[i]) + 1
 
 
-def write_results(
-    folder: Path, record: Record, classifier: Classifier, curves: Mapping[str, ScoredSet], settings: Settings
-) -> None:
-    """Write model, page and, last, the record: a folder with a record is complete."""
-    classifier.write(folder / MODEL_NAME)
-    write_page(folder, record, Curves(sets=dict(curves)), settings=_shown(settings))
-    record.write(folder)
-
-
-def _write_scores(folder: Path, scores: Mapping[str, NDArray[np.float64]], held_out: Mapping[str, Cohort]) -> None:
-    """Every image's score with its label, patient and view, for statistics between runs; public cohorts only."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, cohort in held_out.items():
-        columns = {"score": scores[name], "label": cohort.labels, "patient": cohort.patients, "image": cohort.images}
-        arrays |= {f"{name}/{column}": np.asarray(values) for column, values in (columns | {"view": cohort.views}).items()}
-    np.savez_compressed(folder / SCORES_NAME, allow_pickle=False, **arrays)
-
-
 def _published(metrics: Metrics, settings: Settings) -> Evaluation:
     if settings.data.publish_metrics:
         return Evaluation.from_metrics(metrics)
     return Evaluation.withheld(n_patients=metrics.n_patients, n_images=metrics.n_images)
-
-
-def _shown(settings: Settings) -> str:
-    """The settings as the report shows them: without paths of this machine."""
-    data, synthesis, model = settings.data, settings.synthesis, settings.model
-    hidden = replace(
-        settings,
-        data=replace(data, root=data.root and "(a path)"),
-        synthesis=replace(synthesis, root=synthesis.root and "(a path)"),
-        model=replace(model, weights_file=model.weights_file and "(a path)"),
-        engine=replace(settings.engine, cache=None),
-        privacy=replace(settings.privacy, ledger="run" if settings.privacy.ledger == "run" else "(a path)"),
-    )
-    return json.dumps(json.loads(hidden.to_json()), indent=2)
-
-
-def _course(
-    classifier: Classifier, models: Sequence[NDArray[np.float32]], features: NDArray[np.float32], cohort: Cohort
-) -> tuple[float, ...]:
-    """AUROC of a public set from the start, and after each round: for the report's curve, never for a choice."""
-    scores = (replace(classifier, flat=flat).score_features(features) for flat in models)
-    return tuple(auroc(score, cohort.labels) for score in scores)
 
 
 def _blocks(extractor: Extractor, name: str, cohort: Cohort, hooks: Hooks) -> tuple[NDArray[np.float32], ...]:

@@ -19,6 +19,7 @@ from mammo_fed.settings import Settings
 from server.app import make_app
 from server.public import make_extractor
 from server.run import Hooks, share_of
+from simulations.carried import site_caps
 from simulations.in_process import run_in_process
 
 __all__ = ["simulate"]
@@ -42,6 +43,7 @@ def simulate(settings: Settings, folder: Path, *, hooks: Hooks, mode: Literal["s
         raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
     cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
     pool = load_pool(settings.data, share_of(settings), cache=cache)
+    site_caps(settings, pool)
     folder.mkdir(parents=True, exist_ok=True)
     _make_features(settings, pool, cache, hooks)
     sites = folder / "sites"
@@ -76,7 +78,6 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
     """What a simulated hospital would have on its own disk."""
     privacy, name = settings.privacy, f"site-{index + 1}"
     rows = limit_images_per_patient(pool.cohort, pool.rows[index], most=privacy.max_images_per_patient)
-    budgets = settings.federation.site_budgets
     private = (folder / "sites" / name).resolve()
     return SiteFile(
         site=name,
@@ -84,7 +85,7 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
         share=share_of(settings),
         index=index,
         policy=SitePolicy(
-            max_epsilon=budgets[index] if budgets else privacy.target_epsilon,
+            max_epsilon=site_caps(settings, pool)[index],
             delta=privacy.delta,
             min_patients=1,
             max_images_per_patient=privacy.max_images_per_patient,

@@ -17,11 +17,12 @@ from mammo_fed.data.assemble import evaluation_cohorts, load_pool, whole_cohort
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.models.features import Extractor, evaluation_flips
+from mammo_fed.models.features import Extractor, Flips, evaluation_flips
 from mammo_fed.reporting.record import RECORD_NAME
 from mammo_fed.settings import Settings
 from server.public import make_extractor, make_public_start
-from server.run import SCORES_NAME, Hooks, share_of
+from server.results import SCORES_NAME
+from server.run import Hooks, share_of
 from simulations.experiments import Experiment
 
 __all__ = ["Job", "Plan", "jobs_of", "run_jobs"]
@@ -175,6 +176,7 @@ def _quiet() -> None:
 def _prepare(jobs: Sequence[Job], hooks: Hooks) -> None:
     """Pretrained networks and features, made once before runs share the processors out."""
     seen: set[object] = set()
+    folded = {job.settings.model for job in jobs if job.fold is not None}
     for job in jobs:
         settings = job.settings
         network = settings.seed if settings.synthesis.pretrain_scope == "network" else None
@@ -189,7 +191,7 @@ def _prepare(jobs: Sequence[Job], hooks: Hooks) -> None:
         )
         for name, cohort in _cohorts(settings, cache):
             flips = extractor.spec.flips if name == "training" else evaluation_flips(extractor.spec.flips)
-            _features(extractor, cohort, name, settings, flips, hooks)
+            _features(extractor, cohort, name, settings, flips, hooks, whole=settings.model in folded)
         make_public_start(
             settings, extractor, cache=cache, progress=lambda done, total: hooks.features("synthetic", done, total)
         )
@@ -200,8 +202,10 @@ def _cohorts(settings: Settings, cache: ArrayCache) -> Iterator[tuple[str, Cohor
     yield from evaluation_cohorts(settings.data, share_of(settings), cache=cache).items()
 
 
-def _features(extractor: Extractor, cohort: Cohort, name: str, settings: Settings, flips: object, hooks: Hooks) -> None:
-    """Fill the cache for a cohort; a fold's features are rows of those of all patients, which run through the networks once."""
+def _features(
+    extractor: Extractor, cohort: Cohort, name: str, settings: Settings, flips: Flips, hooks: Hooks, *, whole: bool
+) -> None:
+    """Fill the cache for a cohort; with `whole`, train, val and folds are rows of one pass over both."""
     if not cohort.public:
         raise InvalidSetting(
             "mammo-fed reproduce runs on published cohorts only: it cross-validates and compares rows without privacy"
@@ -211,14 +215,15 @@ def _features(extractor: Extractor, cohort: Cohort, name: str, settings: Setting
         hooks.features(name, done, total)
 
     own = fingerprint(cohort, key=None)
-    if settings.data.fold is None or name not in ("training", "val") or extractor.cached(own, flips=flips):  # type: ignore[arg-type]
-        extractor.blocks(cohort.pixels, fingerprint=own, flips=flips, progress=tell)  # type: ignore[arg-type]
+    if not whole or name not in ("training", "val") or settings.data.train == "synthetic" or extractor.cached(own, flips=flips):
+        extractor.blocks(cohort.pixels, fingerprint=own, flips=flips, progress=tell)
         return
-    whole = whole_cohort(settings.data)
-    blocks = extractor.blocks(whole.pixels, fingerprint=fingerprint(whole, key=None), flips=flips, progress=tell)  # type: ignore[arg-type]
-    place = {image: row for row, image in enumerate(whole.images.tolist())}
+    everybody = whole_cohort(settings.data)
+    content = fingerprint(everybody, key=None)
+    blocks = extractor.blocks(everybody.pixels, fingerprint=content, flips=flips, progress=tell)
+    place = {image: row for row, image in enumerate(everybody.images.tolist())}
     rows = np.array([place[image] for image in cohort.images.tolist()])
-    extractor.store([block[rows] for block in blocks], fingerprint=own, flips=flips)  # type: ignore[arg-type]
+    extractor.store([block[rows] for block in blocks], fingerprint=own, flips=flips)
 
 
 def _epochs(epochs: int, row: Experiment) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from mammo_fed.training.statistics import (
     summarise,
     summarise_folds,
 )
-from server.run import SCORES_NAME
+from server.results import SCORES_NAME
 from simulations.experiments import Experiment
 from simulations.reproduce import Job, Plan
 

@@ -224,10 +224,15 @@ def _read_for(data: DataSettings, split: str) -> Cohort:
     """A split, or under cross-validation what stands for it: train and val share out the patients of both anew."""
     if data.fold is None or split not in ("train", "val"):
         return _read(data, split)
+    return _read_fold(data, split)
+
+
+@lru_cache(maxsize=10)
+def _read_fold(data: DataSettings, split: str) -> Cohort:
     both = whole_cohort(data)
-    held_out = fold_rows(both, folds=data.folds, fold=data.fold)
+    held_out = fold_rows(both, folds=data.folds, fold=data.fold or 0)
     rows = held_out if split == "val" else np.setdiff1d(np.arange(len(both)), held_out)
-    name = f"{split}-fold-{data.fold + 1}-of-{data.folds}"
+    name = f"{split}-fold-{1 + (data.fold or 0)}-of-{data.folds}"
     return replace(both.select(rows, name=name), splits=np.full(len(rows), split))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -86,6 +87,11 @@ class Cohort:
             return np.arange(len(self), dtype=np.int64)
         return np.unique(self.patients, return_inverse=True)[1].astype(np.int64)
 
+    @cached_property
+    def content_hash(self) -> str:
+        """`fingerprint` without a key, made once; for public cohorts only."""
+        return _hash(self, None)
+
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_], *, name: str | None = None) -> Cohort:
         """The rows that `rows` indexes, in its order, as a cohort of their own."""
         return Cohort(
@@ -134,6 +140,12 @@ def fingerprint(cohort: Cohort, *, key: bytes | None) -> str:
     """
     if key is None and not cohort.public:
         raise DataError(f"cohort {cohort.name} is not public: its fingerprint needs the site's key")
+    if key is None:
+        return cohort.content_hash
+    return _hash(cohort, key)
+
+
+def _hash(cohort: Cohort, key: bytes | None) -> str:
     digest = hashlib.blake2b(key=key or b"", digest_size=32)
     digest.update(str(cohort.pixels.shape).encode())
     digest.update(np.ascontiguousarray(cohort.pixels).tobytes())

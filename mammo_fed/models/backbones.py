@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -73,26 +73,35 @@ class Backbone:
     std: Tensor
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Map patches to a feature map, or to a vector when there is no tap.
+        """Map patches to a feature map, or to a vector when there is no tap; see `maps`."""
+        return self.maps(patches, [self.spec.tap])[0]
+
+    def maps(self, patches: Tensor, taps: Sequence[int | None]) -> list[Tensor]:
+        """Feature maps at several taps from one pass through the network.
 
         Args:
           patches: float32 in [0, 1], shape (batch, height, width), one grey channel.
+          taps: any stages, from 0 up; None is the network's own pooled output, which takes a pass of its own.
 
         Returns:
-          float32, shape (batch, channels, positions) at a tap, (batch, channels, 1) without.
+          A map for each tap: float32, shape (batch, channels, positions), or (batch, channels, 1) for None.
         """
         batch = patches[:, None].expand(-1, 3, -1, -1)
         batch = (batch - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
         batch = batch.contiguous(memory_format=torch.channels_last)
         network: Any = self.network
         with torch.inference_mode():
-            if self.spec.tap is None:
+            found: dict[int | None, Tensor] = {}
+            if None in taps:
                 pooled: Tensor = network.forward_head(network.forward_features(batch), pre_logits=True)
-                return pooled.flatten(1)[:, :, None]
-            maps: list[Tensor] = network.forward_intermediates(
-                batch, indices=[self.spec.tap], stop_early=True, intermediates_only=True, output_fmt="NCHW"
-            )
-            return maps[0].flatten(2)
+                found[None] = pooled.flatten(1)[:, :, None]
+            stages = sorted({tap for tap in taps if tap is not None})
+            if stages:
+                maps: list[Tensor] = network.forward_intermediates(
+                    batch, indices=stages, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+                )
+                found |= {stage: one.flatten(2) for stage, one in zip(stages, maps, strict=True)}
+            return [found[tap] for tap in taps]
 
 
 @lru_cache(maxsize=4)

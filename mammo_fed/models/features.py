@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -147,7 +147,7 @@ class Extractor:
         def one(start: int) -> tuple[NDArray[np.float32], ...]:
             patches = resize(torch.from_numpy(np.array(pixels[start : start + batch])), self.spec.input_size)
             views = torch.cat(turned(patches)[: VIEWS[flips]])
-            maps = [backbone(views) for backbone in backbones]
+            maps = _maps(backbones, views)
             return tuple(
                 pool_views(
                     part.view(-1, len(patches), *part.shape[1:]),
@@ -171,6 +171,22 @@ class Extractor:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return tuple(np.concatenate(blocks) for blocks in zip(*rows, strict=True))
+
+
+def _maps(backbones: Sequence[Backbone], views: Tensor) -> list[Tensor]:
+    """The map of each backbone; those that differ in their tap alone share one pass."""
+    of_network: dict[BackboneSpec, list[int]] = {}
+    for place, backbone in enumerate(backbones):
+        of_network.setdefault(replace(backbone.spec, tap=None), []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in of_network.values():
+        taps = [backbones[place].spec.tap for place in places]
+        shared = all(tap is None or tap >= 0 for tap in taps)
+        if shared:
+            found |= dict(zip(places, backbones[places[0]].maps(views, taps), strict=True))
+        else:
+            found |= {place: backbones[place](views) for place in places}
+    return [found[place] for place in range(len(backbones))]
 
 
 def resize(patches: Tensor, size: int) -> Tensor:

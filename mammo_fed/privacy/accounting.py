@@ -19,8 +19,10 @@ from typing import Final, Literal
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accountants import GdpAccountant, PldAccountant, PrivacyAccountant, PrvAccountant, RdpAccountant
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.pld import is_coarse
+from mammo_fed.privacy.releases import Protected, merge
 
-__all__ = ["ACCOUNTANTS", "AccountantName", "accountant_named", "delta_at", "epsilon", "patient_epsilon"]
+__all__ = ["ACCOUNTANTS", "AccountantName", "accountant_named", "coarsely_priced", "delta_at", "epsilon", "patient_epsilon"]
 
 AccountantName = Literal["pld", "rdp", "gdp", "prv"]
 ACCOUNTANTS: Final[dict[str, PrivacyAccountant]] = {
@@ -72,6 +74,14 @@ def delta_at(events: Sequence[PrivacyEvent], *, epsilon: float, accountant: Acco
       InvalidSetting: If epsilon is negative, the units differ, or the accountant is unknown or cannot say.
     """
     return accountant_named(accountant).delta(events, epsilon=epsilon)
+
+
+def coarsely_priced(
+    events: Sequence[PrivacyEvent], *, delta: float, accountant: AccountantName, protected: Protected = "unit"
+) -> bool:
+    """Whether the price is a loose upper bound here, far above the true one: losses too large for a grid (pld, prv)."""
+    releases = merge(events, protected=protected) if accountant in ("pld", "prv") else None
+    return releases is not None and is_coarse(releases, delta=delta)
 
 
 def patient_epsilon(events: Sequence[PrivacyEvent], *, delta: float, accountant: AccountantName) -> float:

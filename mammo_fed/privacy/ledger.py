@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hmac
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -211,9 +212,19 @@ class Ledger:
         steps = as_steps(self.events(run_id=run_id, account=account))
         return schedule_epsilon(steps, delta=delta or self._budget.delta, accountant=accountant)
 
-    def patient_epsilon(self, *, account: str = DEFAULT_ACCOUNT, delta: float | None = None) -> float:
-        """Schedule cost, by PLD, of all that the account was charged for a patient with the largest allowed number of images."""
-        return patient_schedule_epsilon(as_steps(self.events(account=account)), delta=delta or self._budget.delta)
+    def patient_epsilon(
+        self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT, delta: float | None = None
+    ) -> float:
+        """Schedule cost, by PLD, of what the account is charged for a patient with the largest allowed number of images.
+
+        Where that price takes a while (sampled images) and a run is given, the run counts whole: one price for all rounds.
+        """
+        with self._alone() as state:
+            known = state.account(account)
+            steps = Counter(known.reserved) if known else Counter[PrivacyEvent]()
+            if run_id is not None and any(event.unit == "image" and not event.full_batch for event in steps):
+                steps += state.runs[run_id].remaining
+        return patient_schedule_epsilon(steps, delta=delta or self._budget.delta)
 
     def budget_left(self, *, account: str = DEFAULT_ACCOUNT) -> float:
         """`max_epsilon` less what the account's filter has charged, at least 0.
@@ -231,7 +242,7 @@ class Ledger:
             return str(self._journal.head)
 
     def check_remembered(self, head: str) -> None:
-        """LedgerError unless `head`, remembered outside the ledger's folder, is part of it: an older or new ledger has lost it."""
+        """LedgerError unless `head`, remembered outside the ledger's folder, is part of it: an older ledger has lost it."""
         with self._alone():
             try:
                 check_reported(head, self._journal.entries())

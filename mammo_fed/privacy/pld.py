@@ -19,7 +19,7 @@ from scipy.stats import binom
 
 from mammo_fed.privacy.releases import Release, coarse_epsilon, reach
 
-__all__ = ["pld_delta", "pld_epsilon"]
+__all__ = ["is_coarse", "pld_delta", "pld_epsilon"]
 
 # Points of the grid per standard deviation of one step's privacy loss: rounding then adds about 1e-5 to that deviation.
 GRID_PER_DEVIATION: Final = 100
@@ -49,6 +49,11 @@ def pld_epsilon(releases: Sequence[Release], *, delta: float) -> float:
     if not releases or reach(releases) > LARGEST_LOSS or allowed <= 0:
         return loose
     return min(loose, float(_compose(releases).get_epsilon_for_delta(allowed)))
+
+
+def is_coarse(releases: Sequence[Release], *, delta: float) -> bool:
+    """Whether `pld_epsilon` answers with the loose Renyi bound of order 2, because no grid holds these releases."""
+    return bool(releases) and (reach(releases) > LARGEST_LOSS or delta <= _fft_error(releases))
 
 
 def pld_delta(releases: Sequence[Release], *, epsilon: float) -> float:

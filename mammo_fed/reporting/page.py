@@ -162,8 +162,8 @@ def _privacy(privacy: PrivacySection) -> Html:
     ]
     target = "none" if epsilon_text(privacy.target_epsilon) == "∞" else epsilon_text(privacy.target_epsilon)
     caption = (
-        f"At δ = {delta_text(privacy.delta)}, the server's figure or the site's own, whichever is larger. Epsilon of the account "
-        "is what all recorded runs of the site cost together. Epsilons are rounded up, budgets down."
+        f"At δ = {delta_text(privacy.delta)}, the server's figure or the site's own, whichever is larger. Epsilon of the "
+        "account is what all recorded runs of the site cost together. Epsilons are rounded up, budgets down."
     )
     warnings = [markup.listing(privacy.warnings)] if privacy.warnings else []
     terms = [

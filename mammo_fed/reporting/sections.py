@@ -126,8 +126,8 @@ class SitePrivacy:
       budget_left: epsilon that its policy still allows, infinite where the policy sets no bound.
       rounds: number of rounds it answered.
       refused: whether the site refused the task or a round of it.
-      patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images; infinite in records
-        that did not keep it.
+      patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images; infinite in
+        records that did not keep it.
       cap_epsilon, cap_delta: the most that the site's policy lets all runs on its patients cost; infinite where unbounded.
       mismatches: rounds after which the site's own epsilon was not the server's.
       unanswered: rounds that are charged though no readable reply came.

@@ -15,8 +15,13 @@ from mammo_fed.settings import Settings
 __all__ = ["Recipe", "resolve"]
 
 # Full-batch descent: few large steps while noise dominates, more and larger ones as it fades.
-LEARNING_RATE_AT: Final = ((1.0, 80.0), (6.0, 120.0))
-CLIPPING_NORM: Final = {"image": 0.45, "patient": 0.5}
+LEARNING_RATE_AT: Final = ((1.0, 80.0), (6.0, 150.0))
+CLIPPING_NORM: Final = 0.45
+# (largest target epsilon, components): the more noise, the fewer directions it may spread over.
+COMPONENTS_UP_TO: Final = ((1.0, 100), (3.0, 200))
+MOST_COMPONENTS: Final = 400
+# Several sites each add their own noise.
+FEWEST_COMPONENTS: Final = (0.7, 50)
 # A patient of a mammography cohort has about two images of norm 1.
 MEAN_CLIPPING_NORM: Final = {"image": 1.0, "patient": 2.0}
 POISSON_ROUNDS: Final = 10
@@ -34,6 +39,7 @@ class Recipe:
       clipping_norm: largest gradient norm of one unit.
       mean_clipping_norm: largest norm of one unit's sum of features.
       learning_rate: of the local steps.
+      components: features that the whitening keeps.
     """
 
     rounds: int
@@ -41,6 +47,7 @@ class Recipe:
     clipping_norm: float
     mean_clipping_norm: float
     learning_rate: float
+    components: int
 
 
 def resolve(settings: Settings) -> Recipe:
@@ -53,12 +60,21 @@ def resolve(settings: Settings) -> Recipe:
     return Recipe(
         rounds=rounds if federation.rounds == "auto" else federation.rounds,
         local_steps=steps if federation.local_steps == "auto" else federation.local_steps,
-        clipping_norm=CLIPPING_NORM[privacy.unit] if privacy.clipping_norm == "auto" else privacy.clipping_norm,
+        clipping_norm=CLIPPING_NORM if privacy.clipping_norm == "auto" else privacy.clipping_norm,
         mean_clipping_norm=(
             MEAN_CLIPPING_NORM[privacy.unit] if privacy.mean_clipping_norm == "auto" else privacy.mean_clipping_norm
         ),
         learning_rate=rate if privacy.learning_rate == "auto" else privacy.learning_rate,
+        components=_components(settings) if settings.model.components == "auto" else settings.model.components,
     )
+
+
+def _components(settings: Settings) -> int:
+    """Number of features for a target, from the table."""
+    target, (lowest, fewest) = settings.privacy.target_epsilon, FEWEST_COMPONENTS
+    if target <= lowest and settings.federation.num_sites > 1:
+        return fewest
+    return next((count for most, count in COMPONENTS_UP_TO if target <= most), MOST_COMPONENTS)
 
 
 def _interpolate(target_epsilon: float) -> float:

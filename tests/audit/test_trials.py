@@ -28,7 +28,8 @@ def test_no_bound_of_a_sound_site_passes_its_claim(make_subject, seeded, kind, u
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_sampled_claim_is_held_against_its_own_curve(make_subject, seeded, kind):
     subject = make_subject(sample_rate=0.5, rounds=1, kind=kind)
-    found = audit_canary(subject, "gradient", trials=100, seed=0, mechanism=seeded())
+    # A hundred runs are too few: by chance alone their bound is 0 in one of several noise streams.
+    found = audit_canary(subject, "gradient", trials=400, seed=0, mechanism=seeded())
     assert found.mu_lower is None
     assert not found.rejected
     assert 0 < found.epsilon_lower < subject.claim.epsilon

@@ -39,11 +39,20 @@ KEYS = {
     "synthesis.provenance": {"epsilon", "delta", "trained_on"},
     "privacy": {
         *("unit", "delta", "accountant", "target_epsilon", "sites", "guarantee", "not_covered"),
-        *("mechanism", "rounds", "local_steps", "noise", "relation"),
+        *("mechanism", "rounds", "local_steps", "noise", "relation", "ledger"),
     },
     "privacy.sites.0": {
         *("site", "epsilon", "epsilon_account", "epsilon_after_round", "patient_epsilon", "mechanism", "budget_left"),
-        *("rounds", "refused"),
+        *(
+            "rounds",
+            "refused",
+            "patient_epsilon_account",
+            "cap_epsilon",
+            "cap_delta",
+            "mismatches",
+            "unanswered",
+            "ledger_head",
+        ),
     },
     "evaluation": {"val", "test", "external"},
     "evaluation.test": {
@@ -54,6 +63,8 @@ KEYS = {
 }
 # Names chosen by the run, not by the schema: any may be missing.
 FREE = {"seeds", "versions", "evaluation"}
+# Added after the first records were written: a record without them is still read.
+ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "mismatches", "unanswered", "ledger_head"}
 
 
 def at(values, path):
@@ -132,7 +143,8 @@ def test_any_site_survives_json(epsilon, left, after, rounds, refused, name):
 
 def test_every_missing_key_is_named(record, tmp_path):
     text = record.write(tmp_path).read_text(encoding="utf-8")
-    required = [(path, key) for path, key in every_key(json.loads(text)) if path.split(".")[0] not in FREE]
+    keys = [(path, key) for path, key in every_key(json.loads(text)) if path.split(".")[0] not in FREE]
+    required = [(path, key) for path, key in keys if key not in ADDED]
     assert len(required) > 60
     for path, key in required:
         values = json.loads(text)
@@ -140,6 +152,28 @@ def test_every_missing_key_is_named(record, tmp_path):
         (tmp_path / RECORD_NAME).write_text(json.dumps(values), encoding="utf-8")
         with pytest.raises(DataError, match=key):
             read_record(tmp_path)
+
+
+def test_a_record_written_before_keys_were_added_is_read_and_promises_nothing_about_them(record, tmp_path):
+    values = json.loads(record.write(tmp_path).read_text(encoding="utf-8"))
+    for section in (values["privacy"], *values["privacy"]["sites"]):
+        for key in ADDED & section.keys():
+            del section[key]
+    (tmp_path / RECORD_NAME).write_text(json.dumps(values), encoding="utf-8")
+    privacy = read_record(tmp_path).privacy
+    assert privacy.ledger == "run"
+    assert privacy.warnings == ()
+    assert {(site.patient_epsilon_account, site.cap_epsilon) for site in privacy.sites} == {(math.inf, math.inf)}
+
+
+def test_a_record_of_ledgers_that_carry_over_guarantees_the_largest_cap_of_a_site_that_was_charged(record):
+    sites = [replace(site, cap_epsilon=cap) for site, cap in zip(record.privacy.sites, (8.0, 9.0, 7.0, 30.0), strict=True)]
+    sites[3] = replace(sites[3], epsilon=0.0, epsilon_after_round=())
+    privacy = replace(record.privacy, ledger="site", sites=tuple(sites))
+    assert privacy.guaranteed_epsilon == 9.0
+    assert privacy.guaranteed
+    unbounded = replace(privacy, sites=(replace(sites[0], cap_epsilon=math.inf), *sites[1:]))
+    assert not unbounded.guaranteed
 
 
 @pytest.mark.parametrize(

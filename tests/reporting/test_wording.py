@@ -16,6 +16,7 @@ from mammo_fed.reporting.wording import (
     not_covered_sentences,
     participation_text,
     readable,
+    warning_sentences,
 )
 
 PATIENT = {"unit": "patient", "epsilon": 6.0, "delta": 1e-4, "noise": "operating system", "ledger": "run"}
@@ -36,9 +37,40 @@ def test_a_patient_level_run_is_described_in_full():
 
 
 def test_a_ledger_over_several_runs_says_so():
-    sentence = guarantee_sentence(**{**PATIENT, "ledger": "site"})
+    sentence = guarantee_sentence(**{**PATIENT, "ledger": "site"}, schedule_cost=3.207)
     assert "over all runs in the site's ledger" in sentence
     assert "this run alone" not in sentence
+
+
+def test_a_guarantee_over_several_runs_is_the_cap_and_the_running_value_is_a_schedule_cost():
+    sentence = guarantee_sentence(**{**PATIENT, "ledger": "site"}, schedule_cost=3.207)
+    assert "(epsilon=6, delta=1e-04)" in sentence
+    assert "by the cap that the ledger enforces (schedule cost so far: epsilon 3.21)" in sentence
+    with pytest.raises(InvalidSetting, match="schedule_cost must be given"):
+        guarantee_sentence(**{**PATIENT, "ledger": "site"})
+
+
+def test_a_ledger_without_a_cap_guarantees_nothing_over_several_runs():
+    sentence = guarantee_sentence(**{**PATIENT, "ledger": "site", "epsilon": math.inf}, schedule_cost=3.2)
+    assert sentence == (
+        "None: a site's policy for all runs in its ledger has no bound, so this run gives no privacy guarantee."
+    )
+
+
+def test_an_image_level_guarantee_over_several_runs_says_what_a_patient_has_paid_and_that_no_cap_holds_for_one():
+    sentence = guarantee_sentence(
+        **{**PATIENT, "unit": "image", "ledger": "site"}, patient_epsilon=37.9, max_images_per_patient=4, schedule_cost=3.2
+    )
+    assert "for a patient with 4 images no cap is set, and the schedule cost so far is epsilon 37.9;" in sentence
+
+
+def test_lost_replies_and_figures_that_differ_are_said():
+    found = warning_sentences(site="north", mismatches=[2, 3], unanswered=[7, 8])
+    assert found == (
+        "north: no readable reply came in rounds 7, 8; they are charged, as the reply may be in other hands.",
+        "north: its own epsilon is not the server's after rounds 2, 3; the larger one is shown.",
+    )
+    assert warning_sentences(site="north", mismatches=[], unanswered=[]) == ()
 
 
 def test_an_image_level_run_says_what_it_is_for_a_patient():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from rich.console import Console
 
 from client.app import app
 from mammo_fed.compose import compose_settings
@@ -21,6 +23,8 @@ from mammo_fed.federation.messages import Reply, pack_reply, read_reply
 from mammo_fed.models.classifier import Classifier, read_classifier
 from mammo_fed.privacy.accounting import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.ledger_report import show_ledger, verify_ledger
+from mammo_fed.reporting.console import results_table
 from mammo_fed.reporting.record import Record, SitePrivacy, read_record
 from server.app import make_app
 from server.run import Hooks, share_of
@@ -70,19 +74,26 @@ def federate(small, training, cache, tmp_path, caplog):
     """`federate(tamper)`: four sites, one of which answers what `tamper` makes of its reply from some round on."""
 
     def run(
-        tamper: Tamper, *overrides: str, hostile: str = HOSTILE, from_round: int = 0, hooks: Hooks | None = None
+        tamper: Tamper,
+        *overrides: str,
+        hostile: str = HOSTILE,
+        from_round: int = 0,
+        hooks: Hooks | None = None,
+        again: str = "",
     ) -> Federation:
+        folder = tmp_path / again
+        folder.mkdir(exist_ok=True)
         settings = compose_settings([*small, *training, *INJECTED, *overrides]).settings
         store = ArrayCache(cache)
         pool = load_pool(settings.data, share_of(settings), cache=store)
-        sites = tmp_path / "sites"
+        sites = folder / "sites"
         sites.mkdir()
         for index in range(settings.federation.num_sites):
-            described = site_file(settings, pool, index, folder=tmp_path, cache=store)
+            described = site_file(settings, pool, index, folder=folder, cache=store)
             described.write(sites / f"site-{index + 1}.json")
         run_config = {
             "config-json": settings.to_json(),
-            "run-folder": str(tmp_path),
+            "run-folder": str(folder),
             "sites-folder": str(sites),
             "mode": "simulate",
         }
@@ -96,7 +107,7 @@ def federate(small, training, cache, tmp_path, caplog):
             wire=True,
         )
         warnings = "\n".join(entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING)
-        return Federation(read_record(tmp_path), read_classifier(tmp_path / "model.safetensors"), caplog.text, warnings)
+        return Federation(read_record(folder), read_classifier(folder / "model.safetensors"), caplog.text, warnings)
 
     return run
 
@@ -204,6 +215,60 @@ def test_a_refusal_in_the_middle_of_a_run_ends_the_sites_part_in_it(federate):
     assert f"{HOSTILE} refuses round 2: ledger" in federation.log
     assert (federation.hostile.refused, federation.hostile.rounds) == (True, 2)
     assert [site.rounds for site in federation.honest] == [3, 3, 3]
+
+
+def charged(federation: Federation, site: SitePrivacy) -> tuple[float, tuple[float, ...]]:
+    return site.epsilon, site.epsilon_after_round
+
+
+def lost(reply: Reply, message: Message) -> Message:
+    return Message(Error(code=1, reason="lost"), reply_to=message)
+
+
+@pytest.mark.parametrize("tamper", [garbage(NOTHING), raising, lost], ids=["unreadable", "failed", "lost"])
+def test_a_record_charges_a_round_whose_reply_was_lost_or_cannot_be_read(federate, tmp_path, tamper):
+    federation = federate(tamper, from_round=2)
+    assert (federation.hostile.rounds, federation.hostile.unanswered) == (2, (2,))
+    assert charged(federation, federation.hostile) == charged(federation, federation.honest[0])
+    own = show_ledger(tmp_path / "sites" / HOSTILE / "ledger", delta=1e-4).accounts[0].epsilon
+    assert federation.hostile.epsilon >= own
+    assert federation.hostile.epsilon_account >= own
+    assert federation.hostile.budget_left <= 6 - own + 1e-6
+    assert federation.record.privacy.warnings == (
+        f"{HOSTILE}: no readable reply came in round 2; it is charged, as the reply may be in other hands.",
+    )
+    assert f"{HOSTILE}: no readable reply came in round 2" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "sends no readable reply in round 2; the round is charged all the same" in federation.warnings
+
+
+def test_a_record_does_not_take_a_lost_task_for_a_lie(federate):
+    """The reply of round 1 is lost; the site's figures of the later rounds are its own and no mismatch."""
+    federation = federate(lambda reply, message: lost(reply, message) if reply.round_index == 1 else None)
+    assert (federation.hostile.unanswered, federation.hostile.mismatches) == ((1,), ())
+    skipping = federate(
+        lambda reply, message: (
+            lost(reply, message) if reply.round_index == 1 else answer(reply, message, epsilon=reply.epsilon * 0.9)
+        ),
+        again="skipping",
+    )
+    assert skipping.hostile.mismatches == (0,)
+
+
+def test_a_record_holds_the_larger_of_the_servers_and_the_sites_figure_and_warns_of_the_difference(federate, tmp_path):
+    federation = federate(lambda reply, message: answer(reply, message, epsilon=reply.epsilon + 1), from_round=1)
+    assert federation.hostile.epsilon == pytest.approx(federation.honest[0].epsilon + 1)
+    assert federation.hostile.mismatches == (1, 2)
+    assert federation.record.privacy.guaranteed_epsilon == federation.hostile.epsilon
+    shown = Console(width=100, record=True, file=io.StringIO())
+    shown.print(results_table(federation.record))
+    assert f"WARNING: {HOSTILE}: its own epsilon is not the server's after rounds 1, 2" in shown.export_text()
+
+
+def test_a_record_names_where_every_sites_ledger_stood(federate, tmp_path):
+    federation = federate(lambda reply, message: None)
+    for site in federation.record.privacy.sites:
+        assert verify_ledger(tmp_path / "sites" / site.site / "ledger", reported=site.ledger_head)
+        assert int(site.ledger_head.split(":")[0]) >= 5
 
 
 def test_a_site_whose_own_figure_differs_is_named_with_the_round_and_the_servers_figure_counts(federate):

@@ -50,6 +50,12 @@ OF_A_SITE = {
     "budget_left",
     "rounds",
     "refused",
+    "patient_epsilon_account",
+    "cap_epsilon",
+    "cap_delta",
+    "mismatches",
+    "unanswered",
+    "ledger_head",
 }
 
 
@@ -110,7 +116,7 @@ def assert_within_budget(run) -> None:
 
 def test_a_run_leaves_record_model_page_log_and_configuration(plain):
     left = {path.name for path in plain.folder.iterdir()}
-    assert left == {"record.json", "model.safetensors", "report.html", "run.log", "config.yaml", "sites"}
+    assert left == {"record.json", "model.safetensors", "report.html", "run.log", "config.yaml", "sites", "scores.npz"}
     assert f"report:    {plain.folder / 'report.html'}" in plain.err
 
 
@@ -283,8 +289,50 @@ def test_a_ledger_of_its_own_carries_over_from_run_to_run(simulate, train, train
         assert site.epsilon <= 2.25
         assert before.epsilon < site.epsilon_account == epsilon(events, delta=1e-4, accountant="pld") <= 6
         assert site.budget_left == pytest.approx(6 - site.epsilon_account, rel=1e-3)
+    assert "(epsilon=6, delta=1e-04)" in half.record.privacy.guarantee
     shown = math.ceil(max(site.epsilon_account for site in half.sites) * 100 - 1e-6) / 100
-    assert f"(epsilon={shown:g}, delta=1e-04)" in half.record.privacy.guarantee
+    assert f"schedule cost so far: epsilon {shown:g}" in half.record.privacy.guarantee
+    assert {(site.cap_epsilon, site.cap_delta) for site in half.sites} == {(6.0, 1e-4)}
+
+
+def test_a_ledger_of_images_that_carries_over_names_what_a_patient_paid_in_all_runs(train, cli, tmp_path):
+    ledgers = tmp_path / "ledgers"
+    settings = (f"privacy.ledger={ledgers}", "federation.site_budgets=[6,6,6,6]", "privacy.unit=image")
+    first, second = (train(*settings, f"privacy.target_epsilon={target}") for target in (4, 2.25))
+    for site, before in zip(second.sites, first.sites, strict=True):
+        events = [event for run in (first, second) for event in spent(run, site.site, ledger=ledgers / site.site)]
+        assert site.patient_epsilon_account == patient_epsilon(events, delta=1e-4, accountant="pld")
+        assert site.patient_epsilon_account > max(before.patient_epsilon, site.patient_epsilon, site.epsilon_account)
+    shown = math.ceil(max(site.patient_epsilon_account for site in second.sites) * 100 - 1e-6) / 100
+    assert f"no cap is set, and the schedule cost so far is epsilon {shown:g}" in second.record.privacy.guarantee
+    code, out, _ = cli("privacy", "show", str(ledgers / "site-1"))
+    assert code == 0
+    assert "a patient with the largest allowed number of images has paid" in " ".join(out.split())
+
+
+def test_a_ledger_that_carries_over_keeps_the_first_runs_target_as_its_cap(train, simulate, training, tmp_path):
+    settings = (f"privacy.ledger={tmp_path / 'ledgers'}",)
+    first = train(*settings, "privacy.target_epsilon=4")
+    assert {site.cap_epsilon for site in first.sites} == {4.0}
+    more = simulate(*training, *settings, "privacy.target_epsilon=6")
+    assert (more.code, "site-1: budget" in more.err) == (3, True)
+    looser = simulate(*training, *settings, "privacy.target_epsilon=1", "federation.site_budgets=[4,4,4,5]")
+    assert looser.code == 3
+    assert "federation.site_budgets=[4.0, 4.0, 4.0, 5.0] must not loosen the caps [4.0, 4.0, 4.0, 4.0]" in looser.err
+    assert not (looser.folder / "record.json").exists()
+    other_delta = simulate(*training, *settings, "privacy.target_epsilon=1", "privacy.delta=1e-3")
+    assert (other_delta.code, "privacy.delta=0.001 must be 0.0001, as in the first run" in other_delta.err) == (3, True)
+
+
+@pytest.mark.parametrize("change", ["federation.num_sites=3", "seed=1", "federation.partition=size"])
+def test_a_ledger_that_carries_over_refuses_another_division_of_its_patients(simulate, table, tmp_path, change):
+    settings = ("data=csv", f"data.root={table.path}", f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.target_epsilon=2")
+    first = simulate(*settings, "federation.num_sites=2")
+    assert first.code == 0, first.err
+    other = simulate(*settings, "federation.num_sites=2", change)
+    assert other.code == 3
+    assert "belongs to another division of patients over sites" in other.err
+    assert not (other.folder / "sites").exists()
 
 
 def test_a_fresh_ledger_for_every_run_is_the_default(plain, again):
@@ -444,7 +492,10 @@ def test_every_round_prints_what_each_site_has_spent_and_has_left(plain):
         line = next(line for line in plain.err.splitlines() if line.startswith(f"round {index}/3"))
         for site in plain.sites:
             shown = line.split(f"{site.site} ")[1].split(",")[0]
-            assert shown.startswith(f"{site.epsilon_after_round[index]:.3f} (left ")
+            cost, left = (float(figure) for figure in shown.rstrip(")").split(" (left "))
+            # Three decimals, never to the good side.
+            assert site.epsilon_after_round[index] <= cost + 1e-8 <= site.epsilon_after_round[index] + 1e-3 + 1e-8
+            assert left <= 6 - site.epsilon_after_round[index] + 1e-4
 
 
 def test_predictions_are_the_scores_that_the_record_was_made_from(published, table, phantom, cli):
