@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mammo_fed.cli_plan import add_plan_options, existing_ledger, plan_command, rounded_up
+from mammo_fed.cli_plan import plan_command, rounded_up
+from mammo_fed.cli_plan_options import add_plan_options, existing_ledger
 from mammo_fed.privacy.ledger_report import LedgerEntry, export_ledger, show_ledger, verify_ledger
 from mammo_fed.typed import plain
 

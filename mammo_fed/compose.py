@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings import Settings
 
-__all__ = ["Composed", "compose_settings", "expand_sweep"]
+__all__ = ["Composed", "compose_settings", "expand_sweep", "read_configuration"]
 
 CONFIG_MODULE = "configs"
 
@@ -69,6 +70,12 @@ def compose_settings(overrides: Sequence[str]) -> Composed:
         folder=folder,
         sweep_folder=sweep_folder,
     )
+
+
+def read_configuration(name: str) -> Any:
+    """A file of the configuration tree that is data rather than settings, as plain values."""
+    text = resources.files(CONFIG_MODULE).joinpath(name).read_text(encoding="utf-8")
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:

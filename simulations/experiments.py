@@ -6,12 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import resources
 from typing import Any, Final
 
-from omegaconf import OmegaConf
-
-from mammo_fed.compose import compose_settings
+from mammo_fed.compose import compose_settings, read_configuration
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings import Settings
 
@@ -96,8 +93,7 @@ def select(names: str) -> tuple[Experiment, ...]:
 
 @lru_cache(maxsize=1)
 def _file() -> Any:
-    text = resources.files("configs").joinpath(FILE).read_text(encoding="utf-8")
-    return OmegaConf.to_container(OmegaConf.create(text))
+    return read_configuration(FILE)
 
 
 def _beyond(grid: Mapping[str, Any], bases: Mapping[str, list[str]]) -> list[Experiment]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from mammo_fed.data.cohort import MALIGNANT, Cohort
+from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.errors import InvalidSetting
 
 __all__ = ["MAX_ALPHA", "fold_rows", "partition"]
@@ -22,18 +22,20 @@ def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
 
     Args:
       cohort: what to divide; the same images always give the same folds.
-      folds: number of folds, >= 2 and at most the patients of either class.
+      folds: number of folds, >= 2 and at most the patients of either class (one with both counts for both).
       fold: which one, from 0.
 
     Raises:
       InvalidSetting: If there are too few patients for so many folds.
     """
+    fewest = min(len(np.unique(cohort.patients[cohort.labels == label])) for label in (BENIGN, MALIGNANT))
+    if not 2 <= folds <= fewest:
+        raise InvalidSetting(
+            f"data.folds={folds} must be from 2 to {fewest}, the patients of the smaller class; give data.folds, or more patients"
+        )
     cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=0)
     order = np.argsort(cohort.images, kind="stable")
-    try:
-        parts = list(cutter.split(order, cohort.labels[order], cohort.patients[order]))
-    except ValueError as error:
-        raise InvalidSetting(f"data.folds={folds} is too many for {cohort.num_patients} patients") from error
+    parts = list(cutter.split(order, cohort.labels[order], cohort.patients[order]))
     rows: NDArray[np.int64] = np.sort(order[parts[fold][1]])
     return rows
 

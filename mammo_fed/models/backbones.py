@@ -137,7 +137,9 @@ def load_backbone(spec: BackboneSpec, *, image_size: int) -> Backbone:
 
 def trainable_copy(backbone: Backbone, *, image_size: int) -> nn.Module:
     """A network of its own with the same weights, gradients on and in training mode; the backbone stays as it is."""
-    network = _create(replace(backbone.spec, weights="none", weights_file=None), image_size)
+    with torch.random.fork_rng(devices=[]):
+        # What it is initialised with is overwritten: torch's own generator need not move for it.
+        network = _create(replace(backbone.spec, weights="none", weights_file=None), image_size)
     network.load_state_dict(backbone.network.state_dict())
     return network.train()
 

@@ -15,13 +15,16 @@ __all__ = ["NO_WINDOW", "Pooling", "Window", "pool_views", "turned"]
 
 Pooling = Literal["mean", "mean_std", "covariance", "sqrt_covariance"]
 
+# A narrower window could miss every position of a coarse map: all its weights would be rounded to zero.
+NARROWEST: Final = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """How much each position of a map counts: a Gaussian around where the lesion is expected; public, the same for all patches.
 
     Attributes:
-      sigma: standard deviation in halves of the map's side, > 0; infinite counts all positions alike.
+      sigma: standard deviation in halves of the map's side, at least 0.1; infinite counts all positions alike.
       down: how far below the middle the lesion sits, in halves of the side, in [-1, 1].
     """
 
@@ -29,8 +32,10 @@ class Window:
     down: float
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or not -1 <= self.down <= 1:
-            raise InvalidSetting(f"model.window={self.sigma} must be above 0 and model.window_down={self.down} in [-1, 1]")
+        if not self.sigma >= NARROWEST or not -1 <= self.down <= 1:
+            raise InvalidSetting(
+                f"model.window={self.sigma} must be at least {NARROWEST} and model.window_down={self.down} in [-1, 1]"
+            )
 
     def weights(self, side: int) -> Tensor:
         """Weights that sum to 1, float32, shape (side, side)."""

@@ -136,7 +136,8 @@ def poisson_steps(
     else:
         inner = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     if state:
-        inner.load_state_dict(state["optimizer"])
+        # The moments alone: step size and weight decay are this round's.
+        inner.load_state_dict({**inner.state_dict(), "state": state["optimizer"]})
     num_units = int(data.units.max()) + 1 if len(data.units) else 0
     batch = charged.sample_rate * public_count
     plan = _Plan(
@@ -156,7 +157,7 @@ def poisson_steps(
         if proximal > 0:
             _pull_back(head, start, learning_rate * proximal)
     if state is not None:
-        state["optimizer"] = inner.state_dict()
+        state["optimizer"] = inner.state_dict()["state"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ __all__ = ["clipped_gradient_sum"]
 
 # Part of the lengths of a unit's addends that its norm is raised by: far above what float32 sums of them can lose.
 ROUNDING: Final = 1e-6
+# Norms of what enters a layer, and of an image's gradient, beyond which float32 could not hold the scaled addends exactly enough.
+LARGEST_INPUT: Final = 1e18
+LARGEST_GRADIENT: Final = 1e30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,13 +51,14 @@ def clipped_gradient_sum(
     float64 and are raised by 1e-6 of the lengths of a unit's addends, so that rounding in the float32 sum stays within the clip
     also where a unit's images cancel.
     Neighbouring cohorts: the images of one unit removed, or multiplied by zero in `loss`.
-    Edge cases: a unit whose gradient is not finite contributes nothing; no images give zeros.
+    Edge cases: a unit with an image whose gradient is not finite, or so large that float32 could not scale it down to the clip,
+    contributes nothing; no images give zeros.
 
     Args:
       head: only its Linear layers have parameters; every layer is used once in a pass.
       features: float32, shape (images, dims).
       loss: from the head's output to the loss of each image, shape (images,).
-      units: int64, shape (images,), dense index of each image's unit.
+      units: int64, shape (images,), index of each image's unit, below num_units.
       num_units: number of units.
       clipping_norm: largest norm, > 0.
 
@@ -72,11 +77,13 @@ def clipped_gradient_sum(
     squared = torch.zeros(num_units, dtype=torch.float64)
     lengths = torch.zeros(len(features), dtype=torch.float64)
     order = torch.argsort(units, stable=True)
-    alone = num_units == len(features)
+    alone = len(torch.unique(units)) == len(units)
     for part in layers:
         inputs, deltas = part.inputs.double(), part.deltas.double()
         bias = 0.0 if part.layer.bias is None else 1.0
-        own = (inputs.square().sum(1) + bias) * deltas.square().sum(1)
+        entering = inputs.square().sum(1)
+        own = (entering + bias) * deltas.square().sum(1)
+        own = torch.where((entering > LARGEST_INPUT**2) | (own > LARGEST_GRADIENT**2), math.inf, own)
         lengths += own.sqrt()
         if alone:
             squared.index_add_(0, units, own)

@@ -1,4 +1,4 @@
-"""Cached flips give the DP-SGD of the slow path: the frozen network run in every step on the flipped pixels of what was drawn."""
+"""Cached flips give the DP-SGD of the slow path, which runs the frozen network in every step on the flipped pixels it drew."""
 
 from dataclasses import dataclass
 
@@ -171,10 +171,11 @@ def slow_by_unit(setting, patches, noise="float"):
     return np.array(norms), (total / setting.batch).numpy()
 
 
-def assert_same(found, expected, rtol=1e-4):
-    """Equal up to rounding, entries that are small beside the others included."""
+def assert_same(found, expected):
+    """Equal to 1e-4: as a whole, and entry by entry against the largest, for small ones are differences of large ones."""
     assert np.abs(expected).max() > 0
-    np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-5 * np.abs(expected).max())
+    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_the_cache_holds_what_the_network_makes_of_the_flipped_pixels(patches):
@@ -207,18 +208,20 @@ def test_cached_flips_give_the_sum_of_unit_gradients_that_autograd_finds_one_by_
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
 def test_cached_flips_train_the_head_that_the_network_in_every_step_trains(patches, kind, optimizer):
-    setting = Setting(kind=kind, steps=30, optimizer=optimizer, learning_rate=0.3 if optimizer == "sgd" else 1e-3)
+    # Small steps: where large ones overshoot, rounding grows with every step on either path.
+    rate = 0.05 if optimizer == "sgd" else 1e-3
+    setting = Setting(kind=kind, clipping_norm=1.0, steps=30, optimizer=optimizer, learning_rate=rate)
     start = flatten(setting.head())
     expected = flatten(slow(setting, patches)[0]) - start
-    assert_same(flatten(fast(setting, patches)[0]) - start, expected, rtol=1e-3)
+    assert_same(flatten(fast(setting, patches)[0]) - start, expected)
 
 
 def test_steps_without_flips_would_train_another_head(patches):
-    setting = Setting(steps=30, learning_rate=0.3)
+    setting = Setting(clipping_norm=1.0, steps=30, learning_rate=0.05)
     start = flatten(setting.head())
     drawn = flatten(fast(setting, patches)[0]) - start
     straight = flatten(fast(setting, patches, features=patches.cached[:, 0])[0]) - start
-    assert np.linalg.norm(drawn - straight) > 0.05 * np.linalg.norm(straight)
+    assert np.linalg.norm(drawn - straight) > 0.5 * np.linalg.norm(straight)
 
 
 @pytest.mark.parametrize("noise", ["float", "secure"])
