@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Iterator
@@ -235,7 +236,9 @@ class Site:
         spec = extractor_spec(declaration.model, seed=0)
         if len(payload.network):
             (backbone,) = spec.backbones
-            path = self._cache.root / "networks" / f"{declaration.weights_sha256}.safetensors"
+            # By what came, not by what was declared: a wrong network must not stand where the right one will be looked for.
+            name = hashlib.sha256(np.ascontiguousarray(payload.network, "<f4").tobytes()).hexdigest()
+            path = self._cache.root / "networks" / f"{name}.safetensors"
             if not path.exists():
                 write_flat_network(path, payload.network, backbone, image_size=spec.input_size)
             spec = replace(spec, backbones=(network_spec(backbone, path),))

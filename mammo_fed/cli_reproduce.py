@@ -148,7 +148,10 @@ class _Bars:
 
 
 def _number(key: str, text: str) -> int:
-    return _numbers(key, text)[0]
+    numbers = _numbers(key, text)
+    if len(numbers) != 1:
+        raise InvalidSetting(f"{key}={text} must be one whole number, such as {key}={DEFAULTS[key] or 2}")
+    return numbers[0]
 
 
 def _numbers(key: str, text: str, *, empty: bool = False) -> tuple[int, ...]:
@@ -156,6 +159,6 @@ def _numbers(key: str, text: str, *, empty: bool = False) -> tuple[int, ...]:
     whole: Callable[[str], bool] = str.isdecimal
     if not all(map(whole, parts)) or not (parts or empty) or (key in ("epochs", "jobs") and [*map(int, parts)] < [1]):
         raise InvalidSetting(f"{key}={text} must be whole numbers, such as {key}={DEFAULTS[key] or 2}")
-    if len(set(parts)) != len(parts):
+    if len(set(map(int, parts))) != len(parts):
         raise InvalidSetting(f"{key}={text} must not repeat a number")
     return tuple(map(int, parts))

@@ -63,12 +63,17 @@ def pretrain_network(
       The network in evaluation mode, and the flat head.
 
     Source: arXiv:2407.12669, the pretraining of its code: AdamW, cross-entropy with label smoothing, random flips. Its
-    stochastic depth is kept for training, where it belongs.
+    stochastic depth is kept for training, where it belongs. Batch normalisation keeps the statistics that it came with
+    (Swin has none): re-estimated on synthetic images, they cost .05 of AUROC on patients.
     """
     start = load_backbone(spec, image_size=plan.image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network: Any = trainable_copy(start, image_size=plan.image_size)
     network = network.to(device, memory_format=torch.channels_last)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            # Statistics of synthetic images would not fit patients; scale and shift are trained.
+            layer.eval()
     module = build_head(head, seed=plan.seed).to(device)
     parameters = [*network.parameters(), *module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
