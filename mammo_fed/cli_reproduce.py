@@ -21,6 +21,7 @@ DEFAULTS = {
     "seeds": "42,43,44",
     "cv_seeds": "0,1,2,3,4",
     "epochs": "300",
+    "every": "3",
     "backbone": "lite0",
     "jobs": "",
     "hydra.run.dir": "runs/reproduce",
@@ -32,6 +33,7 @@ keys of this command (key=value), beside any setting of `mammo-fed simulate`:
   seeds=42,43,44             runs of each row
   cv_seeds=0,1,2,3,4         runs of each cross-validated row and fold; cv_seeds= leaves cross-validation out
   epochs=300                 of the paper's rows
+  every=3                    epochs between two models that the choice by validation score can take; 1 is the paper's
   backbone=lite0|swin_tiny   of the paper's rows; swin_tiny is the paper's, with weights from timm's hub
   jobs=N                     runs at a time; default one for each processor
   hydra.run.dir=FOLDER       default runs/reproduce; a second time it goes on where it stopped
@@ -82,6 +84,7 @@ def _reproduce(options: argparse.Namespace, console: Console) -> int:
         seeds=_numbers("seeds", own["seeds"]),
         cv_seeds=_numbers("cv_seeds", own["cv_seeds"], empty=True),
         epochs=_number("epochs", own["epochs"]),
+        every=_number("every", own["every"]),
         overrides=tuple(overrides),
         paper_overrides=backbones()[own["backbone"]],
     )
@@ -157,7 +160,7 @@ def _number(key: str, text: str) -> int:
 def _numbers(key: str, text: str, *, empty: bool = False) -> tuple[int, ...]:
     parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     whole: Callable[[str], bool] = str.isdecimal
-    if not all(map(whole, parts)) or not (parts or empty) or (key in ("epochs", "jobs") and [*map(int, parts)] < [1]):
+    if not all(map(whole, parts)) or not (parts or empty) or (key in ("epochs", "every", "jobs") and [*map(int, parts)] < [1]):
         raise InvalidSetting(f"{key}={text} must be whole numbers, such as {key}={DEFAULTS[key] or 2}")
     if len(set(map(int, parts))) != len(parts):
         raise InvalidSetting(f"{key}={text} must not repeat a number")

@@ -29,6 +29,7 @@ class Experiment:
       overrides: settings, as on the command line.
       published: the paper's (AUROC, AUPRC benign) by set.
       cross_validated: whether it is also run on folds of train + val.
+      steps_per_epoch: steps in one pass over its data; 0 for a row that trains on nobody, or that counts no epochs.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Experiment:
     overrides: tuple[str, ...]
     published: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     cross_validated: bool = False
+    steps_per_epoch: int = 0
 
     def settings(self, extra: Sequence[str]) -> Settings:
         """The row's settings with further overrides behind its own.
@@ -61,6 +63,7 @@ def experiments() -> tuple[Experiment, ...]:
             paper=True,
             overrides=(*bases[row["base"]], *row["overrides"]),
             published={name: (values[0], values[1]) for name, values in row["published"].items()},
+            steps_per_epoch=_steps(row["overrides"], raw["steps_per_epoch"]),
         )
         for key, row in raw["rows"].items()
     ]
@@ -96,8 +99,15 @@ def _file() -> Any:
     return read_configuration(FILE)
 
 
+def _steps(overrides: Sequence[str], steps: Mapping[str, int]) -> int:
+    if "federation.rounds=0" in overrides:
+        return 0
+    return steps["synthetic" if "data.train=synthetic" in overrides else "patients"]
+
+
 def _beyond(grid: Mapping[str, Any], bases: Mapping[str, list[str]]) -> list[Experiment]:
     rows = []
+    folded = grid["cross_validated"]
     words = {"phantom": "data-free whitening", "gan": "whitening by GAN images"}
     for unit, source, sites, epsilon in itertools.product(grid["unit"], grid["synthesis"], grid["sites"], grid["epsilon"]):
         if epsilon == "inf" and unit != grid["unit"][0]:
@@ -117,7 +127,7 @@ def _beyond(grid: Mapping[str, Any], bases: Mapping[str, list[str]]) -> list[Exp
                     f"synthesis.source={source}",
                     f"federation.num_sites={sites}",
                 ),
-                cross_validated=sites == 1 and epsilon in grid["cross_validated"],
+                cross_validated=sites == 1 and epsilon in folded["epsilon"] and source in folded["synthesis"],
             )
         )
     return rows

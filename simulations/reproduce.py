@@ -41,7 +41,8 @@ class Plan:
       rows: of the table.
       seeds: of each row.
       cv_seeds: of each cross-validated row, on every fold; empty leaves cross-validation out.
-      epochs: communication rounds of the paper's rows, one a pass over the data.
+      epochs: of the paper's rows: passes over the data.
+      every: epochs in a communication round, after each of which the model is scored on val; divides `epochs`.
       overrides: settings for all rows.
       paper_overrides: settings for the paper's rows, before `overrides`.
     """
@@ -50,6 +51,7 @@ class Plan:
     seeds: tuple[int, ...]
     cv_seeds: tuple[int, ...]
     epochs: int
+    every: int = 1
     overrides: tuple[str, ...] = ()
     paper_overrides: tuple[str, ...] = ()
 
@@ -90,7 +92,7 @@ def jobs_of(plan: Plan, folder: Path) -> list[Job]:
     """
     jobs = []
     for row in plan.rows:
-        of_paper = (*plan.paper_overrides, *_epochs(plan.epochs, row)) if row.paper else ()
+        of_paper = (*plan.paper_overrides, *_epochs(plan, row)) if row.paper else ()
         extra = [*of_paper, *plan.overrides]
         base = row.settings(extra)
         base = replace(base, engine=replace(base.engine, threads=1, workers=1))
@@ -236,9 +238,13 @@ def _features(
     extractor.store([block[rows] for block in blocks], fingerprint=own, flips=flips)
 
 
-def _epochs(epochs: int, row: Experiment) -> tuple[str, ...]:
-    """A round is a pass over the data; a row without rounds trains on no patient and has none."""
-    return () if "federation.rounds=0" in row.overrides else (f"federation.rounds={epochs}",)
+def _epochs(plan: Plan, row: Experiment) -> tuple[str, ...]:
+    """Rounds of whole epochs; a row that trains on nobody has none."""
+    if plan.epochs % plan.every:
+        raise InvalidSetting(f"every={plan.every} must divide epochs={plan.epochs}")
+    if row.steps_per_epoch == 0:
+        return ()
+    return (f"federation.rounds={plan.epochs // plan.every}", f"federation.local_steps={plan.every * row.steps_per_epoch}")
 
 
 def _cache(settings: Settings) -> ArrayCache:

@@ -31,7 +31,7 @@ def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
     fewest = min(len(np.unique(cohort.patients[cohort.labels == label])) for label in (BENIGN, MALIGNANT))
     if not 2 <= folds <= fewest:
         raise InvalidSetting(
-            f"data.folds={folds} must be from 2 to {fewest}, the patients of the smaller class; give data.folds, or more patients"
+            f"data.folds={folds} must be from 2 to {fewest}, the patients of the smaller class"
         )
     cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=0)
     order = np.argsort(cohort.images, kind="stable")

@@ -72,12 +72,17 @@ class UnitOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         super().__init__(optimizer, **settings)
         self._noise = noise
 
+    def accumulate(self) -> None:
+        """Take the clipped sum as it is: each step has one, and nobody else holds it, so it need not be copied."""
+        for parameter in self.params:
+            parameter.summed_grad = parameter.grad
+
     def add_noise(self) -> None:
         """Add Gaussian noise of standard deviation noise_multiplier * max_grad_norm to the clipped sum."""
         scale = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             drawn = torch.from_numpy(self._noise.standard_normal(tuple(parameter.shape), dtype=np.float32))
-            parameter.grad = (parameter.summed_grad + drawn * scale).view_as(parameter)
+            parameter.grad = drawn.mul_(scale).add_(parameter.summed_grad)
 
 
 def poisson_steps(
@@ -134,7 +139,7 @@ def poisson_steps(
     if optimizer == "sgd":
         inner = torch.optim.SGD(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     else:
-        inner = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        inner = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
     if state:
         # The moments alone: step size and weight decay are this round's.
         inner.load_state_dict({**inner.state_dict(), "state": state["optimizer"]})

@@ -19,7 +19,7 @@ __all__ = ["clipped_gradient_sum"]
 
 # Part of the lengths of a unit's addends that its norm is raised by: far above what float32 sums of them can lose.
 ROUNDING: Final = 1e-6
-# Norms of what enters a layer, and of an image's gradient, beyond which float32 could not hold the scaled addends exactly enough.
+# Norms of what enters a layer, and of an image's gradient, beyond which float32 cannot hold the scaled addends well enough.
 LARGEST_INPUT: Final = 1e18
 LARGEST_GRADIENT: Final = 1e30
 
