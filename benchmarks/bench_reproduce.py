@@ -1,10 +1,12 @@
 """A row of the reproduction on cached flips beside the same row with the network in every step.
 
 The slow path is that of the paper's code: flip, resize to 224 pixels, Swin-T, Opacus' hooks on the head, AdamW; every step runs
-the frozen network on the expected batch. Ours is a site's training: nine Poisson steps a pass on cached descriptors of all four
-flips, on one thread as `mammo-fed reproduce` runs a row, where the network has them all. Both start from random patches and random weights, which take as long as any others. The cost of the cache is measured on
-a few patches and scaled to the 1,104 of the training set. Evaluation is left out on both sides. Slow steps, passes of ours and
-patches for the cache alternate, so that a drift of the machine meets all of them; ratios are taken repetition by repetition.
+the frozen network on the expected batch, on all threads. Ours is a site's training: nine Poisson steps a pass on cached
+descriptors of all four flips, on one thread, as `mammo-fed reproduce` runs a row. Both start from random patches and random
+weights, which take as long as any others. The cost of the cache is measured on a few patches, on all threads, and scaled to the
+1,104 of the training set; it takes less an image than a slow step does, for its passes are small, so the cold ratio is above
+what counting images gives (345,600 / 4,416 = 78). Evaluation is left out on both sides. Slow steps, patches for the cache and
+passes of ours alternate, so that a drift of the machine meets all of them; ratios are taken repetition by repetition.
 Usage: python benchmarks/bench_reproduce.py [--steps 540] [--slow-steps 3] [--threads N] [--json [FILE]]
 """
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.data.assemble import synthetic_cohort, synthetic_source
 from mammo_fed.data.cache import ArrayCache
-from mammo_fed.data.cohort import fingerprint, require_both_classes
+from mammo_fed.data.cohort import Cohort, fingerprint, require_both_classes
 from mammo_fed.federation.payload import PublicPayload
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, Progress
@@ -71,12 +71,12 @@ def make_extractor(settings: Settings, *, cache: ArrayCache, progress: Progress 
       WeightsError: If the backbone's weights are missing.
     """
     extractor = Extractor(extractor_spec(settings.model, seed=0), cache=cache)
-    path = _network_path(settings, extractor)
-    if path is None:
+    if not _pretrains_network(settings):
         return extractor
+    cohort = synthetic_cohort(settings.synthesis, settings.data, seed=settings.seed, cache=cache)
+    path = _network_path(settings, extractor, cohort)
     spec, (backbone,) = extractor.spec, extractor.spec.backbones
     if not path.exists():
-        cohort = synthetic_cohort(settings.synthesis, settings.data, seed=settings.seed, cache=cache)
         require_both_classes(cohort)
         (pooled,) = extractor.compute(cohort.pixels[:1], flips="none")
         network, head = pretrain_network(
@@ -104,17 +104,14 @@ def _pretraining(settings: Settings) -> NetworkPretraining:
     )
 
 
-def _network_path(settings: Settings, extractor: Extractor) -> Path | None:
-    """Where the pretrained network of these settings is kept; None where none is asked for."""
-    synthesis = settings.synthesis
-    if "pretrain" not in synthesis.use or synthesis.pretrain_scope != "network":
-        return None
+def _network_path(settings: Settings, extractor: Extractor, cohort: Cohort) -> Path:
+    """Where the pretrained network of these settings, this start and this synthetic set is kept."""
     described = {
         "plan": asdict(_pretraining(settings)),
         "head": (settings.model.head, settings.model.hidden, settings.model.bias_scale),
         "start": extractor.weights_sha256,
-        "set": (synthetic_source(synthesis, settings.data), synthesis.root, settings.data.root, synthesis.count),
-        "drawn": (settings.data.d_prime, settings.data.image_size),
+        "tap": settings.model.tap,
+        "set": fingerprint(cohort, key=None),
         "format": FORMAT,
     }
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -160,7 +157,9 @@ def make_public_start(
     )
     head = _head(settings, dims=whitening.dims)
     features = whitening(blocks, unit=model.norm == "unit")
-    network_path = _network_path(settings, Extractor(extractor_spec(model, seed=0), cache=cache))
+    network_path = None
+    if _pretrains_network(settings):
+        network_path = _network_path(settings, Extractor(extractor_spec(model, seed=0), cache=cache), cohort)
     augmented = "augment" in settings.synthesis.use
     source = synthetic_source(settings.synthesis, settings.data)
     return PublicStart(
@@ -178,6 +177,11 @@ def make_public_start(
         sha256=content,
         images=len(cohort),
     )
+
+
+def _pretrains_network(settings: Settings) -> bool:
+    """Whether backbone and head are pretrained together."""
+    return "pretrain" in settings.synthesis.use and settings.synthesis.pretrain_scope == "network"
 
 
 def _pretrains_head(settings: Settings) -> bool:

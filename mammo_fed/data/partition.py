@@ -30,9 +30,7 @@ def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
     """
     fewest = min(len(np.unique(cohort.patients[cohort.labels == label])) for label in (BENIGN, MALIGNANT))
     if not 2 <= folds <= fewest:
-        raise InvalidSetting(
-            f"data.folds={folds} must be from 2 to {fewest}, the patients of the smaller class"
-        )
+        raise InvalidSetting(f"data.folds={folds} must be from 2 to {fewest}, the patients of the smaller class")
     cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=0)
     order = np.argsort(cohort.images, kind="stable")
     parts = list(cutter.split(order, cohort.labels[order], cohort.patients[order]))

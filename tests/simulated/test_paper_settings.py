@@ -47,7 +47,9 @@ def run(cli, clone, cache, tmp_path_factory):
 
     def go(*overrides):
         folder = tmp_path_factory.mktemp("paper") / "run"
-        code, out, err = cli("simulate", *PAPER, f"data.root={clone}", f"engine.cache={cache}", *overrides, "--json", f"hydra.run.dir={folder}")
+        code, out, err = cli(
+            "simulate", *PAPER, f"data.root={clone}", f"engine.cache={cache}", *overrides, "--json", f"hydra.run.dir={folder}"
+        )
         assert code == 0, err
         return json.loads(out), folder
 
@@ -77,7 +79,7 @@ def assert_private(record, *, sites):
         assert site["rounds"] == 3
 
 
-@pytest.mark.parametrize("sites", [1, 2])
+@pytest.mark.parametrize("sites", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -96,6 +98,12 @@ def test_the_paper_s_settings_run_within_their_budget(run, changes, sites):
     assert_private(record, sites=sites)
     assert set(record["evaluation"]) == {"val", "test", "external"}
     assert np.isfinite(head_of(folder)).all()
+
+
+def test_two_sites_train_with_generated_images_beside_their_patients(run):
+    record, folder = run("synthesis.use=[whiten,augment]", "federation.num_sites=2")
+    assert_private(record, sites=2)
+    assert not np.array_equal(head_of(folder), head_of(run("synthesis.use=[whiten,augment]")[1]))
 
 
 def test_scores_are_kept_with_labels_patients_and_images(plain, clone):
@@ -139,7 +147,7 @@ def test_separate_and_mixed_sampling_and_no_weight_are_three_different_trainings
 
 def test_mixed_sampling_is_charged_at_the_rate_of_the_patients_and_the_generated_images_together(plain, run, clone):
     own, generated = len(read_mammo_dp(clone, split="train")), len(read_mammo_dp_synthetic(clone))
-    mixed, folder = run("synthesis.use=[whiten,augment]", "synthesis.sampler=mixed")
+    mixed, _ = run("synthesis.use=[whiten,augment]", "synthesis.sampler=mixed")
     for record, images in ((plain[0], own), (mixed, own + generated)):
         step = plan_schedule(
             unit="image",
@@ -167,13 +175,18 @@ def test_mixed_sampling_is_charged_at_the_rate_of_the_patients_and_the_generated
         assert site["epsilon"] == pytest.approx(epsilon([spent], delta=1e-4, accountant="rdp"), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_chosen_round_is_the_best_on_val_among_those_near_the_target(run):
-    record, folder = run("federation.release=best_val", "privacy.target_epsilon=inf", "federation.rounds=5", "privacy.learning_rate=0.1")
+    record, folder = run(
+        "federation.release=best_val", "privacy.target_epsilon=inf", "federation.rounds=5", "privacy.learning_rate=0.1"
+    )
     scores = scores_of(folder)
     chosen = average_precision_score(scores["val/label"] == BENIGN, 1 - scores["val/score"])
     single = []
     for rounds in range(1, 6):
-        _, other = run("federation.tail=0.01", "privacy.target_epsilon=inf", f"federation.rounds={rounds}", "privacy.learning_rate=0.1")
+        _, other = run(
+            "federation.tail=0.01", "privacy.target_epsilon=inf", f"federation.rounds={rounds}", "privacy.learning_rate=0.1"
+        )
         found = scores_of(other)
         single.append(average_precision_score(found["val/label"] == BENIGN, 1 - found["val/score"]))
     assert chosen == pytest.approx(max(single))
@@ -183,7 +196,12 @@ def test_the_chosen_round_is_the_best_on_val_among_those_near_the_target(run):
 def test_choosing_a_round_needs_validation_patients(cli, make_clone, cache, tmp_path):
     root = make_clone("train", "test")
     code, _, err = cli(
-        "simulate", *PAPER, f"data.root={root}", f"engine.cache={cache}", "federation.release=best_val", f"hydra.run.dir={tmp_path / 'run'}"
+        "simulate",
+        *PAPER,
+        f"data.root={root}",
+        f"engine.cache={cache}",
+        "federation.release=best_val",
+        f"hydra.run.dir={tmp_path / 'run'}",
     )
     assert code == 2
     assert "federation.release=best_val needs validation patients" in err

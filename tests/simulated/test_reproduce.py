@@ -1,10 +1,9 @@
-"""The reproduction on a made-up clone: every file, nothing twice, the same table after an interruption, sets that are absent."""
+"""The reproduction on a made-up clone: every file, nothing twice, the same table after an interruption, absent sets."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from mammo_fed.compose import compose_settings
 from mammo_fed.errors import InvalidSetting
 from simulations.experiments import backbones, experiments, select
 from simulations.reproduce import Plan, jobs_of, run_jobs
@@ -30,7 +29,7 @@ SMALL = (
     "data.folds=2",
     "data.image_size=32",
 )
-ASKED = ("seeds=1,2", "cv_seeds=0", "epochs=2", "jobs=1")
+ASKED = ("seeds=1,2", "cv_seeds=0", "epochs=2", "every=1", "jobs=1")
 FILES = {"table.md", "table.csv", "table.html", "record.json", "reproduce.log", "rows"}
 
 
@@ -91,8 +90,6 @@ def test_the_table_has_every_row_and_fills_every_set(whole):
 
 
 def test_figures_are_means_over_seeds_of_what_the_runs_scored(whole):
-    from sklearn.metrics import roc_auc_score
-
     folder, _ = whole
     values = []
     for run in (folder / "rows" / "dbr9").iterdir():
@@ -117,15 +114,12 @@ def test_the_record_says_what_was_asked_and_what_epsilon_does_not_cover(whole):
 def test_a_second_time_runs_nothing_and_writes_the_same_table(whole, reproduce, clone):
     folder, out = whole
     before, table = times_of(folder), (folder / "table.csv").read_bytes()
-    started = time.monotonic()
     code, again, err = reproduce(clone, folder)
     assert code == 0, err
     assert "8 of 8 runs" in err
     assert times_of(folder) == before
     assert (folder / "table.csv").read_bytes() == table
     assert again == out
-    # Reading takes seconds; starting processes and running would take many.
-    assert time.monotonic() - started < 60
 
 
 class Interrupted(Exception):
@@ -263,6 +257,8 @@ def test_sets_that_have_come_since_are_scored_the_next_time(reproduce, make_clon
         (("seeds=1,01",), "seeds=1,01 must not repeat a number"),
         (("epochs=0",), "epochs=0 must be whole numbers"),
         (("epochs=2,3",), "epochs=2,3 must be"),
+        (("epochs=4", "every=3"), "every=3 must divide epochs=4"),
+        (("every=0",), "every=0 must be whole numbers"),
         (("jobs=0",), "jobs=0 must be whole numbers"),
         (("privacy.target_epsilon=-1",), "privacy.target_epsilon=-1"),
         (("privacy.targt_epsilon=1",), "privacy.targt_epsilon is not a setting"),
@@ -288,21 +284,28 @@ def test_the_list_shows_every_row_with_its_groups_and_runs_nothing(cli, tmp_path
     assert (code, {line.split()[0] for line in out.splitlines()}) == (0, {row.key for row in select("pretrain")})
 
 
-@pytest.mark.parametrize("row", experiments(), ids=lambda row: row.key)
-def test_every_row_composes_to_settings_of_its_own(row):
-    settings = row.settings(["data.root=x", *(backbones()["lite0"] if row.paper else ())])
-    assert settings.data.source == "mammo_dp"
-    assert row.paper == ("paper" in row.groups)
-    if not row.paper:
-        unit, source, sites, epsilon = row.key.split("-")
-        assert (settings.privacy.unit, settings.synthesis.source) == (unit, source)
-        assert (settings.federation.num_sites, settings.privacy.target_epsilon) == (int(sites), float(epsilon))
+def test_every_row_composes_to_a_training_of_its_own():
+    rows = [(row, row.settings(["data.root=x", *(backbones()["lite0"] if row.paper else ())])) for row in experiments()]
+    for row, settings in rows:
+        assert settings.data.source == "mammo_dp"
+        assert row.paper == ("paper" in row.groups)
+        if not row.paper:
+            unit, source, sites, epsilon = row.key.split("-")
+            assert (settings.privacy.unit, settings.synthesis.source) == (unit, source)
+            assert (settings.federation.num_sites, settings.privacy.target_epsilon) == (int(sites), float(epsilon))
+    assert len({settings.sha256() for _, settings in rows}) == len({row.key for row, _ in rows}) == len(rows)
 
 
-def test_no_two_rows_are_the_same_training():
-    hashes = [row.settings(["data.root=x", *(backbones()["lite0"] if row.paper else ())]).sha256() for row in experiments()]
-    assert len(set(hashes)) == len(hashes)
-    assert len({row.key for row in experiments()}) == len(hashes)
+def test_epochs_are_so_many_steps_whatever_the_rounds_that_they_are_cut_into(clone, cache, tmp_path):
+    rows = {**vars(plan_of(clone, cache)), "rows": select("dbr9,dbr12,dbr15"), "epochs": 6}
+    for every in (1, 2, 3, 6):
+        found = {job.key: job.settings.federation for job in jobs_of(Plan(**{**rows, "every": every}), tmp_path)}
+        assert {key: federation.rounds for key, federation in found.items()} == {
+            "dbr9": 6 // every,
+            "dbr12": 6 // every,
+            "dbr15": 0,
+        }
+        assert (found["dbr9"].local_steps, found["dbr12"].local_steps) == (9 * every, 24 * every)
 
 
 def test_groups_choose_rows_in_the_order_of_the_table():
@@ -337,8 +340,3 @@ def test_jobs_of_other_settings_have_other_folders(clone, cache, tmp_path):
     # A row that trains on no patient has no rounds, and the recipe has its own number: only the paper's rows that train change.
     moved = {job.key for job, other in zip(jobs, changed, strict=True) if job.folder != other.folder}
     assert moved == {key for key in ("dbr9", "dbr15") if "federation.rounds=0" not in select(key)[0].overrides}
-
-
-def test_the_environment_of_later_tests_is_left_alone():
-    assert compose_settings([]).settings.seed == 0
-    assert "OMP_NUM_THREADS" in os.environ
