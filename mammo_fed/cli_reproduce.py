@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from mammo_fed.errors import InvalidSetting
 
 __all__ = ["add_reproduce_command"]
 
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
 DEFAULTS = {
     "experiment": "all",
     "seeds": "42,43,44",
@@ -102,9 +106,13 @@ def _run(plan: Any, folder: Path, processes: int, own: dict[str, str], options: 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidSetting(f"hydra.run.dir={folder} cannot be made ({error.strerror}); choose another folder") from error
-    with log_to_file(folder / "reproduce.log"), _Bars(console, quiet=options.json) as bars:
-        run_jobs(jobs, processes=processes, prepared=bars.prepared, finished=bars.finished)
-    page = write_results(folder, collect(plan, jobs), settings={**own, "overrides": list(plan.overrides)})
+    try:
+        with log_to_file(folder / "reproduce.log"), _Bars(console, quiet=options.json) as bars:
+            run_jobs(jobs, processes=processes, prepared=bars.prepared, finished=bars.finished)
+    except KeyboardInterrupt:
+        console.print("interrupted; finished runs are kept, and the same command goes on from there", style="yellow")
+        return INTERRUPTED
+    page = write_results(folder, collect(plan, jobs), settings={**own, "overrides": " ".join(plan.overrides)})
     if options.json:
         sys.stdout.write((folder / "record.json").read_text(encoding="utf-8"))
         return 0
@@ -141,6 +149,7 @@ class _Bars:
     def finished(self, job: Any, done: int, total: int) -> None:
         """`done` of `total` runs are done, the last of them `job`."""
         self._bars.update(self._runs, completed=done, total=total, visible=True)
+        logger.info("%d of %d runs are done, the last %s", done, total, job.folder.name)
         if done == total or 20 * done // total > self._said:
             self._said = 20 * done // total
             self._say(f"{done} of {total} runs ({job.key})")
@@ -161,7 +170,9 @@ def _numbers(key: str, text: str, *, empty: bool = False) -> tuple[int, ...]:
     parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     whole: Callable[[str], bool] = str.isdecimal
     if not all(map(whole, parts)) or not (parts or empty) or (key in ("epochs", "every", "jobs") and [*map(int, parts)] < [1]):
-        raise InvalidSetting(f"{key}={text} must be whole numbers, such as {key}={DEFAULTS[key] or 2}")
+        raise InvalidSetting(
+            f"{key}={text} must be whole numbers (epochs, every and jobs at least 1), such as {key}={DEFAULTS[key] or 2}"
+        )
     if len(set(map(int, parts))) != len(parts):
         raise InvalidSetting(f"{key}={text} must not repeat a number")
     return tuple(map(int, parts))

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -133,19 +133,23 @@ def run_jobs(
     _prepare(open_jobs, Hooks(features=prepared))
     os.environ["OMP_NUM_THREADS"] = "1"
     # Spawned, not forked: the networks' thread pools of this process do not survive a fork.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-        pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in open_jobs}
-        try:
-            while pending:
-                ready, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    job = pending.pop(future)
-                    future.result()
-                    done += 1
-                    finished(job, done, len(jobs))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_quiet)
+    pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in open_jobs}
+    try:
+        while pending:
+            ready, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in ready:
+                job = pending.pop(future)
+                future.result()
+                done += 1
+                finished(job, done, len(jobs))
+    except BaseException:
+        # Nobody waits for the runs in hand: they start again from nothing, and the queue must not go on behind our back.
+        for child in active_children():
+            child.terminate()
+        pool.shutdown(wait=False)
+        raise
+    pool.shutdown()
 
 
 def _run(job: Job) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -51,12 +51,17 @@ BOOTSTRAP_SEED: Final = 0
 NOTES: Final = (
     "Hyper-parameters were chosen without differential privacy on CBIS-DDSM's train and val patients, which are public; the "
     "epsilon of a row does not cover that choice.",
-    "The epsilon of a row is that of one of its runs alone. All runs of this table together would cost a patient far more: 45 "
-    "runs at epsilon 6 and delta 1e-4 compose to about 83.",
+    "The epsilon of a row is that of one of its runs alone. All runs of a table together cost a patient far more: 45 runs at "
+    "epsilon 6 and delta 1e-4, for instance, compose to about 83.",
     "The paper's numbers are its own, on its test sets with a Swin-T at 224 pixels. Rows of the paper choose their epoch by "
     "validation AUPRC (benign), as its code does: their figures on val are biased upward, and epsilon does not cover it.",
-    "Cross-validation is patient-grouped on train + val, the mean over 5 folds of the value within each, at one site.",
+    "The epsilon of a patient, in rows whose unit is the image, is for one with as many images as a site lets a patient have "
+    "(16 by default; CBIS-DDSM's have at most 14); figures above 1,000 are upper bounds that say no more than that.",
 )
+CROSS_VALIDATION: Final = (
+    "Cross-validation is patient-grouped on train + val, the mean over 5 folds of the value within each, at one site."
+)
+PAPERS_EPOCHS: Final = "300"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,20 +106,26 @@ def write_results(folder: Path, results: Sequence[RowResult], *, settings: Mappi
     absent = ""
     if missing:
         absent = f"Not at hand, so not filled: {', '.join(words[name] for name in missing)}; a full clone of the data has them."
-    notes = (*NOTES, _backbone_note(results))
+    notes = (
+        _made(settings),
+        *NOTES,
+        *([CROSS_VALIDATION] if any("cv" in row.summaries for row in rows) else []),
+        _backbone_note(results),
+    )
     write_table(folder, rows, absent=absent, notes=notes)
     by_key = {result.row.key: result for result in results}
+    comparisons = _comparisons(by_key, there)
     page = TablePage(
         title="Reproduction of arXiv:2407.12669, and past it",
         rows=rows,
         absent=absent,
         notes=notes,
         curves=_curves(by_key, [name for name in EVALUATED if name in there]),
-        comparisons=_comparisons(by_key, there),
+        comparisons=comparisons,
         strata=_strata(by_key, there),
     )
     path = write_table_page(folder, page)
-    write_atomically(folder / RECORD_NAME, json.dumps(_record(results, settings), indent=2) + "\n")
+    write_atomically(folder / RECORD_NAME, json.dumps(_record(results, comparisons, settings), indent=2) + "\n")
     return path
 
 
@@ -183,6 +194,18 @@ def _folds(jobs: Sequence[Job]) -> list[Scores]:
     return [_scores([_load(job.folder) for job in by_fold[fold]], "val") for fold in sorted(by_fold)]
 
 
+def _made(settings: Mapping[str, object]) -> str:
+    """How the rows were made, and whether that is the paper's length."""
+    asked = ", ".join(f"{name}={settings[name]}" for name in ("epochs", "every", "seeds", "cv_seeds", "backbone"))
+    changed = f"; for all rows {settings['overrides']}" if settings["overrides"] else ""
+    short = (
+        ""
+        if settings["epochs"] == PAPERS_EPOCHS
+        else f" The paper trains {PAPERS_EPOCHS} epochs: its rows here are not comparable."
+    )
+    return f"Made with {asked}{changed}.{short}"
+
+
 def _backbone_note(results: Sequence[RowResult]) -> str:
     names = sorted({record.model.backbone for result in results for record in result.records})
     return f"Backbones: {', '.join(names)}, ImageNet weights, frozen but where a row says otherwise."
@@ -228,7 +251,9 @@ def _strata(by_key: Mapping[str, RowResult], there: set[str]) -> tuple[Stratifie
     return tuple(one for one in found if one.groups)
 
 
-def _record(results: Sequence[RowResult], settings: Mapping[str, object]) -> dict[str, object]:
+def _record(
+    results: Sequence[RowResult], comparisons: Sequence[Comparison], settings: Mapping[str, object]
+) -> dict[str, object]:
     """The whole reproduction as JSON: what was asked, and every row's figures and guarantees."""
     return {
         "schema_version": 1,
@@ -236,6 +261,9 @@ def _record(results: Sequence[RowResult], settings: Mapping[str, object]) -> dic
         "settings": dict(settings),
         "hyper_parameters": NOTES[0],
         "composition": NOTES[1],
+        "comparisons": [
+            {"first": one.first, "second": one.second, "set": one.set_name, **asdict(one.difference)} for one in comparisons
+        ],
         "rows": [
             {
                 "key": result.row.key,

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.record import write_atomically
-from mammo_fed.reporting.wording import epsilon_text, readable, set_title
+from mammo_fed.reporting.wording import LOOSE_ABOVE, epsilon_text, readable, set_title
 from mammo_fed.training.statistics import METRICS, Interval, Summary
 
 __all__ = [
@@ -166,13 +166,18 @@ def table_cells(rows: Sequence[TableRow]) -> tuple[list[str], list[list[str]]]:
     body = [
         [
             *(row.key, row.title, row.unit or ABSENT, str(row.sites), epsilon_text(row.epsilon)),
-            ABSENT if row.patient_epsilon is None else epsilon_text(row.patient_epsilon),
+            ABSENT if row.patient_epsilon is None else _patient_text(row.patient_epsilon),
             *(cell for name in SETS for cell in _set_cells(row, name, paper=name in published)),
             *([row.note or ABSENT] if noted else []),
         ]
         for row in rows
     ]
     return head + (["Note"] if noted else []), body
+
+
+def _patient_text(epsilon: float) -> str:
+    """A patient's epsilon, marked where it is no more than an upper bound."""
+    return ("≤ " if LOOSE_ABOVE < epsilon < math.inf else "") + epsilon_text(epsilon)
 
 
 def _set_cells(row: TableRow, name: str, *, paper: bool) -> list[str]:

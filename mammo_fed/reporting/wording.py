@@ -21,6 +21,8 @@ __all__ = [
 NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 Ledger = Literal["run", "site"]
 Noise = Literal["operating system", "injected", "none"]
+# Above it an accountant gives an upper bound and no more.
+LOOSE_ABOVE: Final = 1000.0
 NONE_GIVEN: Final = "so this run gives no privacy guarantee."
 SET_TITLES: Final = {"val": "Validation", "test": "Test", "external": "External test", "sites": "Sites, pooled"}
 # Which set a headline speaks of: the first of these that the run has. Validation comes last, choices may have been made on it.
@@ -175,7 +177,8 @@ def guarantee_sentence(
         images = "1 image" if max_images_per_patient == 1 else f"{max_images_per_patient} images"
         who = "Each image, not each patient,"
         verb = "epsilon is" if ledger == "run" else "no cap is set, and the schedule cost so far is epsilon"
-        patient = f"; for a patient with {images} {verb} {epsilon_text(patient_epsilon)}"
+        loose = "at most " if patient_epsilon > LOOSE_ABOVE else ""
+        patient = f"; for a patient with {images} {verb} {loose}{epsilon_text(patient_epsilon)}"
     return (
         f"{who} is protected with {price} at its site {scope}{patient}; "
         f"neighbouring cohorts differ in one {unit}'s data being zeroed out, cohort sizes are public."
