@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from mammo_fed.errors import DataError
 from mammo_fed.reporting import markup
 from mammo_fed.reporting.markup import Html
@@ -15,6 +17,7 @@ from mammo_fed.reporting.record import write_atomically
 from mammo_fed.reporting.table import ABSENT, SETS, TableRow, check_rows, table_cells, table_set_title, value_text
 from mammo_fed.reporting.table_plots import PAPER_SET, curve_plots, utility_plot
 from mammo_fed.reporting.wording import HOW_TO_READ, metric_text
+from mammo_fed.training.evaluation import auroc
 from mammo_fed.training.statistics import Difference, Subgroup
 
 __all__ = ["TABLE_PAGE_NAME", "Comparison", "Stratified", "TablePage", "write_table_page"]
@@ -151,19 +154,18 @@ def _utility(rows: Sequence[TableRow]) -> Html:
 
 def _curves(page: TablePage) -> Html:
     figures, hidden = [], []
-    summaries = {row.key: row.summaries for row in page.rows}
     for name in (one for one in SETS if one in page.curves):
         public = {key: scored for key, scored in page.curves[name].items() if scored.public}
         hidden += [f"{key} ({table_set_title(name)})" for key in page.curves[name] if key not in public]
-        found = {key: summaries.get(key, {}).get(name) for key in public}
-        words = {key: ABSENT if one is None else metric_text(one.auroc.value) for key, one in found.items()}
+        # Of the curve that is drawn, which may be one seed of several.
+        words = {key: metric_text(auroc(np.asarray(one.scores, np.float64), one.labels)) for key, one in public.items()}
         if public:
             figures += [markup.figure(svg, caption) for svg, caption in curve_plots(name, public, auroc=words)]
     content = [Html(f'<div class="plots">{markup.join(figures)}</div>')] if figures else []
     if hidden:
         note = f"Not drawn: {', '.join(hidden)}. Those patients are not declared public; a curve gives back single scores."
         content.append(markup.paragraph(note, kind="soft"))
-    return markup.section("ROC and precision-recall curves", *content) if content else Html("")
+    return markup.section("ROC and precision-recall curves, one seed of each row", *content) if content else Html("")
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> Html:
