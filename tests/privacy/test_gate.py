@@ -193,21 +193,24 @@ def test_gate_no_image_changes_another_image_s_descriptor():
     patches = rng.random((6, 64, 64), dtype=np.float32)
     changed = patches.copy()
     changed[3] = np.nan
-    for name, tap, pooling in (
-        ("tf_efficientnet_lite0", 3, "covariance"),
-        ("tf_efficientnet_lite0", 3, "sqrt_covariance"),
-        ("tf_efficientnet_lite0", 3, "mean_std"),
-        ("swin_tiny_patch4_window7_224", None, "mean"),
+    for name, taps, pooling, flips in (
+        ("tf_efficientnet_lite0", (3,), "covariance", "average"),
+        ("tf_efficientnet_lite0", (3,), "mean_std", "average"),
+        ("tf_efficientnet_lite0", (3,), "sqrt_covariance", "average"),
+        ("tf_efficientnet_lite2", (3, 2), "sqrt_covariance", "dihedral"),
+        ("tf_efficientnet_lite0", (4,), "mean", "random"),
+        ("swin_tiny_patch4_window7_224", (None,), "mean", "average"),
+        ("swin_tiny_patch4_window7_224", (None,), "mean", "random"),
     ):
-        spec = ExtractorSpec(
-            backbones=(BackboneSpec(name=name, weights="none", tap=tap),), pooling=pooling, input_size=64, flips="average"
-        )
+        backbones = tuple(BackboneSpec(name=name, weights="none", tap=tap) for tap in taps)
+        spec = ExtractorSpec(backbones=backbones, pooling=pooling, input_size=64, flips=flips)
         extractor = Extractor(spec, cache=None)  # type: ignore[arg-type]
         with torch.random.fork_rng():
-            (before,), (after,) = (extractor.compute(images, flips="average") for images in (patches, changed))
+            before, after = (extractor.compute(images, flips=flips) for images in (patches, changed))
         others = np.arange(6) != 3
-        np.testing.assert_allclose(before[others], after[others], rtol=1e-4, atol=1e-5, err_msg=name)
-        assert np.isnan(after[3]).any()
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_allclose(one[others], other[others], rtol=1e-4, atol=1e-5, err_msg=name)
+            assert np.isnan(other[3]).any()
 
 
 def test_gate_catches_the_window_attention_fault_of_plain_opacus():
