@@ -74,6 +74,9 @@ class Declaration:
     def __post_init__(self) -> None:
         if min(self.synthetic_images, self.network_size) < 0 or not (0 <= self.augment_weight < math.inf):
             raise InvalidSetting("synthetic_images, network_size and augment_weight must be at least 0 and finite")
+        if self.model.flips == "random" and (self.mechanism != "dp_sgd" or self.mean_fraction > 0):
+            # Views of an image stand side by side: only sampled steps draw one, other releases would not clip what they sum.
+            raise InvalidSetting("model.flips=random belongs to privacy=dp_sgd with privacy.mean_fraction=0")
         if not (self.run_id.isascii() and self.run_id.isalnum() and len(self.run_id) <= 64):
             raise InvalidSetting("run_id must be 1 to 64 letters and digits")
         for name in ("clipping_norm", "mean_clipping_norm"):

@@ -148,3 +148,11 @@ def test_the_hash_does_not_depend_on_how_an_array_lies_in_memory():
     centre = np.zeros(0, np.float32)
     assert task_hash(TASK, centre=centre, arrays=wide[::2]) == task_hash(TASK, centre=centre, arrays=wide[::2].copy())
     assert task_hash(TASK, centre=wide[:3], arrays=wide[3:]) != task_hash(TASK, centre=wide[:4], arrays=wide[4:])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mechanism": "dp_gd", "mean_fraction": 0.0}, {"mechanism": "dp_sgd", "mean_fraction": 0.1}]
+)
+def test_a_declaration_of_drawn_flips_is_refused_where_nothing_draws_them(declaration, changes):
+    with pytest.raises(InvalidSetting, match=r"model\.flips=random belongs to privacy=dp_sgd"):
+        replace(declaration, model=replace(declaration.model, flips="random"), **changes)
