@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from client.site import DECLARATION_ROUND, Site, open_site
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
-from mammo_fed.federation.flwr_internals import CLIENT_FAILED
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
 from mammo_fed.federation.messages import Reply, pack_reply, read_declaration, read_task
 
 __all__ = ["app"]

@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from mammo_fed.federation.flwr_internals import (
+from mammo_fed.federation.flwr_internals.messages import (
     CLIENT_FAILED,
     SERVER_NODE_ID,
     become_server,

@@ -13,7 +13,7 @@ from client.policy import SiteFile, SitePolicy
 from mammo_fed.data.assemble import Pool, evaluation_cohorts, limit_images_per_patient, load_pool, synthetic_cohort
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.federation.flwr_internals import quiet
+from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.reporting.record import Record, read_record
 from mammo_fed.settings import Settings
 from server.app import make_app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message
@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from mammo_fed.errors import RunFailed
 from mammo_fed.federation.messages import ARRAYS, CONFIG, WEIGHT, flat_array, pack_array
 from mammo_fed.settings import FederationSettings
+from mammo_fed.settings.federation import ROBUST
 
 __all__ = ["Aggregator", "choose_sites"]
-
-# Post-processing of the sites' means: a pseudo-gradient optimizer has no business there, a robust rule has.
-ROBUST: Final = ("FedMedian", "FedTrimmedAvg", "Krum")
 
 
 def choose_sites(sites: Sequence[str], *, fraction: float, seed: int, round_index: int) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from mammo_fed.compose import compose_settings
 from mammo_fed.data.assemble import load_pool
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
-from mammo_fed.federation.flwr_internals import CLIENT_FAILED, become_server
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, become_server
 from mammo_fed.federation.messages import Reply, pack_array, pack_declaration, read_reply, task_config
 from mammo_fed.federation.task import Declaration, RoundTask
 from mammo_fed.models.classifier import extractor_spec

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from mammo_fed.federation.flwr_internals import (
+from mammo_fed.federation.flwr_internals.messages import (
     CLIENT_FAILED,
     SERVER_NODE_ID,
     become_server,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.federation.flwr_internals import become_server, stamp, through_the_wire
+from mammo_fed.federation.flwr_internals.messages import become_server, stamp, through_the_wire
 from mammo_fed.federation.messages import (
     ARRAYS,
     CONFIG,

@@ -1,4 +1,4 @@
-"""Everything that is private to Flower and that we need all the same; a test fails loudly when Flower moves it."""
+"""Messages as Flower makes, copies and serialises them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,82 @@
+"""What is promised, and the mechanism that keeps it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.settings.checks import Auto, at_least
+
+__all__ = ["PrivacySettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySettings:
+    """What is promised and the mechanism that keeps the promise; "auto" values are filled in by mammo_fed.recipe.
+
+    Attributes:
+      unit: whose data is protected.
+      target_epsilon: of the whole run at every site, > 0; infinity trains without noise and without a guarantee.
+      delta: in (0, 1).
+      accountant: "pld" (default), "rdp" (the paper's) or "prv".
+      mechanism: "dp_gd" (full batch, closed form) or "dp_sgd" (Poisson sampling, Opacus).
+      clipping_norm: largest gradient norm of one unit.
+      mean_clipping_norm: largest norm of one unit's sum of features in the private mean.
+      mean_fraction: part of the budget (of mu squared) spent on the private mean, in [0, 1).
+      batch_size: expected images a step at a site under dp_sgd.
+      learning_rate, weight_decay, optimizer, label_smoothing: of the local steps.
+      max_images_per_patient: enforced at the site; public.
+      ledger: "run" (a fresh one in the run folder) or a folder whose ledgers carry over all runs.
+      noise: "secure" (units rounded to a public grid, integer sums, discrete Gaussian noise) or "float".
+      noise_seed: injects the noise for tests and benchmarks on public cohorts; voids the guarantee.
+    """
+
+    unit: Literal["patient", "image"]
+    target_epsilon: float
+    delta: float
+    accountant: Literal["pld", "rdp", "prv"]
+    mechanism: Literal["dp_gd", "dp_sgd"]
+    clipping_norm: float | Auto
+    mean_clipping_norm: float | Auto
+    mean_fraction: float
+    batch_size: int
+    learning_rate: float | Auto
+    weight_decay: float
+    optimizer: Literal["sgd", "adamw"]
+    label_smoothing: float
+    max_images_per_patient: int
+    ledger: str
+    noise: Literal["secure", "float"]
+    noise_seed: int | None
+
+    def __post_init__(self) -> None:
+        if not self.target_epsilon > 0:
+            raise InvalidSetting(
+                f"privacy.target_epsilon={self.target_epsilon} must be above 0 (inf trains without privacy); 1 to 10 is usual"
+            )
+        if not 0 < self.delta < 1:
+            raise InvalidSetting(
+                f"privacy.delta={self.delta} must be in (0, 1); well below 1 / patients is usual, such as 1e-4"
+            )
+        for name in ("clipping_norm", "mean_clipping_norm", "learning_rate"):
+            value = getattr(self, name)
+            if value != "auto" and not (math.isfinite(value) and value > 0):
+                raise InvalidSetting(f"privacy.{name}={value} must be a finite number above 0, or auto")
+        if not 0 <= self.mean_fraction < 1:
+            raise InvalidSetting(f"privacy.mean_fraction={self.mean_fraction} must be in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidSetting(f"privacy.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InvalidSetting(f"privacy.weight_decay={self.weight_decay} must be a finite number, at least 0")
+        at_least("privacy.batch_size", self.batch_size, 1)
+        at_least("privacy.max_images_per_patient", self.max_images_per_patient, 1)
+        self._check_mechanism()
+
+    def _check_mechanism(self) -> None:
+        if self.mechanism == "dp_gd" and (self.label_smoothing > 0 or self.weight_decay > 0 or self.optimizer != "sgd"):
+            raise InvalidSetting(
+                "privacy.mechanism=dp_gd takes plain gradient steps: set privacy.optimizer=sgd, weight_decay=0 and "
+                "label_smoothing=0, or choose privacy=dp_sgd"
+            )
