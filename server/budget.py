@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 from mammo_fed.federation.messages import Reply
 from mammo_fed.privacy.accounting import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.typed import plain
 
 __all__ = ["BudgetView", "SiteSpending"]
 
+EVENTS: Final = ("declared", "events", "answered")
 # The site and the server run the same accountant; what differs by more is a fault or a lie.
 TOLERANCE: Final = 1e-6
 
@@ -70,6 +72,22 @@ class SiteSpending:
         """Number of rounds that it answered."""
         return len(self.epsilon_after_round) - len(self.unanswered)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Values that strict JSON knows."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: [event.as_dict() for event in value] if name in EVENTS else plain(value) for name, value in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SiteSpending:
+        """Inverse of `as_dict`."""
+        events = {name: [PrivacyEvent.from_dict(event) for event in values[name]] for name in EVENTS}
+        reals = ("epsilon_account", "budget_left", "patient_epsilon_account", "cap_epsilon", "cap_delta")
+        rest = {name: float(value) if name in reals else value for name, value in values.items() if name not in EVENTS}
+        rest["epsilon_after_round"] = [float(value) for value in values["epsilon_after_round"]]
+        return cls(**rest, declared=tuple(events["declared"]), events=events["events"], answered=events["answered"])
+
     def reach(self, epsilon: float) -> None:
         """Note that this run has cost `epsilon` by now; no figure ever falls behind it."""
         largest = max(self.epsilon, epsilon)
@@ -100,6 +118,14 @@ class BudgetView:
     def active_spending(self) -> tuple[SiteSpending, ...]:
         """What the sites that have not refused have spent."""
         return tuple(spending for spending in self.sites.values() if not spending.reason)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the server knows of every site, as values that strict JSON knows."""
+        return {name: spending.as_dict() for name, spending in self._sites.items()}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what `as_dict` gave."""
+        self._sites = {name: SiteSpending.from_dict(site) for name, site in values.items()}
 
     def enter(self, reply: Reply) -> None:
         """Take in a site's answer to the declaration."""

@@ -28,9 +28,9 @@ from mammo_fed.reporting.record import (
     not_covered_sentences,
 )
 from mammo_fed.settings import Settings
+from server.admission import Traffic
 from server.budget import BudgetView, SiteSpending
 from server.public import PublicStart
-from server.rounds import Traffic
 
 __all__ = ["Outcome", "build_record"]
 

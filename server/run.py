@@ -34,7 +34,7 @@ from server.budget import BudgetView
 from server.outcome import Outcome, build_record
 from server.public import PublicStart, make_extractor, make_public_start
 from server.results import Scored, write_results
-from server.rounds import Rounds
+from server.rounds import Deployment, Rounds
 
 __all__ = ["Hooks", "run_federation", "share_of"]
 
@@ -64,11 +64,18 @@ def share_of(settings: Settings) -> Share:
 
 
 def run_federation(
-    grid: Grid, settings: Settings, folder: Path, *, mode: Literal["simulate", "deploy", "reproduce"], hooks: Hooks
+    grid: Grid,
+    settings: Settings,
+    folder: Path,
+    *,
+    mode: Literal["simulate", "deploy", "reproduce"],
+    hooks: Hooks,
+    deployment: Deployment | None = None,
 ) -> Record:
     """Run a federation over `grid` and write record.json, report.html and the model into `folder`.
 
-    Nothing is written before the last round and the evaluation are done: an interrupted run leaves no result.
+    No result is written before the last round and the evaluation are done. Under a deployment every round is kept on the disk,
+    and a run that was interrupted goes on after its last finished round.
 
     Raises:
       PrivacyRefused: If every site refuses.
@@ -76,6 +83,7 @@ def run_federation(
       RunFailed: If sites do not come or none replies.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
+    resumed = deployment.checkpoints.read() if deployment else None
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
@@ -87,9 +95,19 @@ def run_federation(
     blocks = {name: _blocks(extractor, name, cohort, hooks) for name, cohort in held_out.items()}
     after_features = time.perf_counter()
 
-    declaration = declare_run(settings, extractor, start, run_id=secrets.token_hex(8))
-    rounds = Rounds(grid, settings, resolve(settings), declaration, on_round=hooks.round)
-    course = rounds.run(start.payload.flatten(), start.flat)
+    run_id = Declaration.from_json(resumed.declaration).run_id if resumed else secrets.token_hex(8)
+    declaration = declare_run(settings, extractor, start, run_id=run_id)
+    rounds = Rounds(
+        grid,
+        settings,
+        resolve(settings),
+        declaration,
+        start.payload.flatten(),
+        on_round=hooks.round,
+        deployment=deployment,
+        resumed=resumed,
+    )
+    course = rounds.run(start.flat)
     after_training = time.perf_counter()
 
     classifier = Classifier(
@@ -134,6 +152,8 @@ def run_federation(
     record = build_record(outcome)
     scored = Scored(cohorts=held_out, features=features, scores=scores)
     write_results(folder, record, classifier, scored, (start.flat, *course.models), settings)
+    if deployment:
+        deployment.checkpoints.remove()
     return record
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import ConfigRecord, Message
@@ -17,6 +17,10 @@ from mammo_fed.settings import FederationSettings
 from mammo_fed.settings.federation import ROBUST
 
 __all__ = ["Aggregator", "choose_sites"]
+
+
+# Attributes of Flower's adaptive strategies.
+MOMENTS: Final = ("m_t", "v_t")
 
 
 def choose_sites(sites: Sequence[str], *, fraction: float, seed: int, round_index: int) -> tuple[str, ...]:
@@ -86,6 +90,17 @@ class Aggregator:
             raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
         # FedAdam and its kin return float64, which would double every later message.
         return flat_array(arrays)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What the strategies carry from round to round: the moments of FedAdam and its kin, by name; else nothing."""
+        return {f"{name}/{key}": array for name in MOMENTS for key, array in (getattr(self._train, name, None) or {}).items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what `state` gave."""
+        for name in MOMENTS:
+            moments = {key.partition("/")[2]: array for key, array in state.items() if key.partition("/")[0] == name}
+            if moments:
+                setattr(self._train, name, moments)
 
 
 def _strategy(settings: FederationSettings, name: str) -> Strategy:

@@ -29,6 +29,7 @@ __all__ = [
     "read_declaration",
     "read_reply",
     "read_task",
+    "reason_of",
     "task_config",
 ]
 
@@ -158,6 +159,12 @@ def pack_reply(reply: Reply) -> RecordDict:
     return RecordDict(
         {ARRAYS: pack_array(reply.arrays), METRICS: MetricRecord({WEIGHT: reply.weight}), PRIVACY: ConfigRecord(dict(privacy))}
     )
+
+
+def reason_of(content: RecordDict) -> str:
+    """Why a site refused, without reading the rest of its reply; empty if it did not, or the reply cannot be read."""
+    privacy = content.config_records.get(PRIVACY)
+    return "" if privacy is None else str(privacy.get("reason", ""))
 
 
 def read_reply(content: RecordDict) -> Reply:

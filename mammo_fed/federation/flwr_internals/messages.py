@@ -8,17 +8,30 @@ import os
 import uuid
 from typing import Any
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["CLIENT_FAILED", "SERVER_NODE_ID", "become_server", "empty_run", "own_copy", "quiet", "stamp", "through_the_wire"]
+__all__ = [
+    "CLIENT_FAILED",
+    "LINK_ERRORS",
+    "SERVER_NODE_ID",
+    "become_server",
+    "empty_run",
+    "own_copy",
+    "quiet",
+    "stamp",
+    "through_the_wire",
+]
 
 SERVER_NODE_ID = 1
 CLIENT_FAILED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+# What a grid raises while its SuperLink is away or broken.
+LINK_ERRORS: tuple[type[Exception], ...] = (httpx.HTTPError, ObjectPullError, ConnectionError)
 
 
 def become_server(run_id: int) -> None:
