@@ -84,7 +84,9 @@ class SiteSpending:
         """Inverse of `as_dict`."""
         events = {name: [PrivacyEvent.from_dict(event) for event in values[name]] for name in EVENTS}
         reals = ("epsilon_account", "budget_left", "patient_epsilon_account", "cap_epsilon", "cap_delta")
-        rest = {name: float(value) if name in reals else value for name, value in values.items() if name not in EVENTS}
+        rest: dict[str, Any] = {
+            name: float(value) if name in reals else value for name, value in values.items() if name not in EVENTS
+        }
         rest["epsilon_after_round"] = [float(value) for value in values["epsilon_after_round"]]
         return cls(**rest, declared=tuple(events["declared"]), events=events["events"], answered=events["answered"])
 

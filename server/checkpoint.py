@@ -41,6 +41,7 @@ class Checkpoint:
       declaration: canonical JSON of what was declared; holds the run's name.
       round_done: -2 before the declaration, -1 after it, 0 after the private mean, then the round.
       round_begun: the last round whose tasks may have been sent; a round that may not be repeated is skipped by it.
+      initial: float32, the model at the start.
       centre: float32, the aggregated private mean.
       models: float32, the aggregated model after each round.
       optimizer: state of the server's optimizer.
@@ -50,6 +51,7 @@ class Checkpoint:
     declaration: str
     round_done: int = -2
     round_begun: int = -2
+    initial: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     models: tuple[NDArray[np.float32], ...] = ()
     optimizer: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class CheckpointFolder:
                 declaration=about["declaration"],
                 round_done=about["round_done"],
                 round_begun=about["round_begun"],
+                initial=arrays.pop("initial"),
                 centre=arrays.pop("centre"),
                 models=models,
                 optimizer=arrays,
@@ -146,8 +149,10 @@ class CheckpointFolder:
         }
         state = save(
             {
-                "centre": checkpoint.centre,
+                "initial": np.ascontiguousarray(checkpoint.initial),
+                "centre": np.ascontiguousarray(checkpoint.centre),
                 **{name: np.ascontiguousarray(array) for name, array in checkpoint.optimizer.items()},
+            },
             },
             metadata={"checkpoint": json.dumps(about, allow_nan=False)},
         )

@@ -280,7 +280,7 @@ def test_a_site_whose_own_figure_differs_is_named_with_the_round_and_the_servers
 
 
 def test_a_run_whose_every_site_talks_nonsense_in_a_round_fails(federate):
-    with pytest.raises(RunFailed, match="round 0: no site replied with an update"):
+    with pytest.raises(RunFailed, match="round 0: 0 of 1 sites replied with an update in 3 tries"):
         federate(garbage(NOTHING), "federation.site_budgets=[1,1,1,6]")
 
 
