@@ -153,7 +153,6 @@ class CheckpointFolder:
                 "centre": np.ascontiguousarray(checkpoint.centre),
                 **{name: np.ascontiguousarray(array) for name, array in checkpoint.optimizer.items()},
             },
-            },
             metadata={"checkpoint": json.dumps(about, allow_nan=False)},
         )
         sync_folder(self._folder)
