@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from client.site import DECLARATION_ROUND, Site, open_site
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
-from mammo_fed.federation.messages import Reply, pack_reply, read_declaration, read_task
+from mammo_fed.federation.messages import Reason, Reply, pack_reply, read_declaration, read_task
+from mammo_fed.federation.secure_messages import Answer, pack_answer, read_parcels, read_question
 
 __all__ = ["app"]
 
@@ -38,18 +39,30 @@ def train(message: Message, context: Context) -> Message:
 
     def answer(site: Site) -> Reply:
         task, centre, arrays = read_task(message)
-        return site.round(task, centre, arrays)
+        return site.round(task, centre, arrays, read_parcels(message.content))
 
     return _answer(message, context, answer, round_index=0)
 
 
+@app.query("secure")
+def secure(message: Message, context: Context) -> Message:
+    """Answer a stage of a masked sum."""
+    site = _open(context)
+    if site is None:
+        return _closed(message)
+    try:
+        answer = site.secure_stage(read_question(message.content))
+    except Exception as error:
+        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not isinstance(error, PrivacyRefused))
+        answer = Answer(reason=_reason(error))
+    return Message(pack_answer(answer), reply_to=message)
+
+
 def _answer(message: Message, context: Context, answer: Callable[[Site], Reply], *, round_index: int) -> Message:
     # Whatever happens, the text of it stays here: Flower would send str(error) to the server.
-    try:
-        site = open_site(_site_path(context))
-    except Exception:
-        logger.exception("this site cannot be opened; its operator must look at the site file and the cohort")
-        return Message(Error(code=CLIENT_FAILED, reason="internal"), reply_to=message)
+    site = _open(context)
+    if site is None:
+        return _closed(message)
     try:
         packed = pack_reply(answer(site))
     except Exception as error:
@@ -58,17 +71,27 @@ def _answer(message: Message, context: Context, answer: Callable[[Site], Reply],
     return Message(packed, reply_to=message)
 
 
-def _reason(error: Exception) -> str:
-    for kind, word in (
+def _open(context: Context) -> Site | None:
+    try:
+        return open_site(_site_path(context))
+    except Exception:
+        logger.exception("this site cannot be opened; its operator must look at the site file and the cohort")
+        return None
+
+
+def _closed(message: Message) -> Message:
+    return Message(Error(code=CLIENT_FAILED, reason="internal"), reply_to=message)
+
+
+def _reason(error: Exception) -> Reason:
+    kinds: tuple[tuple[type[Exception], Reason], ...] = (
         (PolicyRefused, "policy"),
         (LedgerError, "ledger"),
         (PrivacyRefused, "budget"),
         (WeightsError, "weights"),
         (InvalidSetting, "task"),
-    ):
-        if isinstance(error, kind):
-            return word
-    return "internal"
+    )
+    return next((word for kind, word in kinds if isinstance(error, kind)), "internal")
 
 
 def _site_path(context: Context) -> Path:

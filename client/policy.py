@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 from mammo_fed.data.assemble import Share
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
@@ -15,7 +16,11 @@ from mammo_fed.privacy.ledger_rules import check_name
 from mammo_fed.settings import DataSettings
 from mammo_fed.typed import build, canonical_json
 
-__all__ = ["SiteFile", "SitePolicy", "check_declaration", "read_site_file"]
+__all__ = ["SiteFile", "SitePolicy", "check_declaration", "read_site_file", "read_toml"]
+
+
+# Keys that a site file may leave out.
+DEFAULTS: Final = {"account": DEFAULT_ACCOUNT, "filter": "auto", "aggregation": ["plain", "masks"], "most_noise_shares": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,10 @@ class SitePolicy:
       filter: how an account enforces its budget, fixed when it opens (mammo_fed.privacy.filters). "auto" opens "gdp" for
         full-batch runs and "declared" for sampled ones, and later keeps what is open. A site that expects both kinds of runs on
         the same patients sets "rdp" or "declared" before the first: "gdp" takes no sampled steps.
+      aggregation: how the site lets its updates be added up. "shared_noise" rests on other sites' honesty, so a site file must
+        name it.
+      most_noise_shares: largest number of sites among which "shared_noise" may divide the noise. A server that controls all
+        other sites faces the site's own share alone: with k shares its mu is sqrt(k) times the declared one.
     """
 
     max_epsilon: float
@@ -50,13 +59,15 @@ class SitePolicy:
     provenance: tuple[Literal["procedural", "no_dp", "unknown"], ...]
     account: str = DEFAULT_ACCOUNT
     filter: Literal["auto", "gdp", "rdp", "declared"] = "auto"
+    aggregation: tuple[Literal["plain", "masks", "shared_noise"], ...] = ("plain", "masks")
+    most_noise_shares: int = 1
 
     def __post_init__(self) -> None:
         if not self.max_epsilon > 0:
             raise InvalidSetting(f"max_epsilon={self.max_epsilon} must be above 0; check the site's policy")
         if not 0 < self.delta < 1:
             raise InvalidSetting(f"delta={self.delta} must be in (0, 1); check the site's policy")
-        for name in ("min_patients", "max_images_per_patient", "public_patients", "public_images"):
+        for name in ("min_patients", "max_images_per_patient", "public_patients", "public_images", "most_noise_shares"):
             if getattr(self, name) < 1:
                 raise InvalidSetting(f"{name}={getattr(self, name)} must be at least 1; check the site's policy")
         check_name(self.account, setting="account")
@@ -96,21 +107,61 @@ class SiteFile:
 
 
 def read_site_file(path: Path) -> SiteFile:
-    """Read and check a site file.
+    """Read and check a site file, JSON or TOML by its suffix.
+
+    In TOML, keys that may be null are simply absent, paths are relative to the file's folder, and a table `network`, which is
+    for the site's command line, is passed over.
 
     Raises:
       DataError: If it cannot be read.
       InvalidSetting: If a key is missing, unknown or out of its range.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"site file {path} cannot be read ({type(error).__name__}); check the path and that it is JSON"
-        ) from error
+    if path.suffix == ".toml":
+        values = _from_toml(read_toml(path), path.resolve().parent)
+    else:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"site file {path} cannot be read ({type(error).__name__}); check the path and that it is JSON"
+            ) from error
     if isinstance(values, dict) and isinstance(values.get("policy"), dict):
-        values["policy"] = {"account": DEFAULT_ACCOUNT, "filter": "auto", **values["policy"]}
+        values["policy"] = {**DEFAULTS, **values["policy"]}
     return build(SiteFile, values, path="")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+      DataError: If it cannot be read; the message says where it breaks.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"site file {path} cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise DataError(f"site file {path} is not TOML ({error}); check that line") from error
+
+
+def _from_toml(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same as JSON would have it: null for what is absent and may be, no network, absolute paths."""
+    values = {name: value for name, value in values.items() if name != "network"}
+    for name in ("folder", "ledger", "cache"):
+        if isinstance(values.get(name), str):
+            values[name] = _absolute(values[name], folder)
+    data = values.get("data")
+    if isinstance(data, dict):
+        absent = {name: None for name, hint in get_type_hints(DataSettings).items() if type(None) in get_args(hint)}
+        data = {**absent, **data}
+        if isinstance(data["root"], str):
+            data["root"] = _absolute(data["root"], folder)
+        values["data"] = data
+    return values
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())
 
 
 def check_declaration(declaration: Declaration, policy: SitePolicy, *, patients: int, public: bool) -> None:
@@ -143,5 +194,9 @@ def check_declaration(declaration: Declaration, policy: SitePolicy, *, patients:
         complaints.append("noise=float is asked for and the cohort is not declared public; privacy.noise=secure is needed")
     if declaration.target_epsilon == float("inf") and not public:
         complaints.append("no noise is asked for and the cohort is not declared public")
+    if declaration.aggregation not in policy.aggregation:
+        complaints.append(f"aggregation={declaration.aggregation} is not among {policy.aggregation}")
+    if declaration.noise_shares > policy.most_noise_shares:
+        complaints.append(f"the noise is divided among {declaration.noise_shares} sites, above {policy.most_noise_shares}")
     if complaints:
         raise PolicyRefused("the site's policy refuses the run: " + "; ".join(complaints))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
+import numpy as np
 from safetensors.numpy import load, save
 
 from mammo_fed.federation.messages import Reply
@@ -19,9 +20,11 @@ REAL: Final = ("epsilon", "epsilon_account", "budget_left", "patient_epsilon_acc
 
 def reply_to_bytes(reply: Reply) -> bytes:
     """Bytes from which `reply_from_bytes` rebuilds the reply exactly."""
-    fields = {name: getattr(reply, name) for name in Reply.__dataclass_fields__ if name not in ("arrays", "events")}
+    fields = {name: getattr(reply, name) for name in Reply.__dataclass_fields__ if name not in ("arrays", "masked", "events")}
     text = json.dumps(plain(fields), sort_keys=True, allow_nan=False)
-    return save({"arrays": reply.arrays}, metadata={"reply": text, "events": events_to_json(reply.events)})
+    return save(
+        {"arrays": reply.arrays, "masked": reply.masked}, metadata={"reply": text, "events": events_to_json(reply.events)}
+    )
 
 
 def reply_from_bytes(stored: bytes) -> Reply:
@@ -30,4 +33,7 @@ def reply_from_bytes(stored: bytes) -> Reply:
     about = json.loads(stored[HEADER_LENGTH : HEADER_LENGTH + length])["__metadata__"]
     fields = json.loads(about["reply"])
     fields |= {name: float(fields[name]) for name in REAL if name in fields}
-    return Reply(**fields, events=events_from_json(about["events"]), arrays=load(stored)["arrays"])
+    arrays = load(stored)
+    # Replies that were stored before updates could be masked have no such array.
+    masked = arrays.get("masked", np.zeros(0, np.uint64))
+    return Reply(**fields, events=events_from_json(about["events"]), arrays=arrays["arrays"], masked=masked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 from client.memory import LedgerMemory
 from client.policy import SiteFile, check_declaration, read_site_file
 from client.replies import reply_from_bytes, reply_to_bytes
+from client.secure_site import SecureRounds
 from mammo_fed.data.assemble import limit_images_per_patient, load_pool
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.errors import InvalidSetting, PolicyRefused, WeightsError
 from mammo_fed.federation.messages import Reply
 from mammo_fed.federation.payload import PublicPayload
+from mammo_fed.federation.secure import Parcel, Roster, secure_task_hash
+from mammo_fed.federation.secure_messages import Answer, Question
+from mammo_fed.federation.secure_sum import LARGEST, check_range, quantised
 from mammo_fed.federation.task import Declaration, RoundTask, task_hash
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
@@ -32,10 +36,12 @@ from mammo_fed.models.networks import network_spec, write_flat_network
 from mammo_fed.privacy.dpsgd import OptimizerState, PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.filters import FilterKind
+from mammo_fed.privacy.grid import SecureDraws
 from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.privacy.planning import Schedule, plan_schedule
-from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
+from mammo_fed.privacy.shared_noise import largest_share
+from mammo_fed.training.local import LocalSteps, SiteFeatures, gradient_share, mean_share, release_mean, train_head
 
 __all__ = ["Site", "open_site", "plan_for_site"]
 
@@ -51,7 +57,7 @@ def plan_for_site(declaration: Declaration, *, public_images: int, max_images_pe
     """
     drawn_from = public_images + declaration.mixed_images
     rate = 1.0 if declaration.mechanism == "dp_gd" else min(1.0, declaration.batch_size / drawn_from)
-    return plan_schedule(
+    schedule = plan_schedule(
         unit=declaration.unit,
         target_epsilon=declaration.target_epsilon,
         delta=declaration.delta,
@@ -64,6 +70,7 @@ def plan_for_site(declaration: Declaration, *, public_images: int, max_images_pe
         mean_clipping_norm=declaration.mean_clipping_norm,
         max_images_per_patient=max_images_per_patient,
     )
+    return schedule.shared_by(declaration.noise_shares)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,27 +127,60 @@ class Site:
         self._prepared[declaration.run_id] = prepared
         return reply
 
-    def round(self, task: RoundTask, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> Reply:
+    def secure_stage(self, question: Question) -> Answer:
+        """A stage of a masked sum before or after the task itself; it touches no patient's data.
+
+        Raises:
+          PolicyRefused: If the run was not declared with masked sums, or the round was opened for other survivors.
+          InvalidSetting: If the question is not of this run, or comes at the wrong time.
+        """
+        declaration = self._declared(question.run_id)
+        if declaration.aggregation == "plain" or not 0 <= question.round_index <= declaration.rounds:
+            raise PolicyRefused(f"round {question.round_index} of this run was not declared as a masked sum")
+        return self._sums(question.run_id).answer(declaration.terms(question.round_index), question)
+
+    def round(
+        self,
+        task: RoundTask,
+        centre: NDArray[np.float32],
+        arrays: NDArray[np.float32],
+        parcels: Sequence[Parcel] | None = None,
+    ) -> Reply:
         """One round: reserve, train, store the reply, settle, and only then return it.
 
         The same task again gets the stored reply; another task for a round that was answered is refused.
 
+        Args:
+          task, centre, arrays: what is asked, and what it starts from.
+          parcels: the other sites' shares where the run was declared with masked sums: the reply is masked.
+
         Raises:
           InvalidSetting: If the run was never declared here, or the task is not of it.
-          PrivacyRefused: If the ledger refuses.
+          PrivacyRefused: If the ledger refuses, or the update is asked for in another form than was declared.
         """
         prepared = self._prepared.get(task.run_id) or self._recall(task.run_id)
         declaration = prepared.declaration
+        if (parcels is None) != (declaration.aggregation == "plain"):
+            raise PolicyRefused(
+                f"the run was declared with aggregation={declaration.aggregation}: nothing else leaves this site"
+            )
         _check_arrays(declaration, task, centre, arrays)
         content = task_hash(task, centre=centre, arrays=arrays)
+        roster = None
+        if parcels is not None:
+            roster, present = self._sums(task.run_id).accept(declaration.terms(task.round_index), parcels)
+            content = secure_task_hash(content, roster, present)
         with self._ledger(declaration) as ledger:
             stored = ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=content)
             if stored is not None:
                 return reply_from_bytes(stored)
             event = _event(prepared.schedule, task)
             reservation = ledger.reserve(run_id=task.run_id, round_index=task.round_index, task_hash=content, events=(event,))
-            flat = self._release(prepared, task, event, centre, arrays)
-            reply = self._reply(declaration, ledger, events=(event,), task=task, content=content, arrays=flat)
+            reply = self._reply(declaration, ledger, events=(event,), task=task, content=content)
+            if roster is None:
+                reply = replace(reply, arrays=self._release(prepared, task, event, centre, arrays))
+            else:
+                reply = replace(reply, masked=self._masked(prepared, task, event, centre, arrays, roster))
             ledger.settle(reservation, reply_to_bytes(reply))
         return reply
 
@@ -195,6 +235,51 @@ class Site:
             public=prepared.public,
             state=prepared.optimizer,
         )
+
+    def _masked(
+        self,
+        prepared: Prepared,
+        task: RoundTask,
+        event: PrivacyEvent,
+        centre: NDArray[np.float32],
+        arrays: NDArray[np.float32],
+        roster: Roster,
+    ) -> NDArray[np.uint64]:
+        """What `_release` gives, or a share of it, as whole numbers under the round's masks."""
+        sites = len(roster.members)
+        if prepared.declaration.aggregation == "shared_noise":
+            values = self._share(prepared, task, event, centre, arrays, sites)
+        else:
+            update = self._release(prepared, task, event, centre, arrays).astype(np.float64) - arrays
+            values = quantised(self.file.policy.public_images * update, sites=sites)
+        return self._sums(task.run_id).mask(roster.terms, values)
+
+    def _share(
+        self,
+        prepared: Prepared,
+        task: RoundTask,
+        event: PrivacyEvent,
+        centre: NDArray[np.float32],
+        arrays: NDArray[np.float32],
+        sites: int,
+    ) -> NDArray[np.int64]:
+        """The site's sum on the grid with its share of the noise; nobody may see it but in a sum."""
+        declaration, images = prepared.declaration, self.file.policy.public_images
+        if largest_share(images=images, charged=event) > LARGEST // sites:
+            raise InvalidSetting(f"public_images={images} is too large to be summed over {sites} sites without overflow")
+        source = NoiseSource(injected_seed=declaration.noise_seed)
+        noise = source.draws("secure", site=self.file.site, round_index=task.round_index, purpose="noise")
+        if not isinstance(noise, SecureDraws):
+            raise InvalidSetting("privacy.noise must be secure where noise is shared")
+        if task.kind == "mean":
+            values = mean_share(prepared.data, charged=event, noise=noise)
+        else:
+            unit = declaration.model.norm == "unit"
+            values = gradient_share(
+                prepared.data, arrays, head=declaration.head, centre=centre, charged=event, noise=noise, unit=unit
+            )
+        check_range(values, sites=sites)
+        return values
 
     def _prepare(self, declaration: Declaration, payload: PublicPayload) -> Prepared:
         policy = self.file.policy
@@ -270,7 +355,6 @@ class Site:
         events: tuple[PrivacyEvent, ...],
         task: RoundTask | None = None,
         content: str = "",
-        arrays: NDArray[np.float32] | None = None,
     ) -> Reply:
         policy, cohort = self.file.policy, self.cohort
         account, delta = policy.account, declaration.delta
@@ -292,7 +376,7 @@ class Site:
             reason="",
             weight=policy.public_images,
             patients=policy.public_patients,
-            arrays=np.zeros(0, np.float32) if arrays is None else arrays,
+            arrays=np.zeros(0, np.float32),
             malignant_fraction=share if task is None else None,
             fingerprint=(fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32)) if task is None else "",
             ledger_head=ledger.head(),
@@ -303,6 +387,9 @@ class Site:
             raise InvalidSetting("run_id must be letters and digits")
         return self.folder / "runs" / run_id
 
+    def _sums(self, run_id: str) -> SecureRounds:
+        return SecureRounds(self._run_folder(run_id), self.file.site)
+
     def _remember(self, declaration: Declaration, payload: NDArray[np.float32]) -> None:
         """Keep what a later process needs to answer a round of this run."""
         folder = self._run_folder(declaration.run_id)
@@ -310,15 +397,22 @@ class Site:
         np.save(folder / "payload.npy", payload, allow_pickle=False)
         (folder / "declaration.json").write_text(declaration.to_json(), encoding="utf-8")
 
-    def _recall(self, run_id: str) -> Prepared:
-        folder = self._run_folder(run_id)
+    def _declared(self, run_id: str) -> Declaration:
+        """The run's declaration, held against the policy again: it may have changed since."""
         try:
-            declaration = Declaration.from_json((folder / "declaration.json").read_text(encoding="utf-8"))
-            payload = np.load(folder / "payload.npy", allow_pickle=False)
+            text = (self._run_folder(run_id) / "declaration.json").read_text(encoding="utf-8")
         except OSError as error:
             raise InvalidSetting(f"run {run_id} was never declared at this site") from error
-        # The policy may have changed since the run was declared.
+        declaration = Declaration.from_json(text)
         check_declaration(declaration, self.file.policy, patients=self.cohort.num_patients, public=self.cohort.public)
+        return declaration
+
+    def _recall(self, run_id: str) -> Prepared:
+        declaration = self._declared(run_id)
+        try:
+            payload = np.load(self._run_folder(run_id) / "payload.npy", allow_pickle=False)
+        except OSError as error:
+            raise InvalidSetting(f"run {run_id} was never declared at this site") from error
         prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
         self._prepared[run_id] = prepared
         return prepared

@@ -6,25 +6,23 @@ import argparse
 import json
 import logging
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from mammo_fed import __version__
 from mammo_fed.cli_audit import add_audit_command
 from mammo_fed.cli_privacy import add_privacy_commands
 from mammo_fed.cli_reproduce import add_reproduce_command
+from mammo_fed.command_line import CommandLine
 from mammo_fed.compose import Composed, compose_settings, expand_sweep
-from mammo_fed.errors import InvalidSetting, MammoFedError
+from mammo_fed.errors import InvalidSetting
 from mammo_fed.reporting.comparison import write_comparison_page
 from mammo_fed.reporting.console import one_line, results_table, sweep_table
 from mammo_fed.reporting.record import Record, read_record, write_atomically
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
 OVERRIDES = """
 settings are given as key=value; `--cfg job` prints them all. The most used:
   data=phantom|mammo_dp|csv  data.root=PATH    where the patients come from
@@ -38,64 +36,16 @@ settings are given as key=value; `--cfg job` prints them all. The most used:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failure, 2 bad input, 3 refused for privacy, 130 interrupted)."""
-    options = _parse(arguments)
-    console = Console(stderr=True)
-    try:
-        command: Callable[[argparse.Namespace, Console], int] = options.command
-        return command(options, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; no result was written", style="yellow", highlight=False)
-        return INTERRUPTED
-    except MammoFedError as error:
-        if options.debug:
-            traceback.print_exc()
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001 - a person gets one line; --debug shows the rest
-        if options.debug:
-            traceback.print_exc()
-        console.print(
-            f"internal failure: {type(error).__name__}: {error} (--debug shows where)",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
-        return 1
+    return _command_line().run(arguments)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    # argparse takes positional arguments in one piece only: `simulate seed=1 -m privacy.delta=1e-4,1e-5` comes in two.
-    if any(argument.startswith("-") or "=" not in argument for argument in rest) or (rest and "overrides" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mammo-fed",
-        description="Train a breast-mass malignancy classifier across hospitals, with a privacy guarantee for each patient.",
+def _command_line() -> CommandLine:
+    line = CommandLine(
+        "mammo-fed",
+        "Train a breast-mass malignancy classifier across hospitals, with a privacy guarantee for each patient.",
+        interrupted="interrupted; no result was written",
     )
-    parser.add_argument("--version", action="version", version=f"mammo-fed {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-    common.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    def add(name: str, text: str, command: Callable[[argparse.Namespace, Console], int]) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            parents=[common],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.set_defaults(command=command)
-        return added
-
+    add = line.add
     demo = add("demo", "run four hospitals on embedded data: results and a report in minutes, no download", _demo)
     simulation = add("simulate", "run a federation of simulated hospitals, everything configurable", _simulate)
     for run in (demo, simulation):
@@ -104,16 +54,16 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     simulation.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
     simulation.epilog = OVERRIDES + "\nsweeps: -m privacy.target_epsilon=1,6,12 seed=0,1 writes below hydra.sweep.dir\n"
-    add_reproduce_command(commands, common)
-    add_privacy_commands(commands, common)
-    add_audit_command(commands, common)
+    add_reproduce_command(line.commands, line.common)
+    add_privacy_commands(line.commands, line.common)
+    add_audit_command(line.commands, line.common)
     report = add("report", "show one run's results, or compare several on one page", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     report.add_argument("--output", type=Path, default=Path("comparison.html"), help="page for several runs")
     predict = add("predict", "score images with a run's model; not a medical device", _predict)
     predict.add_argument("run", type=Path, metavar="RUN", help="run folder")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="grey PNG patches, one mass each")
-    return parser
+    return line
 
 
 def _demo(options: argparse.Namespace, console: Console) -> int:
@@ -160,7 +110,8 @@ def _run_one(options: argparse.Namespace, composed: Composed, console: Console) 
 
 def _run(composed: Composed, folder: Path, console: Console, *, quiet: bool) -> Record:
     # Imported late: torch and Flower take seconds, and --help should not.
-    from mammo_fed.progress import RunProgress, log_to_file
+    from mammo_fed.logs import log_to_file
+    from mammo_fed.progress import RunProgress
     from simulations.launch import simulate
 
     _make_run_folder(folder)

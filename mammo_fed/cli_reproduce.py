@@ -97,7 +97,7 @@ def _reproduce(options: argparse.Namespace, console: Console) -> int:
 
 
 def _run(plan: Any, folder: Path, processes: int, own: dict[str, str], options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.progress import log_to_file
+    from mammo_fed.logs import log_to_file
     from simulations.reproduce import jobs_of, run_jobs
     from simulations.results import collect, write_results
 

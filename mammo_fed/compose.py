@@ -19,11 +19,12 @@ from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings import Settings
 
-__all__ = ["Composed", "compose_settings", "expand_sweep", "read_configuration"]
+__all__ = ["Composed", "compose_settings", "expand_sweep", "read_composed", "read_configuration"]
 
 CONFIG_MODULE = "configs"
 
@@ -70,6 +71,23 @@ def compose_settings(overrides: Sequence[str]) -> Composed:
         folder=folder,
         sweep_folder=sweep_folder,
     )
+
+
+def read_composed(folder: Path) -> Composed:
+    """What a run was composed from, read back from the config.yaml of its folder.
+
+    Raises:
+      InvalidSetting: If there is none, or it is damaged or of another version.
+    """
+    path = folder / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        values: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except OSError as error:
+        raise InvalidSetting(f"{path} cannot be read ({error.strerror}); give a run's folder") from error
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise InvalidSetting(f"{path} is not a run's configuration ({_one_line(error)}); restore it from a backup") from error
+    return Composed(settings=Settings.from_mapping(values), yaml=text, folder=folder, sweep_folder=folder)
 
 
 def read_configuration(name: str) -> Any:

@@ -27,11 +27,12 @@ POLL_SECONDS: Final = 0.02
 
 @dataclass(kw_only=True)
 class Traffic:
-    """Bytes of arrays sent to and received from all sites together, and the time of every round."""
+    """Bytes of arrays sent to and received from all sites together, the time of every round, and the rounds that gave nothing."""
 
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: list[float] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
 
 
 class Admission:

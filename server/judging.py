@@ -31,6 +31,7 @@ def complaint(
     flat: NDArray[np.float32],
     declared: SiteSpending,
     expected: tuple[PrivacyEvent, ...],
+    under: str = "",
 ) -> str:
     """Why an update is left out, or an empty string if it may be added up.
 
@@ -39,14 +40,18 @@ def complaint(
       task: of the round, sent with `centre` and the model `flat`.
       declared: what the site said of itself when it took part.
       expected: the events that the round spends.
+      under: of a masked update, the hash of the task under the round's masks; nothing more can be seen of it than its length.
     """
     if reply.events != expected:
         return f"reports undeclared events in round {task.round_index}"
     if (reply.weight, reply.patients) != (declared.images, declared.patients):
         return f"changes its public size in round {task.round_index}"
-    wanted = task_hash(task, centre=centre, arrays=flat)
+    wanted = under or task_hash(task, centre=centre, arrays=flat)
     if (reply.run_id, reply.round_index, reply.task_hash) != (task.run_id, task.round_index, wanted):
         return f"answers another task than round {task.round_index}"
+    if under:
+        alone = not len(reply.arrays) and reply.masked.shape == flat.shape
+        return "" if alone else "sends a masked update of the wrong shape, or another one beside it"
     if reply.arrays.shape != flat.shape or not np.isfinite(reply.arrays).all():
         return "sends an update of the wrong shape or not finite"
     return ""

@@ -141,7 +141,8 @@ def _privacy(outcome: Outcome) -> PrivacySection:
         noise = "injected"
     elif math.isinf(privacy.target_epsilon):
         noise = "none"
-    run_alone = privacy.ledger == "run"
+    # A real site keeps one ledger for all runs on its patients, whatever the coordinator would like.
+    run_alone = privacy.ledger == "run" and outcome.mode != "deploy"
     # Rounds and runs follow what came before them: over all runs only the cap that the sites' ledgers enforce is a guarantee.
     charged = [site for site in sites if site.epsilon > 0]
     seen = _provenance(outcome.start)

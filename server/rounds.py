@@ -25,6 +25,7 @@ from server.budget import BudgetView
 from server.checkpoint import Checkpoint, CheckpointFolder
 from server.delivery import Delivery, Waiting
 from server.judging import complaint, events_of
+from server.masked import MaskedRound, most_sites
 
 __all__ = ["Course", "Deployment", "Rounds"]
 
@@ -101,7 +102,8 @@ class Rounds:
         self._centre = np.zeros(declaration.dims, np.float32)
         self._models: list[NDArray[np.float32]] = []
         self._initial: NDArray[np.float32] | None = None
-        self._done = -2
+        self._done = self._begun = -2
+        self._failures = 0
         if resumed is not None:
             self._restore(resumed)
 
@@ -121,10 +123,11 @@ class Rounds:
         first = 0 if self._declaration.mean_fraction > 0 else 1
         for index in range(max(first, self._done + 1), self._recipe.rounds + 1):
             self._admission.welcome()
+            one_round = self._round if self._declaration.aggregation == "plain" else self._masked_round
             if index == 0:
-                self._centre = self._round(index, np.zeros(self._declaration.dims, np.float32))
+                self._centre = one_round(index, np.zeros(self._declaration.dims, np.float32))
             else:
-                self._models.append(self._round(index, self._models[-1] if self._models else self._initial))
+                self._models.append(one_round(index, self._models[-1] if self._models else self._initial))
             self._finish(index)
         self._say_what_sites_said()
         last = max(1, round(self._settings.federation.tail * len(self._models)))
@@ -141,16 +144,14 @@ class Rounds:
         self._finish(-1)
 
     def _finish(self, index: int) -> None:
-        self._done = index
+        self._done = self._begun = index
         self._keep()
         self._on_round(index, self._recipe.rounds, self.budget)
 
     def _round(self, index: int, flat: NDArray[np.float32]) -> NDArray[np.float32]:
         """One round, tried again while too few sites reply; a site that has replied is not asked again."""
         started, federation = time.perf_counter(), self._settings.federation
-        task = self._task(index)
-        fraction = 1.0 if index == 0 else federation.fraction
-        chosen = choose_sites(self.budget.active, fraction=fraction, seed=self._settings.seed, round_index=index)
+        task, chosen = self._task(index), self._chosen(index)
         valid: dict[str, Message] = {}
         answered: set[str] = set()
         for attempt in range(federation.max_failed_rounds):
@@ -185,6 +186,57 @@ class Rounds:
         self.traffic.seconds.append(time.perf_counter() - started)
         return aggregated
 
+    def _masked_round(self, index: int, flat: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One round under masks, tried once: where it fails, what it cost stays charged and the model stays as it was."""
+        started, task, chosen = time.perf_counter(), self._task(index), self._chosen(index)
+        if self._begun >= index:
+            # A process before this one may have sent it: sites would answer it under other masks, and never do.
+            return self._abandon(task, chosen, flat, "it was begun before the server stopped")
+        self._begun = index
+        self._keep()
+        nodes = [self._admission.node(site) for site in chosen]
+        config = task_config(task, self._centre)
+        messages = self._aggregator.configure(self._grid, nodes, round_index=index, flat=flat, config=config)
+        attempt = MaskedRound(
+            declaration=self._declaration,
+            settings=self._settings.federation,
+            admission=self._admission,
+            delivery=self._delivery,
+            traffic=self.traffic,
+            accept=lambda reply, under: self._accept(reply, task, flat, under=under),
+        )
+        summed = attempt.run(task, chosen, messages[0].content, flat=flat, centre=self._centre)
+        silent = sorted(set(attempt.sent) - attempt.answered)
+        if summed is None:
+            return self._abandon(task, silent, flat, attempt.failure)
+        self._charge_silence(task, silent)
+        self._failures = 0
+        average, weight = summed
+        aggregated = self._aggregator.take_average(index, average, weight=weight, asked=messages[0])
+        self.traffic.seconds.append(time.perf_counter() - started)
+        return aggregated
+
+    def _abandon(self, task: RoundTask, silent: Sequence[str], flat: NDArray[np.float32], reason: str) -> NDArray[np.float32]:
+        logger.warning("round %d gives no sum: %s; what it cost is charged, and the model stays", task.round_index, reason)
+        self._charge_silence(task, silent)
+        self.traffic.failed.append(task.round_index)
+        self._failures += 1
+        self._require_active(f"round {task.round_index}")
+        if self._failures >= self._settings.federation.max_failed_rounds:
+            raise RunFailed(
+                f"{self._failures} rounds in a row gave no sum; look at the sites' logs, and check "
+                "federation.secure.min_survivors"
+            )
+        return flat
+
+    def _chosen(self, index: int) -> tuple[str, ...]:
+        """The sites of a round; under masks no more than their threshold allows."""
+        fraction = 1.0 if index == 0 else self._settings.federation.fraction
+        active, seed = self.budget.active, self._settings.seed
+        if self._declaration.aggregation != "plain":
+            fraction = min(fraction, most_sites(self._declaration) / max(1, len(active)))
+        return choose_sites(active, fraction=fraction, seed=seed, round_index=index)
+
     def _task(self, index: int) -> RoundTask:
         privacy, federation = self._settings.privacy, self._settings.federation
         return RoundTask(
@@ -218,8 +270,8 @@ class Rounds:
         # A site that failed has told its operator why: it has not refused, and whatever it may have spent is charged.
         return [(reply, message) for reply, message in read if reply.site not in unknown and reply.reason != "internal"]
 
-    def _accept(self, reply: Reply, task: RoundTask, flat: NDArray[np.float32]) -> bool:
-        """Whether a reply's update may be aggregated; its events are composed in any case."""
+    def _accept(self, reply: Reply, task: RoundTask, flat: NDArray[np.float32], *, under: str = "") -> bool:
+        """Whether a reply's update may be aggregated; its events are composed in any case. `under`: see server.judging."""
         if reply.reason:
             self.budget.refuse(reply)
             logger.warning("%s refuses round %d: %s", reply.site, task.round_index, reply.reason)
@@ -229,7 +281,7 @@ class Rounds:
         expected = events_of(task, declared.declared, local_steps=self._declaration.local_steps)
         # What counts is what was declared: a site that says it spent less has not thereby spent less.
         self.budget.spend(reply, round_index=task.round_index, events=expected)
-        wrong = complaint(reply, task, centre=self._centre, flat=flat, declared=declared, expected=expected)
+        wrong = complaint(reply, task, centre=self._centre, flat=flat, declared=declared, expected=expected, under=under)
         if wrong:
             logger.warning("%s %s; its update is left out", reply.site, wrong)
         return not wrong
@@ -253,6 +305,7 @@ class Rounds:
             Checkpoint(
                 declaration=self._declaration.to_json(),
                 round_done=self._done,
+                round_begun=self._begun,
                 initial=self._initial,
                 centre=self._centre,
                 models=tuple(self._models),
@@ -267,7 +320,7 @@ class Rounds:
                 "the settings, weights or synthetic images are not those that the run was declared with; resume it as it was, "
                 "or start another run"
             )
-        self._done, self._initial = checkpoint.round_done, checkpoint.initial
+        self._done, self._begun, self._initial = checkpoint.round_done, checkpoint.round_begun, checkpoint.initial
         self._centre, self._models = checkpoint.centre, list(checkpoint.models)
         if checkpoint.round_done < -1:
             return
@@ -276,7 +329,7 @@ class Rounds:
         self._admission.restore(checkpoint.view["nodes"])
         traffic = checkpoint.view["traffic"]
         self.traffic.bytes_down, self.traffic.bytes_up = traffic["bytes_down"], traffic["bytes_up"]
-        self.traffic.seconds[:] = traffic["seconds"]
+        self.traffic.seconds[:], self.traffic.failed[:] = traffic["seconds"], traffic["failed"]
 
     def _say_what_sites_said(self) -> None:
         for name, site in self.budget.sites.items():

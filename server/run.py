@@ -186,6 +186,9 @@ def declare_run(settings: Settings, extractor: Extractor, start: PublicStart, *,
         augment_weight=settings.synthesis.augment_weight if len(start.payload.labels) else 0.0,
         sampler=settings.synthesis.sampler,
         network_size=len(start.payload.network),
+        aggregation="plain" if settings.federation.secure.use == "none" else settings.federation.secure.use,
+        min_survivors=settings.federation.min_survivors,
+        colluders=settings.federation.secure.colluders if settings.federation.secure.use != "none" else 0,
     )
 
 

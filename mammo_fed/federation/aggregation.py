@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrimmedAvg, FedYogi, Krum, Strategy
 from numpy.typing import NDArray
 
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.messages import ARRAYS, CONFIG, WEIGHT, flat_array, pack_array
+from mammo_fed.federation.messages import ARRAYS, CONFIG, METRICS, WEIGHT, flat_array, pack_array
 from mammo_fed.settings import FederationSettings
 from mammo_fed.settings.federation import ROBUST
 
@@ -90,6 +90,20 @@ class Aggregator:
             raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
         # FedAdam and its kin return float64, which would double every later message.
         return flat_array(arrays)
+
+    def take_average(
+        self, round_index: int, average: NDArray[np.float32], *, weight: int, asked: Message
+    ) -> NDArray[np.float32]:
+        """Aggregate the average over all sites, where no single update is known, as if one site had sent it.
+
+        Args:
+          round_index: of the round.
+          average: float32, flat: the sites' weighted average of what they would have sent.
+          weight: sum of the sites' public weights.
+          asked: one of the messages of the round, from `configure`.
+        """
+        content = RecordDict({ARRAYS: pack_array(average), METRICS: MetricRecord({WEIGHT: weight})})
+        return self.aggregate(round_index, [Message(content, reply_to=asked)])
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What the strategies carry from round to round: the moments of FedAdam and its kin, by name; else nothing."""

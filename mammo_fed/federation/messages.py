@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_j
 __all__ = [
     "ARRAYS",
     "CONFIG",
+    "METRICS",
     "PRIVACY",
     "WEIGHT",
     "Reason",
@@ -36,6 +37,7 @@ __all__ = [
 ARRAYS: Final = "arrays"
 CONFIG: Final = "config"
 PRIVACY: Final = "privacy"
+MASKED: Final = "masked"
 METRICS: Final = "metrics"
 # Flower's own key for a site's weight in an average; here it carries the public number of images.
 WEIGHT: Final = "num-examples"
@@ -68,6 +70,7 @@ class Reply:
       patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images, by PLD.
       cap_epsilon, cap_delta: the most that the site's policy lets all runs on these patients cost; infinite where unbounded.
       ledger_head: where the site's ledger stood, position and seal: proof against a ledger put back from an older copy.
+      masked: uint64, flat; the update under its masks where only sums are opened, `arrays` being empty then.
     """
 
     site: str
@@ -88,6 +91,7 @@ class Reply:
     cap_epsilon: float = math.inf
     cap_delta: float = 0.0
     ledger_head: str = ""
+    masked: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
 
 
 def pack_array(flat: NDArray[np.float32]) -> ArrayRecord:
@@ -156,9 +160,12 @@ def pack_reply(reply: Reply) -> RecordDict:
     }
     if reply.malignant_fraction is not None:
         privacy["malignant-fraction"] = reply.malignant_fraction
-    return RecordDict(
+    content = RecordDict(
         {ARRAYS: pack_array(reply.arrays), METRICS: MetricRecord({WEIGHT: reply.weight}), PRIVACY: ConfigRecord(dict(privacy))}
     )
+    if len(reply.masked):
+        content[MASKED] = ArrayRecord({NAME: Array(np.ascontiguousarray(reply.masked, "<u8"))})
+    return content
 
 
 def reason_of(content: RecordDict) -> str:
@@ -201,9 +208,22 @@ def read_reply(content: RecordDict) -> Reply:
             malignant_fraction=None if fraction is None else _share(fraction),
             fingerprint=str(privacy["fingerprint"]),
             ledger_head=str(privacy["ledger-head"]),
+            masked=_masked_array(content),
         )
     except KeyError as error:
         raise DataError(f"a reply lacks {error}") from error
+
+
+def _masked_array(content: RecordDict) -> NDArray[np.uint64]:
+    record = content.array_records.get(MASKED)
+    if record is None:
+        return np.zeros(0, np.uint64)
+    if list(record) != [NAME]:
+        raise DataError(f"a masked update must be one array named {NAME!r}")
+    array = record[NAME].numpy()
+    if array.ndim != 1 or array.dtype != np.uint64:
+        raise DataError(f"a masked update must be flat and uint64, not {array.dtype} of shape {array.shape}")
+    return array
 
 
 def _whole(value: object) -> int:

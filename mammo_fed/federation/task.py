@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.federation.secure import Terms
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.settings import ModelSettings
 from mammo_fed.typed import build, canonical_json
@@ -43,6 +44,9 @@ class Declaration:
       synthetic_images, synthetic_sha256: the synthetic set that comes with the declaration for augmentation; none without it.
       augment_weight, sampler: see mammo_fed.settings.SynthesisSettings.
       network_size: numbers of a pretrained backbone that come with the declaration; 0 where sites use their own weights.
+      aggregation: "plain" (the server sees each update), "masks" (it sees their sum) or "shared_noise" (their sum, which alone
+        carries all of the noise).
+      min_survivors, colluders: see mammo_fed.federation.secure.Terms; 1 and 0 where nothing is masked.
     """
 
     run_id: str
@@ -70,6 +74,9 @@ class Declaration:
     augment_weight: float = 0.0
     sampler: Literal["separate", "mixed"] = "separate"
     network_size: int = 0
+    aggregation: Literal["plain", "masks", "shared_noise"] = "plain"
+    min_survivors: int = 1
+    colluders: int = 0
 
     def __post_init__(self) -> None:
         if min(self.synthetic_images, self.network_size) < 0 or not (0 <= self.augment_weight < math.inf):
@@ -77,12 +84,36 @@ class Declaration:
         if self.model.flips == "random" and (self.mechanism != "dp_sgd" or self.mean_fraction > 0):
             # Views of an image stand side by side: only sampled steps draw one, other releases would not clip what they sum.
             raise InvalidSetting("model.flips=random belongs to privacy=dp_sgd with privacy.mean_fraction=0")
+        self._check_aggregation()
         if not (self.run_id.isascii() and self.run_id.isalnum() and len(self.run_id) <= 64):
             raise InvalidSetting("run_id must be 1 to 64 letters and digits")
         for name in ("clipping_norm", "mean_clipping_norm"):
             # Far outside, sums in floating point overflow or vanish before the noise is added, and the noise hides nothing.
             if not CLIPS[0] <= getattr(self, name) <= CLIPS[1]:
                 raise InvalidSetting(f"privacy.{name}={getattr(self, name)} must be in [{CLIPS[0]:g}, {CLIPS[1]:g}]")
+
+    def _check_aggregation(self) -> None:
+        """A share of the noise hides one plain sum of clipped contributions on the grid, and nothing else."""
+        if self.aggregation == "plain":
+            if (self.min_survivors, self.colluders) != (1, 0):
+                raise InvalidSetting("min_survivors and colluders belong to aggregation=masks and shared_noise")
+            return
+        self.terms(0)
+        one_sum = self.mechanism == "dp_gd" and self.local_steps == 1 and self.noise == "secure" and not self.keep_optimizer
+        if self.aggregation == "shared_noise" and not one_sum:
+            raise InvalidSetting(
+                "federation.secure.use=shared_noise needs one sum on the grid a round: privacy.mechanism=dp_gd, local_steps=1 "
+                "and privacy.noise=secure"
+            )
+
+    @property
+    def noise_shares(self) -> int:
+        """Number of sites among which the noise is divided: what the declared adversary cannot take away from any sum."""
+        return self.min_survivors - self.colluders if self.aggregation == "shared_noise" else 1
+
+    def terms(self, round_index: int) -> Terms:
+        """The terms of a round's masked sum."""
+        return Terms(run_id=self.run_id, round_index=round_index, min_survivors=self.min_survivors, colluders=self.colluders)
 
     @property
     def mixed_images(self) -> int:

@@ -32,6 +32,8 @@ class PrivacyEvent:
       unit: whose data is protected.
       clipping_norm: largest L2 norm that one unit contributes to the sum, > 0.
       max_images_per_patient: enforced bound on a patient's images; prices a patient when the unit is the image. Public.
+      noise_shares: number of sites whose shares make up the noise together, in the declared threat model; 1 where the site adds
+        all of it (mammo_fed.privacy.shared_noise). It changes no price: that is `noise_multiplier`'s.
     """
 
     mechanism: Mechanism
@@ -41,6 +43,7 @@ class PrivacyEvent:
     unit: Unit
     clipping_norm: float
     max_images_per_patient: int
+    noise_shares: int = 1
 
     def __post_init__(self) -> None:
         if self.mechanism not in get_args(Mechanism):
@@ -61,6 +64,10 @@ class PrivacyEvent:
             raise InvalidSetting(
                 f"max_images_per_patient={self.max_images_per_patient} must be at least 1; check the site's policy"
             )
+        if self.noise_shares < 1 or (self.noise_shares > 1 and not self.full_batch):
+            raise InvalidSetting(
+                f"noise_shares={self.noise_shares} must be at least 1, and 1 where steps sample; check federation.secure"
+            )
 
     @property
     def full_batch(self) -> bool:
@@ -72,8 +79,11 @@ class PrivacyEvent:
         return replace(self, steps=self.steps * times)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the neighbouring relation spelled out."""
-        return {**asdict(self), "relation": RELATION}
+        """Plain values for JSON, with the neighbouring relation spelled out; `noise_shares` only where noise is shared."""
+        values = {**asdict(self), "relation": RELATION}
+        if self.noise_shares == 1:
+            del values["noise_shares"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrivacyEvent:

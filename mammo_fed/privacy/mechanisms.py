@@ -16,7 +16,15 @@ from mammo_fed.privacy.grid import SecureDraws, grid_sum, noisy_release
 from mammo_fed.privacy.logistic import LogisticData, clipped_logistic_sum, unit_gradients
 from mammo_fed.privacy.noise import Draws
 
-__all__ = ["LogisticData", "clip_factors", "clipped_logistic_sum", "private_descent", "private_mean"]
+__all__ = [
+    "LogisticData",
+    "clip_factors",
+    "clipped_logistic_sum",
+    "gradient_grid_sum",
+    "mean_grid_sum",
+    "private_descent",
+    "private_mean",
+]
 
 
 def private_mean(
@@ -48,20 +56,37 @@ def private_mean(
 
     Source: per-user clipping, arXiv:2407.07737 (ULS); Gaussian mechanism, arXiv:1905.02383, Thm 1.
     """
-    if charged.mechanism != "mean" or charged.steps != 1 or not charged.full_batch:
-        raise InvalidSetting(f"charged={charged} must be one full-batch step on a mean; reserve that event first")
+    _check_mean(charged)
     _check_count(public_count)
-    sums = np.zeros((int(units.max()) + 1 if len(units) else 0, features.shape[1]))
-    np.add.at(sums, units, features)
-    # NaN and overflow are folded into zero per unit, not per image: a partial sum would still be that unit's data.
-    sums[~np.isfinite(sums).all(axis=1)] = 0.0
     if isinstance(noise, SecureDraws):
-        steps = grid_sum(sums, clipping_norm=charged.clipping_norm)
+        steps = mean_grid_sum(features, units, charged=charged)
         return (noisy_release(steps, charged=charged, draws=noise) / public_count).astype(np.float32)
+    sums = _sums_of_units(features, units)
     factors = clip_factors(np.linalg.norm(sums, axis=1), clipping_norm=charged.clipping_norm)
     total = factors @ sums
     total = total + charged.noise_multiplier * charged.clipping_norm * noise.standard_normal(features.shape[1])
     return (total / public_count).astype(np.float32)
+
+
+def mean_grid_sum(features: NDArray[np.float32], units: NDArray[np.int64], *, charged: PrivacyEvent) -> NDArray[np.int64]:
+    """Sum of every unit's clipped sum of features on the grid, without noise, int64, shape (dims,).
+
+    Guarantee: zeroing out one unit moves it by an integer vector of norm at most GRID_STEPS (mammo_fed.privacy.grid.grid_sum).
+    """
+    _check_mean(charged)
+    return grid_sum(_sums_of_units(features, units), clipping_norm=charged.clipping_norm)
+
+
+def gradient_grid_sum(data: LogisticData, weights: NDArray[np.float32], *, charged: PrivacyEvent) -> NDArray[np.int64]:
+    """Sum of every unit's clipped gradient on the grid, without noise, int64, shape (dims + 1,).
+
+    Guarantee: as `mean_grid_sum`.
+    """
+    _check_gradient(charged)
+    steps = np.zeros(len(weights), np.int64)
+    for gradients in unit_gradients(data, weights):
+        steps += grid_sum(gradients, clipping_norm=charged.clipping_norm)
+    return steps
 
 
 def private_descent(
@@ -98,8 +123,7 @@ def private_descent(
 
     Source: DP gradient descent, arXiv:1607.00133 with sampling rate 1; FedProx, arXiv:1812.06127.
     """
-    if charged.mechanism != "gradient" or not charged.full_batch:
-        raise InvalidSetting(f"charged={charged} must be full-batch gradient steps; reserve that event first")
+    _check_gradient(charged)
     _check_count(public_count)
     current = weights.copy()
     for _ in range(charged.steps):
@@ -117,15 +141,32 @@ def _noisy_gradient(
 ) -> NDArray[np.float32]:
     """One noisy sum of clipped unit gradients, float32, shape (dims + 1,)."""
     if isinstance(noise, SecureDraws):
-        steps = np.zeros(len(weights), np.int64)
-        for gradients in unit_gradients(data, weights):
-            steps += grid_sum(gradients, clipping_norm=charged.clipping_norm)
+        steps = gradient_grid_sum(data, weights, charged=charged)
         return noisy_release(steps, charged=charged, draws=noise).astype(np.float32)
     total = clipped_logistic_sum(data, weights, clipping_norm=charged.clipping_norm)
     scale = charged.noise_multiplier * charged.clipping_norm
     if scale > 0:
         total = total + (scale * noise.standard_normal(len(total))).astype(np.float32)
     return total
+
+
+def _sums_of_units(features: NDArray[np.float32], units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum of rows per unit, float64, shape (units, dims)."""
+    sums = np.zeros((int(units.max()) + 1 if len(units) else 0, features.shape[1]))
+    np.add.at(sums, units, features)
+    # NaN and overflow are folded into zero per unit, not per image: a partial sum would still be that unit's data.
+    sums[~np.isfinite(sums).all(axis=1)] = 0.0
+    return sums
+
+
+def _check_mean(charged: PrivacyEvent) -> None:
+    if charged.mechanism != "mean" or charged.steps != 1 or not charged.full_batch:
+        raise InvalidSetting(f"charged={charged} must be one full-batch step on a mean; reserve that event first")
+
+
+def _check_gradient(charged: PrivacyEvent) -> None:
+    if charged.mechanism != "gradient" or not charged.full_batch:
+        raise InvalidSetting(f"charged={charged} must be full-batch gradient steps; reserve that event first")
 
 
 def _check_count(public_count: int) -> None:

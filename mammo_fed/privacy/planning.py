@@ -17,6 +17,7 @@ from mammo_fed.privacy.accounting import AccountantName, epsilon
 from mammo_fed.privacy.calibration import calibrate, check_target, noise_for, remaining_epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.gaussian import check_delta, gaussian_mu
+from mammo_fed.privacy.shared_noise import with_shares
 
 __all__ = ["Schedule", "auto_rounds", "calibrate", "epsilon_curve", "noise_for", "plan_schedule", "remaining_epsilon"]
 
@@ -44,6 +45,13 @@ class Schedule:
             raise InvalidSetting(f"rounds={self.rounds} must be at least 1; check federation.rounds")
         if self.mean_event is not None and self.mean_event.unit != self.step_event.unit:
             raise InvalidSetting(f"unit={self.mean_event.unit!r} of the mean must be that of the steps; check privacy.unit")
+
+    def shared_by(self, sites: int) -> Schedule:
+        """The same releases, their noise made up of the shares of `sites` sites (mammo_fed.privacy.shared_noise)."""
+        if sites == 1:
+            return self
+        mean = None if self.mean_event is None else with_shares(self.mean_event, shares=sites)
+        return replace(self, mean_event=mean, step_event=with_shares(self.step_event, shares=sites))
 
     def events(self) -> tuple[PrivacyEvent, ...]:
         """Everything the run will release, equal steps merged."""

@@ -62,8 +62,19 @@ class Settings:
             raise InvalidSetting(
                 "model.flips=random has no one feature for each image to take a mean of: set privacy.mean_fraction=0"
             )
+        if self.federation.secure.use == "shared_noise":
+            self._check_shared_noise()
         if "pretrain" in self.synthesis.use and self.synthesis.pretrain_scope == "network":
             self._check_network()
+
+    def _check_shared_noise(self) -> None:
+        """A share of the noise hides one sum of whole numbers, and nothing that a site computes from it."""
+        privacy = self.privacy
+        if privacy.mechanism != "dp_gd" or privacy.noise != "secure" or self.federation.keep_optimizer:
+            raise InvalidSetting(
+                "federation.secure.use=shared_noise needs privacy.mechanism=dp_gd and privacy.noise=secure, not "
+                f"{privacy.mechanism} and {privacy.noise}: sites share the noise on sums of clipped gradients, on the grid"
+            )
 
     def _check_network(self) -> None:
         model = self.model

@@ -111,15 +111,31 @@ class FederationSettings:
         if any(not budget > 0 for budget in self.site_budgets):
             raise InvalidSetting(f"federation.site_budgets={list(self.site_budgets)} must be above 0")
 
+    @property
+    def chosen_sites(self) -> int:
+        """Number of sites that train in a round."""
+        return max(1, round(self.fraction * self.num_sites))
+
+    @property
+    def min_survivors(self) -> int:
+        """The smallest number of sites whose sum is opened; 1 where the server sees every update."""
+        return 1 if self.secure.use == "none" else self.secure.survivors(self.chosen_sites)
+
     def _check_secure(self) -> None:
         """The server cannot judge, weigh or clip what it cannot see."""
         if self.secure.use == "none":
             return
         if self.num_sites < 2:
             raise InvalidSetting(f"federation.secure.use={self.secure.use} needs federation.num_sites of at least 2")
-        if self.secure.survivors(self.num_sites) > self.num_sites:
+        if self.min_survivors > self.chosen_sites:
             raise InvalidSetting(
-                f"federation.secure.min_survivors={self.secure.min_survivors} must be at most num_sites={self.num_sites}"
+                f"federation.secure.min_survivors={self.secure.min_survivors} must be at most the {self.chosen_sites} sites of "
+                f"a round (federation.num_sites={self.num_sites}, fraction={self.fraction:g})"
+            )
+        if self.secure.colluders >= self.min_survivors or 2 * self.min_survivors <= self.chosen_sites + self.secure.colluders:
+            raise InvalidSetting(
+                f"federation.secure.min_survivors={self.min_survivors} must be above half of the {self.chosen_sites} sites of "
+                f"a round and the {self.secure.colluders} colluders together: otherwise two sets of survivors could be opened"
             )
         if self.strategy in ROBUST:
             raise InvalidSetting(

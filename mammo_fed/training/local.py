@@ -13,10 +13,12 @@ from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, loa
 from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.dpsgd import LocalOptimizer, OptimizerState, PoissonData, PublicBatches, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.mechanisms import LogisticData, private_descent, private_mean
+from mammo_fed.privacy.grid import SecureDraws
+from mammo_fed.privacy.mechanisms import LogisticData, gradient_grid_sum, mean_grid_sum, private_descent, private_mean
 from mammo_fed.privacy.noise import Draws
+from mammo_fed.privacy.shared_noise import noisy_share
 
-__all__ = ["LocalSteps", "SiteFeatures", "release_mean", "train_head"]
+__all__ = ["LocalSteps", "SiteFeatures", "gradient_share", "mean_share", "release_mean", "train_head"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +53,33 @@ class LocalSteps:
 def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: Draws) -> NDArray[np.float32]:
     """The site's private mean feature, float32, shape (dims,); see mammo_fed.privacy.mechanisms.private_mean."""
     return private_mean(site.features, site.units, charged=charged, public_count=site.public_count, noise=noise)
+
+
+def mean_share(site: SiteFeatures, *, charged: PrivacyEvent, noise: SecureDraws) -> NDArray[np.int64]:
+    """The site's part in a private mean over several sites: its clipped sum on the grid with its share of the noise.
+
+    Guarantee: none by itself: see mammo_fed.privacy.shared_noise. Int64, shape (dims,).
+    """
+    return noisy_share(mean_grid_sum(site.features, site.units, charged=charged), charged=charged, draws=noise)
+
+
+def gradient_share(
+    site: SiteFeatures,
+    flat: NDArray[np.float32],
+    *,
+    head: HeadSpec,
+    centre: NDArray[np.float32],
+    charged: PrivacyEvent,
+    noise: SecureDraws,
+    unit: bool = True,
+) -> NDArray[np.int64]:
+    """The site's part in one full-batch gradient over several sites, at the linear head `flat`; see `mean_share`.
+
+    Args as of `train_head`. Int64, shape (head.num_parameters,).
+    """
+    features = centre_and_normalise(site.features, centre, unit=unit)
+    data = LogisticData.build(features, site.labels, site.units, bias_scale=head.bias_scale)
+    return noisy_share(gradient_grid_sum(data, flat, charged=charged), charged=charged, draws=noise)
 
 
 def train_head(

@@ -1,0 +1,171 @@
+"""`site-client run`: a SuperNode and the site's executor, kept alive; a reboot of either side loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from client.folder import SiteFolder
+from client.health import HEALTH_NAME
+from mammo_fed.errors import MammoFedError
+from mammo_fed.federation.flwr_internals.control import healthy
+from mammo_fed.federation.flwr_internals.environment import flower_environment
+from mammo_fed.folders import write_private
+from mammo_fed.processes import Child, Keeper, installed_command
+
+__all__ = ["serve", "status"]
+
+STATE_NAME: Final = "site-client.json"
+TICK_SECONDS: Final = 0.2
+HEALTH_SECONDS: Final = 5.0
+# How long a round that has begun may take before a stop does not wait for it any more.
+GRACE_SECONDS: Final = 300.0
+# A SuperNode looks for answers twice a second, and hands them on.
+HAND_OVER_SECONDS: Final = 3.0
+
+
+def serve(folder: SiteFolder, *, insecure: bool, console: Console) -> int:
+    """Answer the federation's server until asked to stop, and return the exit code.
+
+    The first SIGTERM or Ctrl-C lets a round that has begun end; the second does not.
+
+    Args:
+      folder: the site's; held by the caller.
+      insecure: neither encryption nor a key.
+      console: told what happens.
+    """
+    return _SiteClient(folder, insecure=insecure, console=console).run()
+
+
+def status(folder: SiteFolder) -> dict[str, Any]:
+    """What the site's processes are doing: plain values for people and programs."""
+    try:
+        with folder.hold():
+            running = False
+    except MammoFedError:
+        running = True
+    found: dict[str, Any] = {"site": folder.file.site, "site_client": "running" if running else "stopped"}
+    if running:
+        for name in (STATE_NAME, HEALTH_NAME):
+            with suppress(OSError, ValueError):
+                found |= json.loads((folder.private / name).read_text(encoding="utf-8"))
+    insecure = bool(found.get("insecure"))
+    found["server"] = folder.network.server
+    found["server_answers"] = healthy(folder.network.server, ca=None if insecure else folder.authority)
+    return found
+
+
+class _SiteClient:
+    def __init__(self, folder: SiteFolder, *, insecure: bool, console: Console) -> None:
+        self._folder, self._insecure, self._console = folder, insecure, console
+        self._asked = 0
+        self._reported = 0.0
+        secret = folder.private / "superexec.secret"
+        if not secret.exists():
+            write_private(secret, secrets.token_hex(48).encode())
+        port = folder.network.executor_port
+        self._port = _free_port() if port == "auto" else port
+        self._node, self._executor = self._children(secret)
+        self._keeper = Keeper((self._node, self._executor), on_death=self._bury)
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask_to_stop)
+        self._say(f"{self._folder.file.site} answers {self._folder.network.server}; logs in {self._folder.private}")
+        try:
+            while not self._asked:
+                self._keeper.tick()
+                self._report()
+                time.sleep(TICK_SECONDS)
+            self._finish()
+        finally:
+            self._keeper.end(seconds=5.0)
+        return 0
+
+    def _finish(self) -> None:
+        """Let the executor end what it has begun, and the SuperNode hand it on."""
+        process = self._executor.process
+        if process is None or not self._executor.running:
+            return
+        busy = self._busy_since() is not None
+        if busy:
+            self._say("a round has begun; it is finished first (again Ctrl-C: at once; it is then charged and repeated)")
+        process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._asked < 2 and self._executor.running and time.monotonic() < deadline:
+            time.sleep(TICK_SECONDS)
+        if busy and self._asked < 2:
+            time.sleep(HAND_OVER_SECONDS)
+
+    def _bury(self, child: Child, wait: float) -> None:
+        self._say(f"the {child.name} has ended; it is started again in {wait:.1f} s ({child.log})")
+        if child is self._node and child.deaths in (1, 5):
+            self._say("if it ends at once: is the server there, and has its coordinator registered this site's present key?")
+        begun = self._busy_since() if child is self._executor else None
+        if begun is not None and self._node.running and begun > time.time() - (time.monotonic() - self._node.started):
+            # The SuperNode would wait for the answer of the dead: a new one asks the server again.
+            self._node.end(seconds=5.0)
+        if child is self._executor:
+            (self._folder.private / HEALTH_NAME).unlink(missing_ok=True)
+
+    def _busy_since(self) -> float | None:
+        try:
+            found: float | None = json.loads((self._folder.private / HEALTH_NAME).read_text(encoding="utf-8"))["busy_since"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return found
+
+    def _report(self) -> None:
+        if time.monotonic() < self._reported + HEALTH_SECONDS and self._reported:
+            return
+        self._reported = time.monotonic()
+        values = {
+            "pid": os.getpid(),
+            "insecure": self._insecure,
+            "supernode": "running" if self._node.running else "starting",
+            "executor": "running" if self._executor.running else "starting",
+            "supernode_deaths": self._node.deaths,
+            "executor_deaths": self._executor.deaths,
+        }
+        with suppress(OSError):
+            write_private(self._folder.private / STATE_NAME, json.dumps(values).encode())
+
+    def _children(self, secret: Path) -> tuple[Child, Child]:
+        folder, state = self._folder, self._folder.private
+        environment = flower_environment(state / "flwr")
+        node = [installed_command("flower-supernode"), "--superlink", folder.network.server]
+        node += ["--host", "127.0.0.1", "--port", str(self._port)]
+        node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+        if self._insecure:
+            node += ["--insecure"]
+        else:
+            node += ["--root-certificates", str(folder.authority), "--auth-supernode-private-key", str(folder.key)]
+        executor = [sys.executable, "-m", "client.executor", "--address", f"127.0.0.1:{self._port}"]
+        executor += ["--secret-file", str(secret), "--site-file", str(folder.site_file), "--state", str(state)]
+        executor += ["--parent-pid", str(os.getpid())]
+        return (
+            Child(name="SuperNode", command=node, log=state / "supernode.log", environment=environment),
+            Child(name="executor", command=executor, log=state / "executor.log", environment=environment),
+        )
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self._asked += 1
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,26 @@
+"""The environment in which Flower's own processes run: nothing is reported, looked up or installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["flower_environment"]
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Variables for a process of Flower's that keeps its own files in `home`."""
+    commands = str(Path(sys.executable).parent)
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "PYTHONUNBUFFERED": "1",
+        # Flower finds its own commands by name.
+        "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
+        # A proxy of the machine is not for talking to oneself.
+        "NO_PROXY": ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY", "")])),
+    }

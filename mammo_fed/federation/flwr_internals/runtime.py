@@ -1,0 +1,112 @@
+"""What a SuperNode hands to its executor, and takes back: one message at a time, answered by the installed app.
+
+The bundle that comes with a message is never read: no code of the server runs at a site.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.common.constant import SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.app_utils import start_parent_process_monitor
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
+
+__all__ = ["die_with_parent", "serve_messages"]
+
+logger = logging.getLogger(__name__)
+
+ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+FAILED_TEXT: Final = "internal"
+
+
+def serve_messages(
+    answer: Callable[[Message, Context], Message],
+    *,
+    address: str,
+    secret: bytes,
+    stop: threading.Event,
+    on_task: Callable[[bool], None] = lambda _: None,
+    poll_seconds: float = 0.2,
+) -> None:
+    """Answer messages until `stop` is set; a message that has begun is answered first.
+
+    Args:
+      answer: the installed app.
+      address: of the SuperNode on this machine.
+      secret: shared with the SuperNode.
+      stop: ends the service.
+      on_task: told True when a message begins and False when its answer has been handed over.
+      poll_seconds: between questions for work.
+
+    Raises:
+      httpx.HTTPError: If the SuperNode is gone.
+    """
+    waiting = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=ACQUIRE))
+    while not stop.is_set():
+        found = waiting.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+        if not (found.HasField("task") and found.token):
+            stop.wait(poll_seconds)
+            continue
+        on_task(True)
+        _answer_one(answer, address=address, token=found.token)
+        on_task(False)
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when the process `parent` is gone."""
+    start_parent_process_monitor(parent)
+
+
+def _answer_one(answer: Callable[[Message, Context], Message], *, address: str, token: str) -> None:
+    client = _client(address, RuntimeTokenHttpInterceptor(token))
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    message: Message | None = None
+    context: Context | None = None
+    status = SubStatus.FAILED
+    started = time.perf_counter()
+    try:
+        message, context, _, _ = pull_task_input(client)
+        try:
+            reply = answer(message, context)
+            status = SubStatus.COMPLETED
+        except Exception:
+            # Flower would send the text of the error to the server.
+            logger.exception("the app failed; the server is told so, without the reason")
+            reply = Message(Error(code=CLIENT_FAILED, reason=FAILED_TEXT), reply_to=message)
+        push_message(client, reply, context)
+        logger.info("a %s message was answered in %.2f s", message.metadata.message_type, time.perf_counter() - started)
+    except (httpx.HTTPError, RuntimeError) as error:
+        logger.warning("a message could not be taken or answered (%s)", type(error).__name__)
+        status = SubStatus.FAILED
+    finally:
+        push_task_output(client, context, status, "" if status == SubStatus.COMPLETED else FAILED_TEXT)
+        heartbeat.stop()
+        client.close()
+
+
+def _client(address: str, interceptor: Any) -> Any:
+    return RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )

@@ -1,0 +1,33 @@
+"""Where the packages' own log goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+__all__ = ["LOG_NAME", "log_to_file"]
+
+LOG_NAME: Final = "run.log"
+TOPS: Final = ("mammo_fed", "server", "client", "simulations")
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Append what the packages log to `path` for the time of a run."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in TOPS]
+    for one in loggers:
+        one.addHandler(handler)
+        one.setLevel(logging.INFO)
+        one.propagate = False
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeHandler(handler)
+            one.propagate = True
+        handler.close()

@@ -1,0 +1,16 @@
+"""What lies in the folder of a run between real machines, by name; apart, so that a supervisor loads no more than that."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["CHECKPOINT_NAME", "OUTCOME_NAME", "PID_NAME", "PROGRESS_NAME", "ROSTER_NAME", "RUN_VARIABLE", "SETTINGS_NAME"]
+
+# The environment names the folder: the bundle that starts a run says nothing of it, for sites receive that too.
+RUN_VARIABLE: Final = "MAMMO_FED_RUN_FOLDER"
+SETTINGS_NAME: Final = "settings.json"
+OUTCOME_NAME: Final = "outcome.json"
+PROGRESS_NAME: Final = "progress.json"
+PID_NAME: Final = "server-app.pid"
+CHECKPOINT_NAME: Final = "checkpoint"
+ROSTER_NAME: Final = "roster.json"

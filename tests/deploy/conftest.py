@@ -1,0 +1,95 @@
+"""A federation's folder and a site's, made by the real command lines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from client.cli import main as site_client
+from client.folder import SiteFolder
+from server.cli import main as flower_server
+from server.folder import FederationFolder
+
+
+def call(main: Callable[[Sequence[str]], int], arguments: Sequence[object]) -> tuple[int, str, str]:
+    """A command line in this process: exit code, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="session")
+def server() -> Callable[..., tuple[int, str, str]]:
+    """`server("sites", folder)`: flower-server in this process, as (exit code, standard output, standard error)."""
+    return lambda *arguments: call(flower_server, arguments)
+
+
+@pytest.fixture(scope="session")
+def client() -> Callable[..., tuple[int, str, str]]:
+    """`client("check", folder)`: site-client in this process."""
+    return lambda *arguments: call(site_client, arguments)
+
+
+@pytest.fixture
+def federation(server, tmp_path) -> FederationFolder:
+    """A fresh federation's folder on this machine."""
+    folder = tmp_path / "federation"
+    code, _, err = server("init", folder, "--name", "mammo", "--host", "localhost", "--port", "18443", "--bind", "127.0.0.1")
+    assert code == 0, err
+    return FederationFolder.open(folder)
+
+
+@pytest.fixture(scope="session")
+def small_phantom() -> tuple[str, ...]:
+    """A cohort of a few patches."""
+    return ("data=phantom", "data.images_train=96", "data.images_test=48", "data.images_external=24", "data.image_size=64")
+
+
+@pytest.fixture
+def make_site(client, federation, small_phantom, cache, tmp_path) -> Callable[..., SiteFolder]:
+    """`make_site("hospital-a", "data=phantom", ...)`: a fresh site's folder; a part of a small phantom by default."""
+
+    def make(name: str, *arguments: object) -> SiteFolder:
+        folder = tmp_path / name
+        wanted = arguments or ("--share", "1/2", *small_phantom)
+        ca = federation.path / "for-sites" / "ca.crt"
+        address = ("--server", federation.about.address, "--ca", ca)
+        code, _, err = client("init", folder, "--name", name, *address, "--cache", cache, *wanted)
+        assert code == 0, err
+        return SiteFolder.open(folder)
+
+    return make
+
+
+@pytest.fixture
+def site(make_site) -> SiteFolder:
+    """The first of two sites of a small phantom."""
+    return make_site("hospital-a")
+
+
+@pytest.fixture
+def refused() -> Callable[[tuple[int, str, str]], str]:
+    """`refused(server(...))`: the one line of a command line that was refused for bad input."""
+
+    def line(finished: tuple[int, str, str]) -> str:
+        code, out, err = finished
+        assert (code, out) == (2, ""), err
+        (only,) = [text for text in err.splitlines() if not text.startswith("WARNING")]
+        assert only.startswith("error: ")
+        return only
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def mode() -> Callable[[Path], int]:
+    """The permission bits of a path."""
+    return lambda path: path.stat().st_mode & 0o777
