@@ -125,7 +125,7 @@ def _server(folder: SiteFolder) -> str:
     except (OSError, http.client.HTTPException) as error:
         raise RunFailed(
             f"{network.server} does not answer over TLS ({type(error).__name__}: {error}); check the address, the firewall for "
-            "outgoing connections, and with the coordinator whether the server runs"
+            "outgoing connections, and with the coordinator whether the server is up: it is so during a run only"
         ) from error
     finally:
         connection.close()

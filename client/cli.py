@@ -33,7 +33,7 @@ def _command_line() -> CommandLine:
     line = CommandLine("site-client", "One hospital's side of a federation.", interrupted="interrupted")
     init = line.add("init", "make this site's folder: key pair, policy, ledger; reads the cohort once", _init)
     run = line.add("run", "take part in the federation's runs until stopped", _run)
-    status = line.add("status", "what the site is doing, and what is left of its budget", _status)
+    status = line.add("status", "what the site is doing, and whether the server answers", _status)
     check = line.add("check", "look at key, cohort, ledger, certificates and the way to the server", _check)
     public = line.add("public-key", "print the public key for the coordinator", _public_key)
     rotate = line.add("rotate-key", "make a new key pair; the old one is kept until --done", _rotate_key)
@@ -135,7 +135,9 @@ def _status(options: argparse.Namespace, console: Console) -> int:
         print_json(found)
     else:
         say(Console(), *describe(found))
-    return 0
+    # What a container's health check goes by; the server may be away, for it is up during a run only.
+    well = all(found.get(process) == "running" for process in ("site_client", "supernode", "executor"))
+    return 0 if well else 1
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:

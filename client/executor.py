@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent(options.parent_pid)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Flower interrupts its own process when the SuperNode does not know it any more; threads that wait must not keep it.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     health = _Health(options.state / HEALTH_NAME)
     health.write(False)
     site_file = str(options.site_file.resolve())

@@ -6,15 +6,18 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 
 from mammo_fed.data.assemble import Share
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
-from mammo_fed.federation.task import Declaration
 from mammo_fed.privacy.ledger import DEFAULT_ACCOUNT
 from mammo_fed.privacy.ledger_rules import check_name
 from mammo_fed.settings import DataSettings
 from mammo_fed.typed import build, canonical_json
+
+if TYPE_CHECKING:
+    # It brings the networks along, and who only reads a site's file has no use for them.
+    from mammo_fed.federation.task import Declaration
 
 __all__ = ["SiteFile", "SitePolicy", "check_declaration", "read_site_file", "read_toml"]
 

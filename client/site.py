@@ -26,6 +26,7 @@ from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.errors import InvalidSetting, PolicyRefused, WeightsError
 from mammo_fed.federation.messages import Reply
 from mammo_fed.federation.payload import PublicPayload
+from mammo_fed.federation.schedule import plan_for_site
 from mammo_fed.federation.secure import Parcel, Roster, secure_task_hash
 from mammo_fed.federation.secure_messages import Answer, Question
 from mammo_fed.federation.secure_sum import LARGEST, check_range, quantised
@@ -39,38 +40,15 @@ from mammo_fed.privacy.filters import FilterKind
 from mammo_fed.privacy.grid import SecureDraws
 from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.noise import NoiseSource
-from mammo_fed.privacy.planning import Schedule, plan_schedule
+from mammo_fed.privacy.planning import Schedule
 from mammo_fed.privacy.shared_noise import largest_share
 from mammo_fed.training.local import LocalSteps, SiteFeatures, gradient_share, mean_share, release_mean, train_head
 
-__all__ = ["Site", "open_site", "plan_for_site"]
+__all__ = ["Site", "open_site"]
 
 logger = logging.getLogger(__name__)
 
 DECLARATION_ROUND: Final = -1
-
-
-def plan_for_site(declaration: Declaration, *, public_images: int, max_images_per_patient: int) -> Schedule:
-    """The schedule that meets the declaration's target at a site with this many (public) images.
-
-    Both sides call it: the site to know its noise, the server to know what to expect.
-    """
-    drawn_from = public_images + declaration.mixed_images
-    rate = 1.0 if declaration.mechanism == "dp_gd" else min(1.0, declaration.batch_size / drawn_from)
-    schedule = plan_schedule(
-        unit=declaration.unit,
-        target_epsilon=declaration.target_epsilon,
-        delta=declaration.delta,
-        accountant=declaration.accountant,
-        rounds=declaration.rounds,
-        local_steps=declaration.local_steps,
-        sample_rate=rate,
-        mean_fraction=declaration.mean_fraction,
-        clipping_norm=declaration.clipping_norm,
-        mean_clipping_norm=declaration.mean_clipping_norm,
-        max_images_per_patient=max_images_per_patient,
-    )
-    return schedule.shared_by(declaration.noise_shares)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

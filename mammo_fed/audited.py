@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from client.policy import SiteFile, read_site_file
-from client.site import plan_for_site
 from mammo_fed.audit.claims import Claim
 from mammo_fed.audit.membership import Membership, infer_membership
 from mammo_fed.audit.shadows import Model, Population
@@ -23,6 +22,7 @@ from mammo_fed.data.assemble import Pool, evaluation_cohorts, limit_images_per_p
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.errors import DataError, InvalidSetting, WeightsError
+from mammo_fed.federation.schedule import plan_for_site
 from mammo_fed.federation.task import Declaration
 from mammo_fed.models.classifier import Classifier, extractor_spec, read_classifier
 from mammo_fed.models.features import Extractor

@@ -17,6 +17,7 @@ from mammo_fed.federation.messages import Reply, pack_declaration, read_reply
 from mammo_fed.federation.task import Declaration
 from server.budget import BudgetView
 from server.delivery import Delivery
+from server.judging import declaration_fault
 
 __all__ = ["Admission", "Traffic"]
 
@@ -27,7 +28,7 @@ POLL_SECONDS: Final = 0.02
 
 @dataclass(kw_only=True)
 class Traffic:
-    """Bytes of arrays sent to and received from all sites together, the time of every round, and the rounds that gave nothing."""
+    """Bytes of arrays sent to and received from all sites together, the time of every round, and the rounds that failed."""
 
     bytes_down: int = 0
     bytes_up: int = 0
@@ -133,11 +134,14 @@ class Admission:
 
     def _enter(self, node: int, reply: Reply) -> None:
         known = self._budget.sites.get(reply.site)
-        if not reply.reason and not declared_as_asked(self._declaration, reply):
-            logger.warning("%s declares another schedule than it was asked for; it is left out", reply.site)
-            return
         if known is not None and known.events and (reply.reason or reply.events != known.declared):
             logger.warning("%s answers the declaration again, in another way; it goes on as before", reply.site)
+            return
+        wrong = None if reply.reason else declaration_fault(self._declaration, reply)
+        if wrong is not None:
+            logger.warning("%s %s; it is left out", reply.site, wrong.text)
+            if known is None or not known.events:
+                self._budget.turn_away(reply, reason=wrong.reason)
             return
         if known is None or not known.events:
             self._budget.enter(reply)
@@ -158,11 +162,3 @@ class Admission:
         if site in self._nodes and self._nodes[site] != node:
             return f"another node answers in the name of {site}; its reply is left out"
         return ""
-
-
-def declared_as_asked(asked: Declaration, reply: Reply) -> bool:
-    """Whether a site's schedule has the releases of the declaration; how much noise each gets is the site's to plan."""
-    steps = {event.mechanism: event.steps for event in reply.events}
-    wanted = {"gradient": asked.rounds * asked.local_steps} | ({"mean": 1} if asked.mean_fraction > 0 else {})
-    one_unit = all(event.unit == asked.unit for event in reply.events)
-    return one_unit and steps == wanted and len(reply.events) == len(wanted)

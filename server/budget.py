@@ -10,11 +10,15 @@ from typing import Any, Final
 from mammo_fed.federation.messages import Reply
 from mammo_fed.privacy.accounting import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.shared_noise import Adversaries, adversary_epsilons
+from mammo_fed.reporting.sections import RejectionReason
 from mammo_fed.typed import plain
 
-__all__ = ["BudgetView", "SiteSpending"]
+__all__ = ["TURNED_AWAY", "BudgetView", "SiteSpending"]
 
 EVENTS: Final = ("declared", "events", "answered")
+# Stands where a site that takes no part gives its reason.
+TURNED_AWAY: Final = "turned away"
 # The site and the server run the same accountant; what differs by more is a fault or a lie.
 TOLERANCE: Final = 1e-6
 
@@ -38,7 +42,8 @@ class SiteSpending:
       cap_epsilon, cap_delta: the site's own maximum for all runs on its patients.
       answered: events of the rounds with a readable reply.
       unanswered: rounds that are charged though no readable reply came.
-      reason: why it refused, "" if it never did.
+      rejected: rounds (-1 for the declaration) whose answer was left out, and why; the rounds are charged all the same.
+      reason: why it refused, "" if it never did; TURNED_AWAY if the server did.
       mismatches: rounds in which the site's figure was not the server's.
       ledger_head: what the site last said of where its ledger stood.
     """
@@ -61,6 +66,7 @@ class SiteSpending:
     cap_delta: float = 0.0
     answered: list[PrivacyEvent] = field(default_factory=list)
     unanswered: list[int] = field(default_factory=list)
+    rejected: list[tuple[int, RejectionReason]] = field(default_factory=list)
 
     @property
     def epsilon(self) -> float:
@@ -88,6 +94,7 @@ class SiteSpending:
             name: float(value) if name in reals else value for name, value in values.items() if name not in EVENTS
         }
         rest["epsilon_after_round"] = [float(value) for value in values["epsilon_after_round"]]
+        rest["rejected"] = [(int(index), reason) for index, reason in values["rejected"]]
         return cls(**rest, declared=tuple(events["declared"]), events=events["events"], answered=events["answered"])
 
     def reach(self, epsilon: float) -> None:
@@ -113,7 +120,7 @@ class BudgetView:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Sites that have not refused."""
+        """Sites that take part: they have not refused, and were not turned away."""
         return tuple(name for name, spending in self.sites.items() if not spending.reason)
 
     @property
@@ -151,6 +158,16 @@ class BudgetView:
         """Note that a site takes no further part, and why."""
         self._sites[reply.site].reason = reply.reason
 
+    def reject(self, site: str, *, round_index: int, reason: RejectionReason) -> None:
+        """Note that what a site sent in a round was left out, and why."""
+        self._sites[site].rejected.append((round_index, reason))
+
+    def turn_away(self, reply: Reply, *, reason: RejectionReason) -> None:
+        """Note that a site takes no part, because what it declares is not what it was asked for."""
+        self.enter(reply)
+        self._sites[reply.site].reason = TURNED_AWAY
+        self.reject(reply.site, round_index=-1, reason=reason)
+
     def spend(self, reply: Reply, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
         """Charge the declared `events` of a round that a site answered, and compare with what the site says."""
         spending = self._sites[reply.site]
@@ -181,6 +198,19 @@ class BudgetView:
     def patient_epsilon_account(self, site: str) -> float:
         """The same over all that the site's ledger knows of its patients, never below this run's figure."""
         return max(self._sites[site].patient_epsilon_account, self.patient_epsilon(site))
+
+    def adversaries(self, site: str, *, min_survivors: int) -> Adversaries:
+        """What this run costs by who looks at it; everybody sees the same where each site adds all of its noise."""
+        spending = self._sites[site]
+        if all(event.noise_shares == 1 for event in spending.events):
+            own = spending.epsilon
+            return Adversaries(declared=own, other_site=own, all_colluding=own)
+        return adversary_epsilons(
+            spending.events,
+            min_survivors=min_survivors,
+            delta=self._delta,
+            accountant=self._accountant,  # type: ignore[arg-type]
+        )
 
     def _price(self, events: Sequence[PrivacyEvent]) -> float:
         return epsilon(events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from mammo_fed.command_line import CommandLine, describe, print_json, say, warn
 from mammo_fed.compose import Composed, compose_settings, read_composed
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.keys import read_public_key
-from mammo_fed.reporting.record import write_atomically
+from mammo_fed.reporting.record import read_record, write_atomically
 from server.certificates import AUTHORITY_DAYS, SERVER_DAYS
 from server.folder import FederationFolder, init_folder
 
@@ -71,7 +72,11 @@ def _command_line() -> CommandLine:
     run.epilog = OVERRIDES
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     run.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
-    run.add_argument("--resume", action="store_true", help="go on with the newest unfinished run, or the one of hydra.run.dir")
+    starts = run.add_mutually_exclusive_group()
+    starts.add_argument(
+        "--resume", action="store_true", help="go on with the newest unfinished run, or the one of hydra.run.dir"
+    )
+    starts.add_argument("--prepare", action="store_true", help="write the settings of a run and stop: --resume starts it")
     run.add_argument("--insecure", action="store_true", help="no TLS, no site keys: for trials on public cohorts only")
     return line
 
@@ -169,12 +174,27 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         left = folder.certificate().days_left()
         if left < SOON_DAYS:
             warn(console, f"the server's certificate expires in {left:.0f} days; flower-server renew {folder.path}")
-    from server.supervisor import serve
-
     with folder.hold():
         if not options.resume:
             _make_run_folder(run_folder, composed)
-        return serve(folder, composed, run_folder=run_folder, resume=options.resume, insecure=options.insecure, console=console)
+        if options.prepare:
+            say(console, f"{run_folder} is prepared; start it: flower-server run {folder.path} --resume")
+            return 0
+        return _serve(folder, composed, run_folder, options, console)
+
+
+def _serve(
+    folder: FederationFolder, composed: Composed, run_folder: Path, options: argparse.Namespace, console: Console
+) -> int:
+    from server.supervisor import serve
+
+    # With --json standard output is for the record alone.
+    aside = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
+    with aside:
+        code = serve(folder, composed, run_folder=run_folder, resume=options.resume, insecure=options.insecure, console=console)
+    if code == 0 and options.json:
+        print_json(read_record(run_folder).as_dict())
+    return code
 
 
 def _fresh(folder: FederationFolder, options: argparse.Namespace) -> tuple[Composed, Path]:

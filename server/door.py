@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.errors import MammoFedError
-from mammo_fed.federation.flwr_internals.control import Control, node_key
+from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, node_key
 from mammo_fed.folders import write_private
 from server.registry import Registry
 
@@ -50,15 +51,22 @@ class Door:
         nodes = self._control.nodes()
         for node in nodes:
             if node.public_key not in wanted:
-                self._control.unregister(node.identifier)
-                self._say(f"node {node.identifier} is shut out: its key is not registered any more")
+                self._try(partial(self._control.unregister, node.identifier), f"node {node.identifier} is shut out")
         missing = wanted.keys() - {node.public_key for node in nodes}
         for key in missing:
-            self._control.register(key)
-            self._say(f"{wanted[key]} may come in")
+            self._try(partial(self._control.register, key), f"{wanted[key]} may come in")
         if missing:
             nodes = self._control.nodes()
         roster = {node.identifier: wanted[node.public_key] for node in nodes if node.public_key in wanted}
         if roster != self._written:
             write_private(self._roster, json.dumps(roster).encode())
             self._written = roster
+
+    def _try(self, change: Callable[[], None], done: str) -> None:
+        """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""
+        try:
+            change()
+        except CONTROL_ERRORS as error:
+            self._say(f"not done: {done} ({type(error).__name__})")
+        else:
+            self._say(done)

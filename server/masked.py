@@ -65,6 +65,7 @@ class MaskedRound:
       declaration, settings: of the run.
       admission, delivery, traffic: to the sites.
       accept: composes a reply's events and says whether its update may be added up, given the hash that it must answer.
+      longest: by a site's name, the largest norm that its update may have, were it seen.
       answered: sites whose reply to the task was read; what they spent is composed.
       sent: sites that were sent the task.
       failure: why nothing was opened, or empty.
@@ -76,6 +77,7 @@ class MaskedRound:
     delivery: Delivery
     traffic: Traffic
     accept: Callable[[Reply, str], bool]
+    longest: Callable[[str], float]
     answered: set[str] = field(default_factory=set)
     sent: tuple[str, ...] = ()
     failure: str = ""
@@ -109,8 +111,16 @@ class MaskedRound:
         self.traffic.bytes_up += total.bytes_up + sum(reply.masked.nbytes for reply in total.replies.values())
         if total.total is None:
             return None
-        weight = sum(reply.weight for reply in total.replies.values())
-        return average_of_sum(total.total, task, flat, declaration=self.declaration, weight=weight), weight
+        replies = total.replies
+        weight = sum(reply.weight for reply in replies.values())
+        average = average_of_sum(total.total, task, flat, declaration=self.declaration, weight=weight)
+        # No single update can be looked at; honest ones cannot have an average longer than this.
+        longest = sum(reply.weight * self.longest(site) for site, reply in replies.items()) / weight
+        length = float(np.linalg.norm(average.astype(np.float64) - flat))
+        if not length <= longest:
+            self.failure = f"the average has norm {length:.4g}, above {longest:.4g} that honest sites can reach"
+            return None
+        return average, weight
 
     def _judge(self, site: str, answer: RecordDict, under: str, round_index: int) -> Reply | None:
         try:

@@ -22,7 +22,7 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
     if len(budget.sites) > MANY:
         largest = max(site.epsilon for site in budget.sites.values())
         amiss = sum(bool(_amiss(index, site)) for site in budget.sites.values())
-        warning = f"; NO REPLY or MISMATCH at {amiss}" if amiss else ""
+        warning = f"; NO REPLY, MISMATCH or LEFT OUT at {amiss}" if amiss else ""
         return [f"{what:<13} epsilon: at most {_cost(largest)} at {len(budget.active)} sites{warning}"]
     parts = []
     for name, site in budget.sites.items():
@@ -34,7 +34,8 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
 def _amiss(index: int, site: SiteSpending) -> str:
     if index in site.unanswered:
         return " NO REPLY, charged all the same"
-    return " MISMATCH with the site's own figure" if index in site.mismatches else ""
+    left_out = "".join(f" LEFT OUT ({reason})" for each, reason in site.rejected if each == index)
+    return (" MISMATCH with the site's own figure" if index in site.mismatches else "") + left_out
 
 
 def _cost(epsilon: float) -> str:

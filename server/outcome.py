@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from mammo_fed.federation.task import Declaration
 from mammo_fed.reporting.record import (
+    CentralPrivacy,
     DataSection,
     Evaluation,
     FederationSection,
@@ -20,16 +21,20 @@ from mammo_fed.reporting.record import (
     PrivacySection,
     Provenance,
     Record,
+    Rejected,
     Seconds,
     SiteData,
     SitePrivacy,
     SynthesisSection,
     guarantee_sentence,
     not_covered_sentences,
+    shared_noise_sentence,
+    threat_text,
 )
+from mammo_fed.reporting.wording import site_level_sentence
 from mammo_fed.settings import Settings
 from server.admission import Traffic
-from server.budget import BudgetView, SiteSpending
+from server.budget import TURNED_AWAY, BudgetView, SiteSpending
 from server.public import PublicStart
 
 __all__ = ["Outcome", "build_record"]
@@ -65,6 +70,7 @@ class Outcome:
     seconds: Seconds
     mode: Literal["simulate", "deploy", "reproduce"]
     chosen_round: int | None = None
+    site_level_epsilon: float | None = None
 
 
 def build_record(outcome: Outcome) -> Record:
@@ -103,6 +109,28 @@ def build_record(outcome: Outcome) -> Record:
             bytes_up=outcome.traffic.bytes_up,
             bytes_down=outcome.traffic.bytes_down,
             seconds_per_round=sum(seconds) / max(1, len(seconds)),
+            central=_central(outcome),
+            failed_rounds=tuple(outcome.traffic.failed),
+        ),
+    )
+
+
+def _central(outcome: Outcome) -> CentralPrivacy | None:
+    """What the server's own noise is worth, or None where it added none."""
+    if outcome.site_level_epsilon is None:
+        return None
+    epsilon, central = outcome.site_level_epsilon, outcome.settings.federation.central
+    return CentralPrivacy(
+        epsilon=epsilon,
+        delta=central.delta,
+        noise_multiplier=central.noise_multiplier,
+        clipping_norm=central.clipping_norm,
+        guarantee=site_level_sentence(
+            epsilon=epsilon,
+            delta=central.delta,
+            noise_multiplier=central.noise_multiplier,
+            clipping_norm=central.clipping_norm,
+            noise_seed=outcome.settings.privacy.noise_seed,
         ),
     )
 
@@ -150,7 +178,7 @@ def _privacy(outcome: Outcome) -> PrivacySection:
         unit=privacy.unit,
         delta=privacy.delta,
         accountant=privacy.accountant,
-        mechanism=MECHANISM[privacy.mechanism, privacy.noise],
+        mechanism=_mechanism(outcome),
         target_epsilon=privacy.target_epsilon,
         rounds=declaration.rounds,
         local_steps=declaration.local_steps,
@@ -171,8 +199,10 @@ def _privacy(outcome: Outcome) -> PrivacySection:
             schedule_cost=None if run_alone else max((site.epsilon_account for site in charged), default=0.0),
             asked=bool(sites),
             max_images_per_patient=privacy.max_images_per_patient,
+            threat=_threat(declaration),
         ),
-        not_covered=not_covered_sentences(
+        not_covered=_beyond_threat(declaration, charged)
+        + not_covered_sentences(
             evaluation_public=outcome.evaluation_public,
             synthetic_source=outcome.start.source,
             synthetic_epsilon=seen.epsilon,
@@ -180,24 +210,50 @@ def _privacy(outcome: Outcome) -> PrivacySection:
             synthetic_trained_on=seen.trained_on,
             chosen_round=outcome.chosen_round,
         ),
+        aggregation=declaration.aggregation,
+        min_survivors=declaration.min_survivors,
+        colluders=declaration.colluders,
     )
 
 
+def _mechanism(outcome: Outcome) -> str:
+    privacy, shares = outcome.settings.privacy, outcome.declaration.noise_shares
+    return MECHANISM[privacy.mechanism, privacy.noise] + (f", noise in shares of {shares} sites" if shares > 1 else "")
+
+
+def _threat(declaration: Declaration) -> str:
+    if declaration.noise_shares == 1:
+        return ""
+    return threat_text(min_survivors=declaration.min_survivors, colluders=declaration.colluders)
+
+
+def _beyond_threat(declaration: Declaration, charged: Sequence[SitePrivacy]) -> tuple[str, ...]:
+    if declaration.noise_shares == 1 or not charged:
+        return ()
+    other_site = max(site.epsilon_other_site for site in charged)
+    all_colluding = max(site.epsilon_all_colluding for site in charged)
+    return (shared_noise_sentence(other_site=other_site, all_colluding=all_colluding),)
+
+
 def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
+    seen_by = outcome.budget.adversaries(spending.site, min_survivors=outcome.declaration.min_survivors)
     return SitePrivacy(
         site=spending.site,
         epsilon=spending.epsilon,
         epsilon_account=spending.epsilon_account,
         epsilon_after_round=tuple(spending.epsilon_after_round),
         patient_epsilon=outcome.budget.patient_epsilon(spending.site),
-        mechanism=MECHANISM[outcome.settings.privacy.mechanism, outcome.settings.privacy.noise],
+        mechanism=_mechanism(outcome),
         budget_left=spending.budget_left,
         rounds=spending.rounds,
-        refused=bool(spending.reason),
+        refused=spending.reason not in ("", TURNED_AWAY),
         patient_epsilon_account=outcome.budget.patient_epsilon_account(spending.site),
         cap_epsilon=spending.cap_epsilon,
         cap_delta=spending.cap_delta,
         mismatches=tuple(spending.mismatches),
         unanswered=tuple(spending.unanswered),
+        rejected=tuple(Rejected(round=index, reason=reason) for index, reason in spending.rejected),
         ledger_head=spending.ledger_head,
+        epsilon_other_site=seen_by.other_site,
+        epsilon_all_colluding=seen_by.all_colluding,
     )

@@ -24,7 +24,7 @@ from server.admission import Admission, Traffic
 from server.budget import BudgetView
 from server.checkpoint import Checkpoint, CheckpointFolder
 from server.delivery import Delivery, Waiting
-from server.judging import complaint, events_of
+from server.judging import events_of, judge, longest_update
 from server.masked import MaskedRound, most_sites
 
 __all__ = ["Course", "Deployment", "Rounds"]
@@ -85,7 +85,7 @@ class Rounds:
         resumed: Checkpoint | None = None,
     ) -> None:
         self._grid, self._settings, self._recipe, self._declaration = grid, settings, recipe, declaration
-        self._aggregator = Aggregator(settings.federation)
+        self._aggregator = Aggregator(settings.federation, noise_seed=settings.privacy.noise_seed)
         self._on_round, self._deployment = on_round, deployment
         self._delivery = Delivery(grid, resend_after=settings.federation.resend_after if deployment else math.inf)
         self.budget = BudgetView(delta=declaration.delta, accountant=declaration.accountant)
@@ -106,6 +106,11 @@ class Rounds:
         self._failures = 0
         if resumed is not None:
             self._restore(resumed)
+
+    @property
+    def site_level_epsilon(self) -> float | None:
+        """Epsilon of a site's part in all models so far; None without site-level noise."""
+        return self._aggregator.site_level_epsilon
 
     def run(self, initial: NDArray[np.float32]) -> Course:
         """All rounds, from the declaration to the averaged model; without rounds no site is asked and the start is the model.
@@ -183,6 +188,9 @@ class Rounds:
                 f"tries, and federation.min_replies={federation.min_replies}; look at the sites' logs"
             )
         aggregated = self._aggregator.aggregate(index, [valid[site] for site in sorted(valid)])
+        for site in self._aggregator.left_out:
+            logger.warning("%s points against the others by round %d; its update is left out", site, index)
+            self.budget.reject(site, round_index=index, reason="direction")
         self.traffic.seconds.append(time.perf_counter() - started)
         return aggregated
 
@@ -204,6 +212,7 @@ class Rounds:
             delivery=self._delivery,
             traffic=self.traffic,
             accept=lambda reply, under: self._accept(reply, task, flat, under=under),
+            longest=lambda site: self._longest(site, task, flat),
         )
         summed = attempt.run(task, chosen, messages[0].content, flat=flat, centre=self._centre)
         silent = sorted(set(attempt.sent) - attempt.answered)
@@ -281,10 +290,25 @@ class Rounds:
         expected = events_of(task, declared.declared, local_steps=self._declaration.local_steps)
         # What counts is what was declared: a site that says it spent less has not thereby spent less.
         self.budget.spend(reply, round_index=task.round_index, events=expected)
-        wrong = complaint(reply, task, centre=self._centre, flat=flat, declared=declared, expected=expected, under=under)
-        if wrong:
-            logger.warning("%s %s; its update is left out", reply.site, wrong)
-        return not wrong
+        wrong = judge(
+            reply,
+            task,
+            centre=self._centre,
+            flat=flat,
+            declared=declared,
+            expected=expected,
+            longest=self._longest(reply.site, task, flat),
+            under=under,
+        )
+        if wrong is not None:
+            logger.warning("%s %s; its update is left out", reply.site, wrong.text)
+            self.budget.reject(reply.site, round_index=task.round_index, reason=wrong.reason)
+        return wrong is None
+
+    def _longest(self, name: str, task: RoundTask, flat: NDArray[np.float32]) -> float:
+        site = self.budget.sites[name]
+        expected = events_of(task, site.declared, local_steps=self._declaration.local_steps)
+        return longest_update(self._settings.federation, self._declaration, task, expected, site=site, flat=flat)
 
     def _charge_silence(self, task: RoundTask, sites: Sequence[str]) -> None:
         for site in sites:

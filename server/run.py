@@ -140,6 +140,7 @@ def run_federation(
         evaluation={name: _published(metrics, settings) for name, metrics in evaluation.items()},
         evaluation_public=all(cohort.public for cohort in held_out.values()),
         chosen_round=chosen,
+        site_level_epsilon=rounds.site_level_epsilon,
         started=started,
         seconds=Seconds(
             features=after_features - clock,

@@ -33,6 +33,7 @@ __all__ = ["serve", "status"]
 INTERRUPTED: Final = 130
 STATE_NAME: Final = "server.json"
 TICK_SECONDS: Final = 0.2
+PASSING_ERRORS: Final[tuple[type[Exception], ...]] = (*CONTROL_ERRORS, OSError)
 ASK_SECONDS: Final = 1.0
 END_SECONDS: Final = 8.0
 # Starts of the server's app that may end without a round in between.
@@ -120,10 +121,10 @@ class _Server:
                 self._keeper.tick()
                 try:
                     code = self._step()
-                except CONTROL_ERRORS as error:
-                    # A SuperLink that restarts, or has no room on its disk, is asked again.
+                except PASSING_ERRORS as error:
+                    # A SuperLink that restarts, and a disk without room, are tried again.
                     self._due = max(self._due, time.monotonic() + ASK_SECONDS)
-                    self._note(f"the SuperLink does not answer ({type(error).__name__})")
+                    self._note(f"the SuperLink or the disk does not answer ({type(error).__name__}); tried again")
                     code = None
                 self._narrate()
                 if code is not None:

@@ -95,6 +95,8 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
             units=("patient", "image"),
             scopes=("head",),
             provenance=("procedural", "no_dp", "unknown"),
+            aggregation=("plain", "masks", "shared_noise"),
+            most_noise_shares=settings.federation.num_sites,
         ),
         folder=str(private),
         ledger=str(private / "ledger" if privacy.ledger == "run" else Path(privacy.ledger).expanduser().resolve() / name),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, PrivacyAccountant
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrimmedAvg, FedYogi, Krum, Strategy
 from numpy.typing import NDArray
 
-from mammo_fed.errors import RunFailed
+from mammo_fed.errors import InvalidSetting, RunFailed
+from mammo_fed.federation.agreement import FedAgree, Standing
+from mammo_fed.federation.central import SiteLevelNoise, accountant_state, site_level_accountant, take_up_accountant
 from mammo_fed.federation.messages import ARRAYS, CONFIG, METRICS, WEIGHT, flat_array, pack_array
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.settings import FederationSettings
 from mammo_fed.settings.federation import ROBUST
 
@@ -21,6 +25,10 @@ __all__ = ["Aggregator", "choose_sites"]
 
 # Attributes of Flower's adaptive strategies.
 MOMENTS: Final = ("m_t", "v_t")
+STANDING: Final = "standing"
+ACCOUNT: Final = "site-level account"
+# In whose name the server draws; no site may be called so.
+SERVER: Final = "-server-"
 
 
 def choose_sites(sites: Sequence[str], *, fraction: float, seed: int, round_index: int) -> tuple[str, ...]:
@@ -67,9 +75,37 @@ class Aggregator:
     Guarantee: post-processing of what sites released; weights are public numbers.
     """
 
-    def __init__(self, settings: FederationSettings) -> None:
-        self._train = _strategy(settings, settings.strategy)
-        self._mean = _strategy(settings, settings.strategy if settings.strategy in ROBUST else "FedAvg")
+    def __init__(self, settings: FederationSettings, *, noise_seed: int | None = None) -> None:
+        self._standing = Standing()
+        self._left_out: tuple[str, ...] = ()
+        train = _strategy(settings, settings.strategy, self._standing)
+        mean = _strategy(settings, settings.strategy if settings.strategy in ROBUST else "FedAvg", self._standing)
+        self._train: Strategy = train
+        self._mean: Strategy = mean
+        self._accountant: PrivacyAccountant | None = None
+        if settings.central.noise_multiplier > 0:
+            self._accountant = site_level_accountant(settings.central, sites=settings.num_sites)
+            source = NoiseSource(injected_seed=noise_seed)
+            self._train, self._mean = (
+                SiteLevelNoise(
+                    strategy,
+                    settings=settings.central,
+                    sites=settings.num_sites,
+                    accountant=self._accountant,
+                    draws=lambda index: source.secure(site=SERVER, round_index=index, purpose="site-level noise"),
+                )
+                for strategy in (train, mean)
+            )
+
+    @property
+    def site_level_epsilon(self) -> float | None:
+        """Epsilon of a site's part in all aggregates so far, at federation.central.delta; None without site-level noise."""
+        return None if self._accountant is None else self._accountant.get_privacy_spent().epsilon
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Sites whose valid updates the last aggregate does without."""
+        return self._left_out
 
     def configure(
         self, grid: Grid, nodes: Sequence[int], *, round_index: int, flat: NDArray[np.float32], config: ConfigRecord
@@ -86,6 +122,7 @@ class Aggregator:
         """
         strategy = self._mean if round_index == 0 else self._train
         arrays, _ = strategy.aggregate_train(round_index, replies)
+        self._left_out = strategy.left_out if isinstance(strategy, FedAgree) else ()
         if arrays is None:
             raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
         # FedAdam and its kin return float64, which would double every later message.
@@ -106,18 +143,37 @@ class Aggregator:
         return self.aggregate(round_index, [Message(content, reply_to=asked)])
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What the strategies carry from round to round: the moments of FedAdam and its kin, by name; else nothing."""
-        return {f"{name}/{key}": array for name in MOMENTS for key, array in (getattr(self._train, name, None) or {}).items()}
+        """What is carried from round to round: FedAdam's moments and its kin's, sites' standing, the site-level account."""
+        carried = {
+            f"{name}/{key}": array for name in MOMENTS for key, array in (getattr(self._train, name, None) or {}).items()
+        }
+        if standing := self._standing.as_dict():
+            carried[STANDING] = np.frombuffer(json.dumps(standing).encode(), np.uint8)
+        if self._accountant is not None:
+            carried[ACCOUNT] = accountant_state(self._accountant)
+        return carried
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up what `state` gave."""
+        """Take up what `state` gave.
+
+        Raises:
+          InvalidSetting: If the site-level account is of other settings.
+        """
+        if STANDING in state:
+            self._standing.restore(json.loads(state[STANDING].tobytes()))
+        if self._accountant is not None:
+            if ACCOUNT not in state:
+                raise InvalidSetting("federation.central.noise_multiplier must be 0, as when the run began")
+            take_up_accountant(self._accountant, state[ACCOUNT])
+        elif ACCOUNT in state:
+            raise InvalidSetting("federation.central.noise_multiplier must be above 0, as when the run began")
         for name in MOMENTS:
             moments = {key.partition("/")[2]: array for key, array in state.items() if key.partition("/")[0] == name}
             if moments:
                 setattr(self._train, name, moments)
 
 
-def _strategy(settings: FederationSettings, name: str) -> Strategy:
+def _strategy(settings: FederationSettings, name: str, standing: Standing) -> FedAvg:
     common: dict[str, Any] = {
         "fraction_train": 1.0,
         "fraction_evaluate": 1.0,
@@ -144,6 +200,8 @@ def _strategy(settings: FederationSettings, name: str) -> Strategy:
         return FedMedian(**common)
     if name == "FedTrimmedAvg":
         return FedTrimmedAvg(**common, beta=settings.trim)
+    if name == "FedAgree":
+        return FedAgree(**common, standing=standing)
     if name == "Krum":
         return Krum(**common, num_malicious_nodes=settings.num_malicious)
     return FedAvg(**common)

@@ -1,4 +1,4 @@
-"""How far an honest site's update can be from the model it was sent, by what the site declared; nothing here is about a patient.
+"""How far an honest site's update can be from the model it was sent, by what it declared; nothing here is about a patient.
 
 Every unit's part in a step is clipped, and the noise is Gaussian of a known scale: so the norm of what a site releases has a
 bound that both sides can work out from public numbers. Whatever is longer was not made by the declared steps.
@@ -118,7 +118,8 @@ def _factors(task: RoundTask, steps: int, *, decay: float) -> NDArray[np.float64
     """What the last step leaves of every step's own change, from the last step to the first."""
     kept = abs(1 - task.learning_rate * decay)
     pull = 1 / (1 + task.learning_rate * task.proximal)
-    return pull * (kept * pull) ** np.arange(steps)
+    factors: NDArray[np.float64] = pull * np.power(kept * pull, np.arange(steps), dtype=np.float64)
+    return factors
 
 
 def _public_gradient(declaration: Declaration) -> float:

@@ -37,6 +37,10 @@ class NoiseSource:
         """Secure draws or a generator, as `mode` says, for one purpose in one round at one site; see `generator`."""
         if mode == "float":
             return self.generator(site=site, round_index=round_index, purpose=purpose)
+        return self.secure(site=site, round_index=round_index, purpose=purpose)
+
+    def secure(self, *, site: str, round_index: int, purpose: str) -> SecureDraws:
+        """Secure draws for one purpose in one round at one site; see `generator`."""
         if self.injected_seed is None:
             return SecureDraws(words=operating_system_words)
         return SecureDraws(words=self._bits(site, round_index, purpose).random_raw)

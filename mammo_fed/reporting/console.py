@@ -28,7 +28,9 @@ def results_table(record: Record) -> Group:
     """What was gained and what was guaranteed: the metrics, the privacy table and the guarantee, for `rich` to print."""
     warnings = [Text(f"WARNING: {readable(sentence)}", style="bold red") for sentence in record.privacy.warnings]
     guarantee = Text(f"Guarantee: {readable(record.privacy.guarantee)}")
-    return Group(metrics_table(record), privacy_table(record), *warnings, guarantee)
+    central = record.federation.central
+    site_level = [] if central is None else [Text(f"Each site as a whole: {readable(central.guarantee)}")]
+    return Group(metrics_table(record), privacy_table(record), *warnings, guarantee, *site_level)
 
 
 def metrics_table(record: Record) -> Table:

@@ -73,6 +73,7 @@ def write_page(folder: Path, record: Record, curves: Curves, *, settings: str = 
         Html(f'<div class="cards">{_guaranteed(record.privacy)}{_gained(record)}</div>'),
         _results(record),
         _privacy(record.privacy),
+        *_site_level(record),
         _plots(record, curves),
         markup.section("How to read this", markup.listing(HOW_TO_READ)),
         markup.section("What epsilon does not cover", markup.listing(record.privacy.not_covered)),
@@ -83,6 +84,12 @@ def write_page(folder: Path, record: Record, curves: Curves, *, settings: str = 
         parts.append(markup.details("Settings", Html(f"<pre>{markup.lines(settings)}</pre>")))
     write_atomically(path, markup.document(f"mammo-fed: {record.run_id}", *parts))
     return path
+
+
+def _site_level(record: Record) -> list[Html]:
+    """What the server's own noise protects; nothing where it added none."""
+    central = record.federation.central
+    return [] if central is None else [markup.section("Each site as a whole", markup.paragraph(central.guarantee))]
 
 
 def _header(record: Record) -> Html:

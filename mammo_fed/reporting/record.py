@@ -14,23 +14,26 @@ from typing import Any, Final, Literal
 
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.sections import (
+    CentralPrivacy,
     DataSection,
     Evaluation,
     FederationSection,
     ModelSection,
     PrivacySection,
     Provenance,
+    Rejected,
     Seconds,
     SiteData,
     SitePrivacy,
     SynthesisSection,
 )
 from mammo_fed.reporting.typed_json import build, dumps, plain
-from mammo_fed.reporting.wording import guarantee_sentence, not_covered_sentences
+from mammo_fed.reporting.wording import guarantee_sentence, not_covered_sentences, shared_noise_sentence, threat_text
 
 __all__ = [
     "RECORD_NAME",
     "SCHEMA_VERSION",
+    "CentralPrivacy",
     "DataSection",
     "Evaluation",
     "FederationSection",
@@ -38,6 +41,7 @@ __all__ = [
     "PrivacySection",
     "Provenance",
     "Record",
+    "Rejected",
     "Seconds",
     "SiteData",
     "SitePrivacy",
@@ -46,6 +50,8 @@ __all__ = [
     "guarantee_sentence",
     "not_covered_sentences",
     "read_record",
+    "shared_noise_sentence",
+    "threat_text",
     "write_atomically",
 ]
 

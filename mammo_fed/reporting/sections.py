@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.wording import warning_sentences
+from mammo_fed.reporting.wording import RejectionReason, warning_sentences
 
 if TYPE_CHECKING:
     from mammo_fed.training.evaluation import Metrics
 
 __all__ = [
+    "CentralPrivacy",
     "DataSection",
     "Evaluation",
     "FederationSection",
     "ModelSection",
     "PrivacySection",
     "Provenance",
+    "Rejected",
+    "RejectionReason",
     "Seconds",
     "SiteData",
     "SitePrivacy",
@@ -112,6 +115,22 @@ class SynthesisSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """An answer of a site that was left out; what the round cost is charged all the same.
+
+    Attributes:
+      round: -1 for the answer to the run's declaration, which keeps the site out of the run.
+      reason: why, see mammo_fed.reporting.wording.REJECTIONS.
+    """
+
+    round: int
+    reason: RejectionReason
+
+    def __post_init__(self) -> None:
+        _require_count("privacy.sites.rejected.round", self.round + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SitePrivacy:
     """What one site spent.
 
@@ -131,7 +150,11 @@ class SitePrivacy:
       cap_epsilon, cap_delta: the most that the site's policy lets all runs on its patients cost; infinite where unbounded.
       mismatches: rounds after which the site's own epsilon was not the server's.
       unanswered: rounds that are charged though no readable reply came.
+      rejected: what the server left out of the site's answers, and why.
       ledger_head: where the site's ledger stood when it last replied; `mammo-fed privacy verify --reported` takes it.
+      epsilon_other_site: of this run against another site that knows its own share of the noise; `epsilon` where noise is not
+        shared, infinite in records that did not keep it.
+      epsilon_all_colluding: of this run against a server that controls all other sites; as the one before.
     """
 
     site: str
@@ -148,11 +171,14 @@ class SitePrivacy:
     cap_delta: float = 0.0
     mismatches: tuple[int, ...] = ()
     unanswered: tuple[int, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
     ledger_head: str = ""
+    epsilon_other_site: float = math.inf
+    epsilon_all_colluding: float = math.inf
 
     def __post_init__(self) -> None:
         figures = ("epsilon", "epsilon_account", "patient_epsilon", "patient_epsilon_account", "budget_left", "cap_epsilon")
-        for name in figures:
+        for name in (*figures, "epsilon_other_site", "epsilon_all_colluding"):
             _require_epsilon(f"privacy.sites.{name}", getattr(self, name))
         for value in self.epsilon_after_round:
             _require_epsilon("privacy.sites.epsilon_after_round", value)
@@ -168,7 +194,9 @@ class PrivacySection:
     """The guarantee: its terms, what each site spent, the sentence, and what the sentence does not cover.
 
     `target_epsilon` is infinite where no noise was asked for; `relation` is the neighbouring relation ("zero_out"); `ledger` is
-    "site" where the sites' ledgers carry over from run to run, and the guarantee is then about all of them.
+    "site" where the sites' ledgers carry over from run to run, and the guarantee is then about all of them. `aggregation` is
+    "plain" where the server sees every update, "masks" where it sees their sums, "shared_noise" where only the sums carry all
+    of the noise; `min_survivors` and `colluders` are then the declared threat model.
     """
 
     unit: Literal["patient", "image"]
@@ -184,6 +212,9 @@ class PrivacySection:
     guarantee: str
     not_covered: tuple[str, ...]
     ledger: Literal["run", "site"] = "run"
+    aggregation: Literal["plain", "masks", "shared_noise"] = "plain"
+    min_survivors: int = 1
+    colluders: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -216,7 +247,12 @@ class PrivacySection:
         return tuple(
             sentence
             for site in self.sites
-            for sentence in warning_sentences(site=site.site, mismatches=site.mismatches, unanswered=site.unanswered)
+            for sentence in warning_sentences(
+                site=site.site,
+                mismatches=site.mismatches,
+                unanswered=site.unanswered,
+                rejected=[(each.round, each.reason) for each in site.rejected],
+            )
         )
 
 
@@ -262,8 +298,38 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CentralPrivacy:
+    """Site-level privacy by noise at the server, over all aggregates of the run.
+
+    Attributes:
+      epsilon: of one site's part, by Flower's Renyi accountant.
+      delta: at which it is given.
+      noise_multiplier: standard deviation of the noise on the sum of updates, in units of `clipping_norm`.
+      clipping_norm: largest norm of a site's update.
+      guarantee: what it means, in a sentence.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    clipping_norm: float
+    guarantee: str
+
+    def __post_init__(self) -> None:
+        _require_epsilon("federation.central.epsilon", self.epsilon)
+        for name in ("noise_multiplier", "clipping_norm"):
+            _require_count(f"federation.central.{name}", getattr(self, name))
+        if not 0 < self.delta < 1:
+            raise DataError(f"federation.central.delta={self.delta} must be in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FederationSection:
-    """How the messages went: strategy, rounds and sites asked for, payload bytes, mean seconds per round."""
+    """How the messages went: strategy, rounds and sites asked for, payload bytes, mean seconds per round.
+
+    `failed_rounds` gave no sum: what they cost is charged, and the model stayed as it was. `central` is None without site-level
+    noise at the server.
+    """
 
     strategy: str
     rounds: int
@@ -271,6 +337,8 @@ class FederationSection:
     bytes_up: int
     bytes_down: int
     seconds_per_round: float
+    failed_rounds: tuple[int, ...] = ()
+    central: CentralPrivacy | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round"):

@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
 
 __all__ = [
+    "REJECTIONS",
+    "RejectionReason",
     "delta_text",
     "epsilon_text",
     "guarantee_sentence",
     "not_covered_sentences",
     "readable",
     "set_title",
+    "shared_noise_sentence",
+    "site_level_sentence",
+    "threat_text",
     "warning_sentences",
 ]
 
 NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 Ledger = Literal["run", "site"]
 Noise = Literal["operating system", "injected", "none"]
+RejectionReason = Literal[
+    "schedule",
+    "unit",
+    "sampling",
+    "clipping",
+    "noise",
+    "events",
+    "size",
+    "task",
+    "shape",
+    "not_finite",
+    "norm",
+    "direction",
+]
+# Why a site's answer was left out, behind "its answer was left out in round 3: ".
+REJECTIONS: Final[Mapping[RejectionReason, str]] = {
+    "schedule": "it declared other releases than it was asked for",
+    "unit": "it declared another unit of privacy than it was asked for",
+    "sampling": "it declared another sampling rate than its public size gives",
+    "clipping": "it declared another clipping norm than it was asked for",
+    "noise": "the noise that it declared is not what the target takes",
+    "events": "it reported other privacy events than it had declared",
+    "size": "it changed its public size",
+    "task": "it answered another task",
+    "shape": "the update had the wrong shape",
+    "not_finite": "the update was not finite",
+    "norm": "the update was longer than its steps can reach",
+    "direction": "the update pointed against the others'",
+}
 # Above it an accountant gives an upper bound and no more.
 LOOSE_ABOVE: Final = 1000.0
 NONE_GIVEN: Final = "so this run gives no privacy guarantee."
@@ -130,6 +164,7 @@ def guarantee_sentence(
     schedule_cost: float | None = None,
     max_images_per_patient: int | None = None,
     asked: bool = True,
+    threat: str = "",
 ) -> str:
     """What a run guarantees, in one sentence that starts with "None" where it guarantees nothing.
 
@@ -146,6 +181,7 @@ def guarantee_sentence(
       schedule_cost: for ledger "site", the largest price of all that an account has released so far.
       max_images_per_patient: largest number of images of a patient, public by the sites' policies.
       asked: whether any site was asked for anything.
+      threat: against whom it holds, where not against everybody; see `threat_text`.
 
     Raises:
       InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, the ledger is
@@ -180,8 +216,34 @@ def guarantee_sentence(
         loose = "at most " if patient_epsilon > LOOSE_ABOVE else ""
         patient = f"; for a patient with {images} {verb} {loose}{epsilon_text(patient_epsilon)}"
     return (
-        f"{who} is protected with {price} at its site {scope}{patient}; "
+        f"{who} is protected with {price} at its site {scope}{threat}{patient}; "
         f"neighbouring cohorts differ in one {unit}'s data being zeroed out, cohort sizes are public."
+    )
+
+
+def threat_text(*, min_survivors: int, colluders: int) -> str:
+    """Against whom noise in shares protects, behind the rest of the guarantee.
+
+    >>> threat_text(min_survivors=3, colluders=0)
+    ', against a server that controls no other site and opens sums of at least 3 sites only'
+    >>> threat_text(min_survivors=5, colluders=1)
+    ', against a server that controls at most 1 other site and opens sums of at least 5 sites only'
+    """
+    many = "no" if colluders == 0 else f"at most {colluders}"
+    noun = "site" if colluders <= 1 else "sites"
+    return f", against a server that controls {many} other {noun} and opens sums of at least {min_survivors} sites only"
+
+
+def shared_noise_sentence(*, other_site: float, all_colluding: float) -> str:
+    """What those see who know more shares of the noise than the declared threat model grants.
+
+    >>> shared_noise_sentence(other_site=1.234, all_colluding=2.0)[:84]
+    'The noise is made up of shares of all sites: another site, which knows its own, sees'
+    """
+    return (
+        "The noise is made up of shares of all sites: another site, which knows its own, sees epsilon at most "
+        f"{epsilon_text(other_site)}, and a server that controls all other sites, or makes them up, sees epsilon "
+        f"{epsilon_text(all_colluding)}."
     )
 
 
@@ -192,13 +254,20 @@ def _over_all_runs(schedule_cost: float | None) -> str:
     return f"over all runs in the site's ledger, by the cap that the ledger enforces (schedule cost so far: epsilon {cost})"
 
 
-def warning_sentences(*, site: str, mismatches: Sequence[int], unanswered: Sequence[int]) -> tuple[str, ...]:
+def warning_sentences(
+    *,
+    site: str,
+    mismatches: Sequence[int],
+    unanswered: Sequence[int],
+    rejected: Sequence[tuple[int, RejectionReason]] = (),
+) -> tuple[str, ...]:
     """What went otherwise than declared at a site, in sentences.
 
     Args:
       site: its name.
       mismatches: rounds after which its own epsilon was not the server's.
       unanswered: rounds whose task was sent and for which no readable reply came.
+      rejected: rounds whose answer was left out (-1: that to the run's declaration), and why.
 
     >>> warning_sentences(site="a", mismatches=[], unanswered=[3])
     ('a: no readable reply came in round 3; it is charged, as the reply may be in other hands.',)
@@ -211,11 +280,40 @@ def warning_sentences(*, site: str, mismatches: Sequence[int], unanswered: Seque
         )
     if mismatches:
         found.append(f"{site}: its own epsilon is not the server's after {_rounds(mismatches)}; the larger one is shown.")
+    for reason, words in REJECTIONS.items():
+        if rounds := [index for index, why in rejected if why == reason]:
+            where = f"its answer was left out in {_rounds(rounds)}" if min(rounds) >= 0 else "it was kept out of the run"
+            found.append(f"{site}: {where}: {words}.")
     return tuple(found)
 
 
 def _rounds(rounds: Sequence[int]) -> str:
     return ("round " if len(rounds) == 1 else "rounds ") + ", ".join(str(each) for each in rounds)
+
+
+def site_level_sentence(
+    *, epsilon: float, delta: float, noise_multiplier: float, clipping_norm: float, noise_seed: int | None = None
+) -> str:
+    """What site-level noise at the server guarantees, in one sentence that starts with "None" where it guarantees nothing.
+
+    Args:
+      epsilon: of one site's part in all released models.
+      delta: of the same guarantee.
+      noise_multiplier, clipping_norm: of the noise.
+      noise_seed: privacy.noise_seed, where it injects the noise.
+
+    >>> site_level_sentence(epsilon=2.0, delta=1e-4, noise_multiplier=4.0, clipping_norm=1.0)[:96]
+    "Each site's part in the released models is protected with (epsilon=2, delta=1e-04)-differential "
+    """
+    if noise_seed is not None:
+        return f"None for a site as a whole: noise was injected with privacy.noise_seed={noise_seed}."
+    return (
+        f"Each site's part in the released models is protected with (epsilon={epsilon_text(epsilon)}, delta="
+        f"{delta_text(delta)})-differential privacy against whoever sees them, but not against the server, which sees every "
+        f"update: it shortens each to norm {clipping_norm:g} and adds noise of {noise_multiplier:g} times that norm to their "
+        "sum. Neighbouring federations differ in one site's updates being replaced by no change; what this record says of a "
+        "site (name, sizes, spending) is not covered."
+    )
 
 
 def not_covered_sentences(

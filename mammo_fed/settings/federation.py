@@ -13,7 +13,9 @@ from mammo_fed.settings.checks import Auto, at_least
 __all__ = ["ROBUST", "FederationSettings"]
 
 # Rules that look at single updates; as post-processing of the sites' means they have a place where pseudo-gradients have none.
-ROBUST: Final = ("FedMedian", "FedTrimmedAvg", "Krum")
+ROBUST: Final = ("FedMedian", "FedTrimmedAvg", "Krum", "FedAgree")
+# Site-level noise is on a plain average.
+AVERAGING: Final = ("FedAvg", "FedProx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class FederationSettings:
       keep_optimizer: a site's local optimizer goes on from round to round, as in one long training.
       release: which model is the result: "average" of the last rounds (see `tail`), or "best_val", the round with the highest
         validation AUPRC (benign), which epsilon does not cover.
-      strategy: Flower's strategy by name.
+      strategy: Flower's strategy by name, or "FedAgree" (mammo_fed.federation.agreement).
       fraction: part of the sites that trains in a round, in (0, 1].
       min_nodes: sites to wait for, >= 1; "auto" is all of them.
       tail: part of the last rounds whose models are averaged, in (0, 1].
@@ -51,7 +53,7 @@ class FederationSettings:
     local_steps: int | Auto
     keep_optimizer: bool
     release: Literal["average", "best_val"]
-    strategy: Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum"]
+    strategy: Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum", "FedAgree"]
     fraction: float
     min_nodes: int | Auto
     tail: float
@@ -107,6 +109,11 @@ class FederationSettings:
             )
         if self.max_update_norm != "auto" and not self.max_update_norm > 0:
             raise InvalidSetting(f"federation.max_update_norm={self.max_update_norm} must be above 0, inf or auto")
+        if self.central.noise_multiplier > 0 and self.strategy not in AVERAGING:
+            raise InvalidSetting(
+                f"federation.strategy={self.strategy} must be FedAvg or FedProx where federation.central adds noise; "
+                "choose one, or set federation.central.noise_multiplier=0"
+            )
         self._check_secure()
         if any(not budget > 0 for budget in self.site_budgets):
             raise InvalidSetting(f"federation.site_budgets={list(self.site_budgets)} must be above 0")

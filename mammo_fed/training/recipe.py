@@ -72,7 +72,9 @@ def resolve(settings: Settings) -> Recipe:
 def _components(settings: Settings) -> int:
     """Number of features for a target, from the table."""
     target, (lowest, fewest) = settings.privacy.target_epsilon, FEWEST_COMPONENTS
-    if target <= lowest and settings.federation.num_sites > 1:
+    # With shared noise the sum carries the noise of one site.
+    each_its_own = settings.federation.num_sites > 1 and settings.federation.secure.use != "shared_noise"
+    if target <= lowest and each_its_own:
         return fewest
     return next((count for most, count in COMPONENTS_UP_TO if target <= most), MOST_COMPONENTS)
 

@@ -147,9 +147,7 @@ def test_nobody_gets_both_shares_of_one_site_nor_finds_them_on_the_disk_afterwar
     given = dict(ready.site("east").unmask(TERMS, survivors))
     after = path.read_text(encoding="utf-8")
     for held in before.held:
-        told, kept_back = (
-            (held.seed_share, held.key_share) if held.site in survivors else (held.key_share, held.seed_share)
-        )
+        told, kept_back = (held.seed_share, held.key_share) if held.site in survivors else (held.key_share, held.seed_share)
         assert given[held.site] == told
         assert kept_back not in after
     for secret in (before.seed, before.masking.private, before.channel.private):

@@ -13,13 +13,14 @@ from flwr.app import Context, Message, RecordDict
 from client.app import app
 from client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
 from client.replies import reply_from_bytes, reply_to_bytes
-from client.site import Site, plan_for_site
+from client.site import Site
 from mammo_fed.compose import compose_settings
 from mammo_fed.data.assemble import load_pool
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, become_server
 from mammo_fed.federation.messages import Reply, pack_array, pack_declaration, read_reply, task_config
+from mammo_fed.federation.schedule import plan_for_site
 from mammo_fed.federation.task import Declaration, RoundTask
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
@@ -112,7 +113,11 @@ def entries(described: SiteFile) -> list[str]:
 
 def fields(reply: Reply) -> dict[str, object]:
     """Everything in a reply, to the last bit."""
-    return {**vars(reply), "arrays": (reply.arrays.dtype.str, reply.arrays.shape, reply.arrays.tobytes())}
+    bits = {
+        name: (array.dtype.str, array.shape, array.tobytes())
+        for name, array in (("arrays", reply.arrays), ("masked", reply.masked))
+    }
+    return {**vars(reply), **bits}
 
 
 def same(one: Reply, other: Reply) -> bool:
@@ -300,7 +305,9 @@ def test_the_public_number_of_images_is_the_only_denominator(described, declarat
 
 def test_a_refusal_says_nothing_that_depends_on_a_patient(settings, described, of_table):
     refusals = [Site(file).refusal("", 0, "budget") for file in (described, replace(of_table, site=described.site))]
-    told = [{name: value for name, value in asdict(refusal).items() if name != "arrays"} for refusal in refusals]
+    told = [
+        {name: value for name, value in asdict(refusal).items() if name not in ("arrays", "masked")} for refusal in refusals
+    ]
     for refusal, file in zip(told, (described, of_table), strict=True):
         assert refusal.pop("weight") == file.policy.public_images
         assert refusal.pop("patients") == file.policy.public_patients

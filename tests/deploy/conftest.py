@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +14,9 @@ from client.cli import main as site_client
 from client.folder import SiteFolder
 from server.cli import main as flower_server
 from server.folder import FederationFolder
+
+if TYPE_CHECKING:
+    from network_trial import NetworkTrial
 
 
 def call(main: Callable[[Sequence[str]], int], arguments: Sequence[object]) -> tuple[int, str, str]:
@@ -93,3 +97,21 @@ def refused() -> Callable[[tuple[int, str, str]], str]:
 def mode() -> Callable[[Path], int]:
     """The permission bits of a path."""
     return lambda path: path.stat().st_mode & 0o777
+
+
+@pytest.fixture(scope="session")
+def trial(cache, tmp_path_factory) -> Iterator[NetworkTrial]:
+    """A server that runs, waits for more sites than will come, and can be reached from another network namespace."""
+    # Imported late: they bring Flower along, and the tests of folders have no use for it.
+    from network_trial import NetworkTrial
+    from real_federation import SMALL_RUN, can_cut_lines, real_federation
+
+    if not can_cut_lines():
+        pytest.skip("needs root and `ip netns` to make a network namespace")
+    root = tmp_path_factory.mktemp("network")
+    (root / "asks").mkdir()
+    with real_federation(root, num_sites=1, cache=cache, lines=True) as federation:
+        federation.start_server(*SMALL_RUN, "federation.num_sites=40", "federation.round_timeout=3000")
+        found = NetworkTrial(federation, root / "asks")
+        federation.wait_for("may come in", seconds=120)
+        yield found

@@ -274,3 +274,15 @@ def test_help_names_every_command(server):
     code, out, _ = server("--help")
     assert code == 0
     assert all(command in out for command in ("init", "register", "revoke", "renew", "run", "status", "sites"))
+
+
+def test_a_prepared_run_is_what_resume_goes_on_with(server, federation):
+    code, _, err = server("run", federation.path, "--prepare", "federation.num_sites=2", "seed=7")
+    assert (code, "--resume" in err) == (0, True)
+    assert "seed: 7\n" in server("run", federation.path, "--resume", "--cfg", "job")[1]
+
+
+def test_prepare_overwrites_no_run(server, federation, refused, tmp_path):
+    arguments = ("run", federation.path, "--prepare", "federation.num_sites=2", f"hydra.run.dir={tmp_path / 'run'}")
+    assert server(*arguments)[0] == 0
+    assert "already holds a run; choose another folder, or go on with it: --resume" in refused(server(*arguments))

@@ -218,7 +218,7 @@ def test_the_key_pair_fits_and_is_in_opensshs_format(site, client):
     shown = client("public-key", site.path)[1]
     assert shown == site.public_key_file.read_text()
     assert shown.split()[0::2] == ["ecdsa-sha2-nistp384", "hospital-a"]
-    derived = subprocess.run(["ssh-keygen", "-y", "-f", site.key], capture_output=True, text=True, check=True).stdout  # noqa: S607
+    derived = subprocess.run(["ssh-keygen", "-y", "-f", site.key], capture_output=True, text=True, check=True).stdout
     assert derived.split()[:2] == shown.split()[:2]
     assert client("public-key", site.path, "--fingerprint")[1].strip() == site.public_key().fingerprint
 
@@ -298,6 +298,12 @@ def test_check_names_a_ledger_that_is_gone_or_cut_off(client, site):
 def test_check_opens_no_ledger(client, site):
     assert "the first run opens one" in str(checks(client, site)["ledger"]["message"])
     assert list(Path(site.file.ledger).iterdir()) == []
+
+
+def test_status_of_a_site_that_is_stopped_is_exit_code_1(client, site):
+    edit(site, "localhost:18443", "localhost:9")
+    code, out, _ = client("status", site.path, "--json")
+    assert (code, json.loads(out)["site_client"]) == (1, "stopped")
 
 
 def test_two_clients_do_not_share_a_folder(site):

@@ -107,7 +107,11 @@ def travelled(content: RecordDict, kind: str = "train") -> Message:
 
 def fields(reply: Reply) -> dict[str, object]:
     """Everything in a reply, to the last bit."""
-    return {**vars(reply), "arrays": (reply.arrays.dtype.str, reply.arrays.shape, reply.arrays.tobytes())}
+    bits = {
+        name: (array.dtype.str, array.shape, array.tobytes())
+        for name, array in (("arrays", reply.arrays), ("masked", reply.masked))
+    }
+    return {**vars(reply), **bits}
 
 
 def changed(**privacy: object) -> RecordDict:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mammo_fed.compose import compose_settings
@@ -17,6 +18,7 @@ from mammo_fed.models.heads import build_head, flatten
 from mammo_fed.privacy.dpsgd import PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.settings import ModelSettings
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 
 DIMS = 24
@@ -25,8 +27,13 @@ IMAGES = 40
 WORST = 100
 
 
+@cache
+def usual_model() -> ModelSettings:
+    return compose_settings([]).settings.model
+
+
 def declaration_of(**changed: object) -> Declaration:
-    model = replace(compose_settings([]).settings.model, flips="none", **changed.pop("model", {}))
+    model = replace(usual_model(), flips="none", **changed.pop("model", {}))
     values = {
         "run_id": "run1",
         "model": model,
@@ -128,7 +135,7 @@ def bound(declaration: Declaration, task: RoundTask, event: PrivacyEvent, flat: 
 
 
 noises = st.sampled_from([0.0, 0.3, 2.0, 20.0])
-common = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+common = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @common
@@ -236,6 +243,7 @@ def test_an_optimizer_that_is_kept_reaches_further_and_honest_rounds_stay_within
     assert reaches == sorted(reaches)
 
 
+@common
 @given(seed=st.integers(0, 2**20), gap=st.floats(0.0, 6.0))
 def test_no_sequence_of_gradients_moves_a_coordinate_of_adamw_further_than_its_bound(seed, gap):
     """Growing gradients are the worst case: the last one weighs most in the first moment and least in the second."""
@@ -284,5 +292,4 @@ def test_reach_of_noise_is_passed_by_one_honest_update_in_a_thousand_million():
     flat = np.zeros(400, np.float32)
     typical = 100.0 / IMAGES * 1e3 * 0.45 * math.sqrt(400)
     reach = bound(declaration, task_of(), event, flat)
-    assume(typical > 0)
     assert typical * (1 + 4 / math.sqrt(800)) < reach < typical * (1 + 8 / math.sqrt(800))

@@ -40,6 +40,7 @@ KEYS = {
     "privacy": {
         *("unit", "delta", "accountant", "target_epsilon", "sites", "guarantee", "not_covered"),
         *("mechanism", "rounds", "local_steps", "noise", "relation", "ledger"),
+        *("aggregation", "min_survivors", "colluders"),
     },
     "privacy.sites.0": {
         *("site", "epsilon", "epsilon_account", "epsilon_after_round", "patient_epsilon", "mechanism", "budget_left"),
@@ -51,7 +52,10 @@ KEYS = {
             "cap_delta",
             "mismatches",
             "unanswered",
+            "rejected",
             "ledger_head",
+            "epsilon_other_site",
+            "epsilon_all_colluding",
         ),
     },
     "evaluation": {"val", "test", "external"},
@@ -59,12 +63,15 @@ KEYS = {
         *("n_patients", "n_images", "auroc", "auroc_ci", "auprc_benign", "auprc_malignant", "brier"),
         "sensitivity_at_90_specificity",
     },
-    "federation": {"strategy", "rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round"},
+    "federation": {"strategy", "rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round", "failed_rounds", "central"},
 }
 # Names chosen by the run, not by the schema: any may be missing.
 FREE = {"seeds", "versions", "evaluation"}
 # Added after the first records were written: a record without them is still read.
-ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "mismatches", "unanswered", "ledger_head"}
+ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "mismatches", "unanswered", "ledger_head"} | {
+    *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
+    *("rejected", "central"),
+}
 
 
 def at(values, path):

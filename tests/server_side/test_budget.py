@@ -108,4 +108,4 @@ def test_progress_of_many_sites_counts_those_with_a_warning():
     for number in range(10):
         many.enter(reply(f"site-{number}"))
     many.charge_unanswered("site-3", round_index=1, events=[STEP])
-    assert "NO REPLY or MISMATCH at 1" in line(many, 1)
+    assert "NO REPLY, MISMATCH or LEFT OUT at 1" in line(many, 1)

@@ -25,7 +25,7 @@ from mammo_fed.privacy.accounting import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger_report import show_ledger, verify_ledger
 from mammo_fed.reporting.console import results_table
-from mammo_fed.reporting.record import Record, SitePrivacy, read_record
+from mammo_fed.reporting.record import Record, Rejected, SitePrivacy, read_record
 from server.app import make_app
 from server.run import Hooks, share_of
 from simulations.in_process import run_in_process
@@ -158,18 +158,20 @@ def test_an_honest_site_is_believed(federate, usual):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "said", "reason"),
     [
-        (lambda old: np.full_like(old, np.nan), "wrong shape or not finite"),
-        (lambda old: np.where(np.arange(len(old)) == 3, np.inf, old).astype(np.float32), "wrong shape or not finite"),
-        (lambda old: old[:-1], "wrong shape or not finite"),
-        (lambda old: np.zeros(0, np.float32), "wrong shape or not finite"),
+        (lambda old: np.full_like(old, np.nan), "that is not finite", "not_finite"),
+        (lambda old: np.where(np.arange(len(old)) == 3, np.inf, old).astype(np.float32), "that is not finite", "not_finite"),
+        (lambda old: old[:-1], "of the wrong shape", "shape"),
+        (lambda old: np.zeros(0, np.float32), "of the wrong shape", "shape"),
     ],
     ids=["nan", "infinite", "short", "empty"],
 )
-def test_an_update_that_cannot_be_averaged_is_left_out_and_charged_all_the_same(federate, left_out, arrays, said):
+def test_an_update_that_cannot_be_averaged_is_left_out_and_charged_all_the_same(federate, left_out, arrays, said, reason):
     federation = federate(lambda reply, message: answer(reply, message, arrays=arrays(reply.arrays)))
-    assert f"{HOSTILE} sends an update of the {said}" in federation.log
+    assert f"{HOSTILE} sends an update {said}" in federation.log
+    assert federation.hostile.rejected == tuple(Rejected(round=index, reason=reason) for index in (0, 1, 2))
+    assert [site.rejected for site in federation.honest] == [()] * 3
     np.testing.assert_array_equal(federation.model.flat, left_out["head"])
     np.testing.assert_array_equal(federation.model.centre, left_out["centre"])
     # What it reports as spent may well be spent.

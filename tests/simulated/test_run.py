@@ -55,6 +55,7 @@ OF_A_SITE = {
     "cap_delta",
     "mismatches",
     "unanswered",
+    "rejected",
     "ledger_head",
 }
 

@@ -102,9 +102,13 @@ class Control:
         )
 
     def nodes(self) -> list[Node]:
-        """All registered nodes."""
+        """All registered nodes; Flower goes on listing those that were shut out, and they are left out here."""
         found = self._client.ListNodes(ListNodesRequest()).nodes_info
-        return [Node(identifier=node.node_id, public_key=node.public_key, online=node.status == "online") for node in found]
+        return [
+            Node(identifier=node.node_id, public_key=node.public_key, online=node.status == "online")
+            for node in found
+            if node.status != "unregistered"
+        ]
 
     def register(self, public_key: bytes) -> None:
         """Let the holder of the private key come in; nothing changes where it is registered already."""

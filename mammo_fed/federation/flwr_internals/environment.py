@@ -21,6 +21,9 @@ def flower_environment(home: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # Flower finds its own commands by name.
         "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
+        # Whoever connects is where the connection comes from, whatever its headers or this machine's settings say.
+        "FORWARDED_ALLOW_IPS": "127.0.0.1",
+        "WEB_CONCURRENCY": "1",
         # A proxy of the machine is not for talking to oneself.
         "NO_PROXY": ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY", "")])),
     }

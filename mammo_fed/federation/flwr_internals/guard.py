@@ -2,7 +2,8 @@
 
 Flower serves sites, coordinators and its own processes on one port, and asks a coordinator for nothing: a stranger could start
 runs. The guard answers 404 to everything but the sites' side and the health check unless it comes from this machine, and asks
-for the server's secret where a run can be started, stopped or looked at.
+for the server's secret where a run can be started, stopped or looked at. On the sites' side it reads nothing from those who
+have no registered key, and nothing twice.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import flwr.superlink.main as superlink
+import uvicorn
 from flwr.superlink.cli import flower_superlink
+from starlette.concurrency import run_in_threadpool
 
 from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER
+from mammo_fed.federation.flwr_internals.proof import Proofs, answer_in_own_name_only
 
 __all__ = ["CONTROL_FILE_VARIABLE", "Guard", "main"]
 
@@ -25,6 +29,10 @@ CONTROL_FILE_VARIABLE: Final = "MAMMO_FED_CONTROL_SECRET_FILE"
 SITES_SIDE: Final = ("/v1/fleet/",)
 HEALTH: Final = "/health"
 OWN_PROCESSES: Final = "/v1/runtime/"
+# For TLS 1.2; uvicorn's own choice offers nothing but CBC with SHA-1 there. TLS 1.3 has no others.
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+NOT_FOUND: Final = 404
+UNAUTHORIZED: Final = 401
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,52 +46,71 @@ class Guard:
     Args:
       app: what is guarded.
       secret: asked for on the control side.
+      proofs: asked for on the sites' side; None where sites come without keys.
     """
 
-    def __init__(self, app: App, *, secret: str) -> None:
-        self._app, self._secret = app, secret
+    def __init__(self, app: App, *, secret: str, proofs: Proofs | None) -> None:
+        self._app, self._secret, self._proofs = app, secret, proofs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's interface."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._allows(scope)):
-            await self._app(scope, receive, send)
-            return
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
-        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+        status = await self._objection(scope) if scope["type"] == "http" else None
+        if status is None:
+            await self._app(scope, receive, send)
+            return
+        # Nothing of the body has been read: the connection is of no more use.
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    def _allows(self, scope: Scope) -> bool:
+    async def _objection(self, scope: Scope) -> int | None:
+        """The status of a request that goes no further; None lets it pass."""
         path = str(scope["path"])
-        if path == HEALTH or path.startswith(SITES_SIDE):
-            return True
-        host = (scope.get("client") or ("",))[0]
-        try:
-            local = ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
-        if not local:
-            return False
+        if path == HEALTH:
+            return None
+        if path.startswith(SITES_SIDE):
+            if self._proofs is None or await run_in_threadpool(self._proofs.accepts, dict(scope["headers"])):
+                return None
+            return UNAUTHORIZED
+        if not _is_local(scope):
+            return NOT_FOUND
         # Flower's own processes prove themselves with tokens; everybody else on this machine needs the server's secret.
-        return path.startswith(OWN_PROCESSES) or self._knows_secret(scope)
+        return None if path.startswith(OWN_PROCESSES) or self._knows_secret(scope) else NOT_FOUND
 
     def _knows_secret(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(CONTROL_HEADER.encode(), b"")
         return hmac.compare_digest(given, self._secret.encode())
 
 
+def _is_local(scope: Scope) -> bool:
+    try:
+        address = ipaddress.ip_address((scope.get("client") or ("",))[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
 def main() -> None:
     """Run a guarded SuperLink; the secret is read from the file that the environment names."""
     secret = Path(os.environ[CONTROL_FILE_VARIABLE]).read_text(encoding="ascii").strip()
-    make = superlink.create_app
+    make, run = superlink.create_app, uvicorn.run
 
     def guarded(*arguments: Any, **named: Any) -> Any:
         made = make(*arguments, **named)
-        made.add_middleware(Guard, secret=secret)
+        links = made.state.linkstate_factory
+        proofs = Proofs(lambda key: links.state().get_node_id_by_public_key(key) is not None)
+        made.add_middleware(Guard, secret=secret, proofs=proofs if made.state.enable_supernode_auth else None)
         return made
 
-    superlink.create_app = guarded
+    def served(*arguments: Any, **named: Any) -> None:
+        run(*arguments, **named, ssl_ciphers=CIPHERS, server_header=False)
+
+    answer_in_own_name_only()
+    superlink.create_app, uvicorn.run = guarded, served
     flower_superlink()
 
 

@@ -6,6 +6,7 @@ The bundle that comes with a message is never read: no code of the server runs a
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +15,16 @@ from typing import Any, Final
 import httpx
 from flwr.app import Context, Error, Message
 from flwr.common.constant import SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.common.serde import context_from_proto
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest, PullTaskInputRequest
 from flwr.supercore.app_utils import start_parent_process_monitor
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -24,7 +32,8 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
 
@@ -34,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 FAILED_TEXT: Final = "internal"
+# Without a part of a message for so long, the rest will not come: its sender was killed on the way.
+IDLE_SECONDS: Final = 60.0
+LOST: Final = 75
 
 
 def serve_messages(
@@ -83,7 +95,7 @@ def _answer_one(answer: Callable[[Message, Context], Message], *, address: str, 
     status = SubStatus.FAILED
     started = time.perf_counter()
     try:
-        message, context, _, _ = pull_task_input(client)
+        message, context = _pull(client)
         try:
             reply = answer(message, context)
             status = SubStatus.COMPLETED
@@ -93,6 +105,9 @@ def _answer_one(answer: Callable[[Message, Context], Message], *, address: str, 
             reply = Message(Error(code=CLIENT_FAILED, reason=FAILED_TEXT), reply_to=message)
         push_message(client, reply, context)
         logger.info("a %s message was answered in %.2f s", message.metadata.message_type, time.perf_counter() - started)
+    except ObjectPullError:
+        logger.error("a message did not arrive whole; this process ends, so that the SuperNode does not wait for its answer")
+        os._exit(LOST)
     except (httpx.HTTPError, RuntimeError) as error:
         logger.warning("a message could not be taken or answered (%s)", type(error).__name__)
         status = SubStatus.FAILED
@@ -100,6 +115,35 @@ def _answer_one(answer: Callable[[Message, Context], Message], *, address: str, 
         push_task_output(client, context, status, "" if status == SubStatus.COMPLETED else FAILED_TEXT)
         heartbeat.stop()
         client.close()
+
+
+def _pull(client: Any) -> tuple[Message, Context]:
+    """The message and its context; the bundle that comes with them is left where it is.
+
+    Flower's own way waits for ever for a part whose sender was killed.
+    """
+    given = client.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = given.task_id, given.run.run_id, given.context.node_id
+    context = context_from_proto(given.context)
+    found = client.PullMessages(PullAppMessagesRequest())
+    if not found.messages_list:
+        raise RuntimeError("the SuperNode has no message for a task")
+    node, tree = Node(node_id=context.node_id), found.message_object_trees[0]
+    pull_one = make_pull_object_fn_protobuf(client.PullObject, node, context.run_id)
+    last = [time.monotonic()]
+
+    def pull(identifier: str) -> bytes:
+        if time.monotonic() > last[0] + IDLE_SECONDS:
+            raise ObjectPullError(identifier, "no part of the message came any more")
+        content: bytes = pull_one(identifier)
+        last[0] = time.monotonic()
+        return content
+
+    confirm = make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, context.run_id)
+    message = pull_and_inflate_object_from_tree(tree, pull, confirm, return_type=Message)
+    # What travels does not hold its own name.
+    message.metadata.__dict__["_message_id"] = tree.object_id
+    return message, context
 
 
 def _client(address: str, interceptor: Any) -> Any:

@@ -1,0 +1,282 @@
+"""A federation of real processes for tests: one flower-server, several site-clients, each behind a line that can be cut.
+
+Sites run in network namespaces of their own where the system allows it (root and `ip netns`), else on the loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mammo_fed.federation.flwr_internals.environment import flower_environment
+from mammo_fed.reporting.record import Record, read_record
+
+SMALL_SITE = (
+    "data=phantom",
+    "data.image_size=64",
+    "data.images_train=96",
+    "data.images_test=48",
+    "data.images_external=24",
+)
+SMALL_RUN = (
+    *SMALL_SITE,
+    "model=efficientnet_lite0",
+    "model.input_size=64",
+    "model.flips=none",
+    "model.components=20",
+    "synthesis.count=48",
+)
+
+
+def can_cut_lines() -> bool:
+    """Whether this process may make network namespaces."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    name = f"mf-{secrets.token_hex(3)}"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
+        return False
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Line:
+    """A site's network namespace, joined to this one by a pair of interfaces."""
+
+    name: str
+    network: str
+
+    @property
+    def here(self) -> str:
+        return f"{self.network}.1"
+
+    def make(self) -> None:
+        veth = f"{self.name}h"
+        for command in (
+            f"netns add {self.name}",
+            f"link add {veth} type veth peer name {self.name}s netns {self.name}",
+            f"addr add {self.here}/30 dev {veth}",
+            f"link set {veth} up",
+            f"-n {self.name} addr add {self.network}.2/30 dev {self.name}s",
+            f"-n {self.name} link set {self.name}s up",
+            f"-n {self.name} link set lo up",
+        ):
+            subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+    def set(self, state: str) -> None:
+        subprocess.run(["ip", "link", "set", f"{self.name}h", state], check=True)
+
+    def remove(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
+
+
+@dataclass
+class RealFederation:
+    """Folders and processes of one federation.
+
+    Attributes:
+      root: everything lies below it.
+      port: of the server.
+      sites: names.
+      lines: by site; none on the loopback.
+      server_root: where the server's folders lie instead.
+    """
+
+    root: Path
+    port: int
+    sites: tuple[str, ...]
+    cache: Path
+    lines: Mapping[str, Line] = field(default_factory=dict)
+    server_root: Path | None = None
+    server: subprocess.Popen[bytes] | None = None
+    clients: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def fed(self) -> Path:
+        return (self.server_root or self.root) / "fed"
+
+    @property
+    def run_folder(self) -> Path:
+        return (self.server_root or self.root) / "run"
+
+    @property
+    def record(self) -> Record:
+        return read_record(self.run_folder)
+
+    def site(self, name: str) -> Path:
+        return self.root / name
+
+    def start_server(self, *arguments: str, resume: bool = False) -> None:
+        command = [sys.executable, "-m", "server.cli", "run", str(self.fed), f"hydra.run.dir={self.run_folder}", *arguments]
+        self.server = self._spawn([*command, "--resume"] if resume else command, "server.out")
+
+    def start_client(self, name: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", "client.cli", "run", str(self.site(name)), *arguments]
+        if name in self.lines:
+            command = ["ip", "netns", "exec", self.lines[name].name, *command]
+        self.clients[name] = self._spawn(command, f"{name}.out")
+
+    def wait(self, seconds: float) -> int:
+        """Exit code of the server."""
+        assert self.server is not None
+        try:
+            return self.server.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server did not end in {seconds:g} s:\n{self.tail()}") from None
+
+    def wait_for(self, text: str, *, seconds: float, name: str = "server.out") -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.said(name):
+            assert time.monotonic() < deadline, f"{name} did not say {text!r} in {seconds:g} s:\n{self.tail()}"
+            assert self.server is None or self.server.poll() is None or text in self.said(name), self.tail()
+            time.sleep(0.1)
+
+    def said(self, name: str = "server.out") -> str:
+        with suppress(FileNotFoundError):
+            return (self.root / name).read_text(encoding="utf-8", errors="replace")
+        return ""
+
+    def tail(self) -> str:
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.root.glob("*.out"))
+        )
+
+    def stop(self) -> None:
+        processes = [process for process in (self.server, *self.clients.values()) if process is not None]
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for pid in self.processes(""):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for line in self.lines.values():
+            line.remove()
+
+    def processes(self, *words: str) -> list[int]:
+        """Processes of this federation (their command or environment tells) whose command holds all `words`."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                told = command + (path / "environ").read_bytes().decode(errors="replace")
+                if str(self.root) in told and all(word in command for word in words) and int(path.name) != os.getpid():
+                    found.append(int(path.name))
+        return found
+
+    def _spawn(self, command: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            **flower_environment(self.root / "flwr"),
+            "MAMMO_FED_CACHE": str(self.cache),
+            "OMP_NUM_THREADS": "1",
+            # By this the processes of a test are told from those of others.
+            "MAMMO_FED_TEST": str(self.root),
+        }
+        with (self.root / log).open("ab") as out:
+            return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+@contextmanager
+def real_federation(
+    root: Path,
+    *,
+    num_sites: int,
+    cache: Path,
+    lines: bool = False,
+    data: Sequence[str] = SMALL_SITE,
+    server_root: Path | None = None,
+) -> Iterator[RealFederation]:
+    """Initialised and registered folders; nothing runs yet. Everything is ended and removed afterwards.
+
+    Args:
+      root: empty folder.
+      num_sites: site-1, site-2, ... share the cohort as in a simulation.
+      cache: of features, shared.
+      lines: a network namespace for each site.
+      data: overrides of the sites' data.
+      server_root: where the server's folder really lies.
+    """
+    names = tuple(f"site-{index + 1}" for index in range(num_sites))
+    tag = secrets.token_hex(3)
+    network = f"10.{secrets.randbelow(120) + 100}"
+    made = (
+        {name: Line(name=f"mf{tag}{index}", network=f"{network}.{index}") for index, name in enumerate(names)} if lines else {}
+    )
+    federation = RealFederation(root=root, port=free_port(), sites=names, cache=cache, lines=made, server_root=server_root)
+    try:
+        for line in made.values():
+            line.make()
+        _init(federation, data)
+        yield federation
+    finally:
+        federation.stop()
+
+
+def _init(federation: RealFederation, data: Sequence[str]) -> None:
+    hosts = ["127.0.0.1", *(line.here for line in federation.lines.values())]
+    bind = "0.0.0.0" if federation.lines else "127.0.0.1"  # noqa: S104 - a test's own namespaces
+    _call(
+        "server.cli",
+        "init",
+        federation.fed,
+        "--name",
+        "trial",
+        "--port",
+        federation.port,
+        "--bind",
+        bind,
+        *(word for host in hosts for word in ("--host", host)),
+    )
+    for index, name in enumerate(federation.sites):
+        folder = federation.site(name)
+        host = federation.lines[name].here if name in federation.lines else "127.0.0.1"
+        _call(
+            "client.cli",
+            "init",
+            folder,
+            "--name",
+            name,
+            "--server",
+            f"{host}:{federation.port}",
+            "--ca",
+            federation.fed / "tls" / "ca.crt",
+            "--share",
+            f"{index + 1}/{len(federation.sites)}",
+            "--max-epsilon",
+            "inf",
+            *data,
+        )
+        text = (folder / "site.toml").read_text(encoding="utf-8").splitlines()
+        text = [f"cache = {json.dumps(str(federation.cache))}" if line.startswith("cache = ") else line for line in text]
+        (folder / "site.toml").write_text("\n".join(text) + "\n", encoding="utf-8")
+        _call("server.cli", "register", federation.fed, folder / "keys" / f"{name}.pub")
+
+
+def _call(module: str, *arguments: object) -> None:
+    from importlib import import_module
+
+    code = import_module(module).main([str(argument) for argument in arguments])
+    assert code == 0, (module, arguments)
