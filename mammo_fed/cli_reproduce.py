@@ -46,6 +46,7 @@ needs a clone of RichardObi/mammo_dp: MAMMO_DP_ROOT=CLONE, or data.root=CLONE
 examples:
   mammo-fed reproduce experiment=dbr156,image-phantom-1-6 epochs=30
   mammo-fed reproduce experiment=all synthesis.epochs=10
+  flower-server run FEDERATION $(mammo-fed reproduce experiment=dbr156 --print-overrides) seed=1
 """
 
 
@@ -62,12 +63,18 @@ def add_reproduce_command(commands: Any, common: argparse.ArgumentParser) -> Non
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="rows to run and settings to change")
     parser.add_argument("--list", action="store_true", help="show the rows and stop")
+    parser.add_argument(
+        "--print-overrides",
+        dest="overrides_of",
+        action="store_true",
+        help="print one row's settings for `mammo-fed simulate` or `flower-server run`, and stop",
+    )
     parser.set_defaults(command=_reproduce)
 
 
 def _reproduce(options: argparse.Namespace, console: Console) -> int:
     from simulations.experiments import backbones, select
-    from simulations.reproduce import Plan
+    from simulations.reproduce import Plan, overrides_of
 
     own, overrides = dict(DEFAULTS), []
     for override in options.overrides:
@@ -92,6 +99,9 @@ def _reproduce(options: argparse.Namespace, console: Console) -> int:
         overrides=tuple(overrides),
         paper_overrides=backbones()[own["backbone"]],
     )
+    if options.overrides_of:
+        sys.stdout.writelines(f"{override}\n" for override in overrides_of(plan, rows))
+        return 0
     jobs = _number("jobs", own["jobs"] or str(len(os.sched_getaffinity(0))))
     return _run(plan, Path(own["hydra.run.dir"]), jobs, own, options, console)
 

@@ -26,7 +26,7 @@ from server.results import SCORES_NAME
 from server.run import Hooks, share_of
 from simulations.experiments import Experiment
 
-__all__ = ["Job", "Plan", "jobs_of", "run_jobs"]
+__all__ = ["Job", "Plan", "jobs_of", "overrides_of", "run_jobs"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +92,7 @@ def jobs_of(plan: Plan, folder: Path) -> list[Job]:
     """
     jobs = []
     for row in plan.rows:
-        of_paper = (*plan.paper_overrides, *_epochs(plan, row)) if row.paper else ()
-        extra = [*of_paper, *plan.overrides]
-        base = row.settings(extra)
+        base = row.settings(_extra(plan, row))
         base = replace(base, engine=replace(base.engine, threads=1, workers=1))
         runs: list[tuple[int, int | None]] = [(seed, None) for seed in plan.seeds]
         if row.cross_validated:
@@ -104,6 +102,19 @@ def jobs_of(plan: Plan, folder: Path) -> list[Job]:
             name = f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}") + f"-{settings.sha256()[:HASH_DIGITS]}"
             jobs.append(Job(key=row.key, seed=seed, fold=fold, settings=settings, folder=folder / "rows" / row.key / name))
     return jobs
+
+
+def overrides_of(plan: Plan, rows: Sequence[Experiment]) -> tuple[str, ...]:
+    """The settings of the only row of `rows`, as overrides for another command; the seed is not among them.
+
+    Raises:
+      InvalidSetting: If there are several rows, or an override is wrong.
+    """
+    if len(rows) != 1:
+        raise InvalidSetting(f"--print-overrides needs one row, not {len(rows)}; give experiment=ROW")
+    extra = _extra(plan, rows[0])
+    rows[0].settings(extra)
+    return (*rows[0].overrides, *extra)
 
 
 def run_jobs(
@@ -240,6 +251,11 @@ def _features(
     place = {image: row for row, image in enumerate(everybody.images.tolist())}
     rows = np.array([place[image] for image in cohort.images.tolist()])
     extractor.store([block[rows] for block in blocks], fingerprint=own, flips=flips)
+
+
+def _extra(plan: Plan, row: Experiment) -> tuple[str, ...]:
+    of_paper = (*plan.paper_overrides, *_epochs(plan, row)) if row.paper else ()
+    return (*of_paper, *plan.overrides)
 
 
 def _epochs(plan: Plan, row: Experiment) -> tuple[str, ...]:
