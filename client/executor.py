@@ -23,6 +23,7 @@ from client.app import app
 from client.health import HEALTH_NAME
 from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.federation.flwr_internals.runtime import die_with_parent, serve_messages
+from mammo_fed.federation.flwr_internals.supernode import end_with_any_thread
 from mammo_fed.folders import write_private
 
 __all__ = ["main"]
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # Flower interrupts its own process when the SuperNode does not know it any more; threads that wait must not keep it.
+    end_with_any_thread()
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     health = _Health(options.state / HEALTH_NAME)
     health.write(False)

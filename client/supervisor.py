@@ -21,7 +21,7 @@ from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.control import healthy
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.folders import write_private
-from mammo_fed.processes import Child, Keeper, installed_command
+from mammo_fed.processes import Child, Keeper
 
 __all__ = ["serve", "status"]
 
@@ -32,6 +32,7 @@ HEALTH_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 300.0
 # A SuperNode looks for answers twice a second, and hands them on.
 HAND_OVER_SECONDS: Final = 3.0
+NODE_MODULE: Final = "mammo_fed.federation.flwr_internals.supernode"
 
 
 def serve(folder: SiteFolder, *, insecure: bool, console: Console) -> int:
@@ -143,7 +144,7 @@ class _SiteClient:
     def _children(self, secret: Path) -> tuple[Child, Child]:
         folder, state = self._folder, self._folder.private
         environment = flower_environment(state / "flwr")
-        node = [installed_command("flower-supernode"), "--superlink", folder.network.server]
+        node = [sys.executable, "-m", NODE_MODULE, "--superlink", folder.network.server]
         node += ["--host", "127.0.0.1", "--port", str(self._port)]
         node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         if self._insecure:

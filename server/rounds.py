@@ -282,6 +282,9 @@ class Rounds:
     def _accept(self, reply: Reply, task: RoundTask, flat: NDArray[np.float32], *, under: str = "") -> bool:
         """Whether a reply's update may be aggregated; its events are composed in any case. `under`: see server.judging."""
         if reply.reason:
+            if reply.reason == "ledger":
+                # It may have failed after the round was charged there.
+                self._charge_silence(task, [reply.site])
             self.budget.refuse(reply)
             logger.warning("%s refuses round %d: %s", reply.site, task.round_index, reply.reason)
             return False

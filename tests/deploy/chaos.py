@@ -100,7 +100,7 @@ class Ordeal:
             ("kill the SuperLink", lambda: self._kill("flwr_internals.guard")),
             ("kill the superexec", lambda: self._kill("flower-superexec")),
             ("power loss of the server", self._power_loss),
-            (f"kill the SuperNode of {site}", lambda: self._kill("flower-supernode", folder)),
+            (f"kill the SuperNode of {site}", lambda: self._kill("flwr_internals.supernode", folder)),
             (f"kill the executor of {site}", lambda: self._kill("client.executor", folder)),
             (f"kill the site-client of {site}", lambda: self._kill_client(site)),
         ]

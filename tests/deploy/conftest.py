@@ -111,7 +111,8 @@ def trial(cache, tmp_path_factory) -> Iterator[NetworkTrial]:
     root = tmp_path_factory.mktemp("network")
     (root / "asks").mkdir()
     with real_federation(root, num_sites=1, cache=cache, lines=True) as federation:
-        federation.start_server(*SMALL_RUN, "federation.num_sites=40", "federation.round_timeout=3000")
+        crowd = ("federation.num_sites=12", "data.images_train=960", "federation.round_timeout=3000")
+        federation.start_server(*(word for word in SMALL_RUN if "images_train" not in word), *crowd)
         found = NetworkTrial(federation, root / "asks")
         federation.wait_for("may come in", seconds=120)
         yield found

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import network_probe
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import TIMESTAMP_HEADER
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
@@ -26,7 +28,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import Message as Protobuf
 from real_federation import RealFederation
 
-from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER, Control
+from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER, Control, Node
 from mammo_fed.federation.keys import SiteKey
 from server.folder import FederationFolder
 
@@ -92,8 +94,6 @@ class StrangerKey:
     @property
     def site_key(self) -> SiteKey:
         """As a coordinator registers it."""
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
         return SiteKey(line=self.private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
 
     def headers(self, *, stamp: str = "", signature: bytes = b"") -> dict[str, str]:
@@ -135,9 +135,19 @@ class NetworkTrial:
     def secret(self) -> str:
         return (self.federation.fed / "state" / "control.secret").read_text().strip()
 
-    @property
-    def control(self) -> Control:
-        return Control(f"127.0.0.1:{self.federation.port}", ca=self.ca, secret=self.secret)
+    @contextmanager
+    def control(self) -> Iterator[Control]:
+        """The coordinator's side, for as long as the block runs."""
+        made = Control(f"127.0.0.1:{self.federation.port}", ca=self.ca, secret=self.secret)
+        try:
+            yield made
+        finally:
+            made._client.close()
+
+    def nodes(self) -> list[Node]:
+        """All that the server knows."""
+        with self.control() as control:
+            return control.nodes()
 
     @property
     def outer_host(self) -> str:
@@ -177,8 +187,7 @@ class NetworkTrial:
     def come_in(self, key: StrangerKey) -> int:
         """Come in with a registered key: the node's number."""
         self.until(lambda: self.activate(key) == 200, "the registered key comes in")
-        answer = self.fleet("activate-node", key.activation(), key.headers())
-        return int(ActivateNodeResponse.FromString(answer["body"].encode("latin-1")).node_id)
+        return next(node.identifier for node in self.nodes() if node.public_key == key.public)
 
     def until(self, happened: Callable[[], bool], what: str, *, seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds
@@ -195,9 +204,12 @@ class NetworkTrial:
         files = dict.fromkeys(SHADOWS, mark)
         files["pyproject.toml"] = HOSTILE_PYPROJECT.encode()
         files["coordinator.py"] = COORDINATOR.format(folder=str(self.asks)).encode()
-        content, _ = build_fab_from_files(files)
-        assert hashlib.sha256(content).digest()
-        self.control.start(content)
+        with warnings.catch_warnings():
+            # Flower's list of files uses a name that pathspec has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            content, _ = build_fab_from_files(files)
+        with self.control() as control:
+            control.start(content)
         self.until((self.asks / "coordinator").exists, "the hostile bundle runs at the server", seconds=60)
 
     def ask(self, node: int, kind: str, config: dict[str, Any], arrays: Any = None) -> dict[str, Any]:

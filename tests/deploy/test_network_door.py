@@ -191,7 +191,7 @@ def test_network_a_key_that_did_not_sign_stays_outside(trial, member):
 
 def test_network_nobody_registers_itself(trial, member):
     stranger = StrangerKey()
-    before = len(trial.control.nodes())
+    before = len(trial.nodes())
     assert (
         trial.fleet("register-node", RegisterNodeFleetRequest(public_key=stranger.public), stranger.headers())["status"] == 401
     )
@@ -199,7 +199,7 @@ def test_network_nobody_registers_itself(trial, member):
     # Nor does a site bring others in, or put them out.
     assert trial.fleet("register-node", RegisterNodeFleetRequest(public_key=key.public), key.headers())["status"] >= 400
     assert trial.fleet("unregister-node", UnregisterNodeFleetRequest(node_id=node), key.headers())["status"] >= 400
-    assert len(trial.control.nodes()) == before
+    assert len(trial.nodes()) == before
     assert heartbeat(trial, key, node) == 200
 
 
@@ -235,7 +235,7 @@ def test_network_a_message_of_another_time_is_refused(trial, member, seconds):
 
 def test_network_a_site_speaks_in_its_own_name_only(trial, member):
     key, node = member
-    other = next(found.identifier for found in trial.control.nodes() if found.identifier != node)
+    other = next(found.identifier for found in trial.nodes() if found.identifier != node)
 
     def push(source: int) -> int:
         metadata = Metadata(run_id=1, message_id="00", src_node_id=source, dst_node_id=1, reply_to_message_id="00")

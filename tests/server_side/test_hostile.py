@@ -1,7 +1,7 @@
 """One hostile site of four, in every round, against the robust configuration: what the model loses by it.
 
-The fast tests take a phantom federation; the slow ones the public patches that MAMMO_DP_ROOT names. Both figures of every attack are
-logged: `pytest --log-cli-level=INFO`.
+The fast tests take a phantom federation; the slow ones the public patches that MAMMO_DP_ROOT names. Both figures of every attack
+are logged: `pytest --log-cli-level=INFO`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mammo_fed.compose import compose_settings
 from mammo_fed.data.assemble import load_pool
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.federation.messages import Reply, pack_reply, read_reply, read_task
-from mammo_fed.reporting.record import Record, Rejected, read_record
+from mammo_fed.reporting.record import Record, read_record
 from server.app import make_app
 from server.run import Hooks, share_of
 from simulations.in_process import run_in_process
@@ -148,11 +148,12 @@ class Trial:
     evaluated: str
     folder: Path
     cache: Path
+    seeds: tuple[int, ...] = SEEDS
     done: dict[tuple[str, str, int], Record] = field(default_factory=dict)
 
     def records(self, how: str, attack: str) -> list[Record]:
         """One record for every seed."""
-        for seed in SEEDS:
+        for seed in self.seeds:
             if (how, attack, seed) not in self.done:
                 self.done[how, attack, seed] = federate(
                     [*self.overrides, how, f"privacy.noise_seed={seed}"],
@@ -160,7 +161,7 @@ class Trial:
                     self.folder / f"{len(self.done)}",
                     self.cache,
                 )
-        return [self.done[how, attack, seed] for seed in SEEDS]
+        return [self.done[how, attack, seed] for seed in self.seeds]
 
     def auroc(self, how: str, attack: str = "") -> float:
         """Mean AUROC over the seeds."""
@@ -181,20 +182,22 @@ def held_to(trial: Trial, attack: str) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def phantom_trial(tmp_path_factory, cache) -> Trial:
+    # Enough patients and little noise, so that there is something to lose.
     overrides = (
         "model=efficientnet_lite0",
         "model.input_size=64",
         "model.flips=none",
-        "model.components=20",
+        "model.components=120",
         "data.image_size=64",
-        "data.images_train=400",
+        "data.images_train=600",
         "data.images_test=200",
         "data.images_external=8",
-        "synthesis.count=64",
+        "synthesis.count=160",
         "privacy.target_epsilon=30",
         "federation.rounds=4",
     )
-    return Trial(overrides=overrides, evaluated="test", folder=tmp_path_factory.mktemp("hostile"), cache=cache)
+    folder = tmp_path_factory.mktemp("hostile")
+    return Trial(overrides=overrides, evaluated="test", folder=folder, cache=cache, seeds=SEEDS[:1])
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -209,7 +212,8 @@ def test_a_hostile_phantom_site_costs_little(phantom_trial, attack):
         if attack in SEEN_THROUGH:
             assert [(each.round, each.reason) for each in hostile.rejected] == list(enumerate(SEEN_THROUGH[attack]))
         else:
-            assert Rejected(round=0, reason="direction") in hostile.rejected
+            assert {each.reason for each in hostile.rejected} == {"direction"}
+            assert {1, 2, 3, 4} <= {each.round for each in hostile.rejected}
 
 
 def test_a_hostile_phantom_site_would_cost_much_without_the_robust_configuration(phantom_trial):
@@ -233,9 +237,7 @@ def patches_trial(tmp_path_factory) -> Trial:
     if not MAMMO_DP:
         pytest.skip("MAMMO_DP_ROOT does not name a clone of the public patches")
     overrides = ("data=mammo_dp", f"data.root={MAMMO_DP}", "privacy.unit=patient", "privacy.target_epsilon=6")
-    return Trial(
-        overrides=overrides, evaluated="val", folder=tmp_path_factory.mktemp("hostile"), cache=default_cache_root()
-    )
+    return Trial(overrides=overrides, evaluated="val", folder=tmp_path_factory.mktemp("hostile"), cache=default_cache_root())
 
 
 @pytest.mark.slow
