@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check slow stress bench clean
+.PHONY: help install demo test check slow stress chaos bench clean
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ check: install ## Format, lint, types, import layers, doctests and all tests
 
 stress: install ## Run the long ledger trials: 300 kills of a site, 10,000 charges by 8 processes
 	MAMMO_FED_STRESS=1 $(BIN)/python -m pytest -m slow -k ledger tests/privacy tests/client_side
+
+chaos: install ## Let thirty things happen to real federations: kills, cut lines of up to 90 s, power loss, a full disk (needs root)
+	MAMMO_FED_CHAOS=30 $(BIN)/python -m pytest -s -m slow -k chaos tests/deploy
 
 bench: install ## Run the benchmarks; each prints a ratio
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -111,8 +111,9 @@ def trial(cache, tmp_path_factory) -> Iterator[NetworkTrial]:
     root = tmp_path_factory.mktemp("network")
     (root / "asks").mkdir()
     with real_federation(root, num_sites=1, cache=cache, lines=True) as federation:
-        crowd = ("federation.num_sites=12", "data.images_train=960", "federation.round_timeout=3000")
-        federation.start_server(*(word for word in SMALL_RUN if "images_train" not in word), *crowd)
+        # As many patients as that many sites would have; later words win.
+        crowd = ("data.images_train=640", "data.images_test=320", "data.images_external=160", "federation.num_sites=8")
+        federation.start_server(*SMALL_RUN, *crowd, "federation.round_timeout=3000")
         found = NetworkTrial(federation, root / "asks")
         federation.wait_for("may come in", seconds=120)
         yield found

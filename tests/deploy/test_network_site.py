@@ -74,7 +74,10 @@ class Hospital:
         return self.ask("query", dict(content.config_records["config"]), payload)
 
     def processes(self) -> list[int]:
-        return [*self.trial.federation.processes("client.executor"), *self.trial.federation.processes("flower-supernode")]
+        return [
+            *self.trial.federation.processes("client.executor"),
+            *self.trial.federation.processes("flwr_internals.supernode"),
+        ]
 
 
 @pytest.fixture(scope="module")

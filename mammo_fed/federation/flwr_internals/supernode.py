@@ -1,7 +1,7 @@
-"""A SuperNode that ends when one of its threads does: `python -m mammo_fed.federation.flwr_internals.supernode`, with its options.
+"""A SuperNode that ends when one of its threads does; run as a module, with a SuperNode's own options.
 
-Flower's heartbeat ends for good at one answer that it does not expect, such as that of a server whose disk is full. The node then
-goes on asking for work, and the server counts it as away for ever. Ended, it is started again by whoever keeps it.
+Flower's heartbeat ends for good at one answer that it does not expect, such as that of a server whose disk is full. The node
+then goes on asking for work, and the server counts it as away for ever. Ended, it is started again by whoever keeps it.
 """
 
 from __future__ import annotations
