@@ -37,7 +37,7 @@ from real_federation import RealFederation, real_federation
 from client.app import app
 from mammo_fed.federation.flwr_internals.messages import quiet
 
-SITE = ("data=phantom", "data.image_size=32", "data.images_train=1600", "data.images_test=48", "data.images_external=24")
+SITE = ("data=phantom", "data.image_size=32", "data.images_train=1600", "data.images_test=640", "data.images_external=24")
 RUN = (
     *SITE,
     "model=efficientnet_lite0",
@@ -108,7 +108,7 @@ def measure(root: Path, cache: Path, sites: int, rounds: int) -> dict[str, float
             # Few patients are at each of many sites.
             file = federation.site(name) / "site.toml"
             file.write_text(file.read_text().replace("min_patients = 10", "min_patients = 1"))
-        federation.start_server(*RUN, f"federation.rounds={rounds}", "federation.round_min_wait=0")
+        federation.start_server(*RUN, f"federation.rounds={rounds}")
         federation.wait_for("may come in", seconds=60)
         time.sleep(3)
         threads = [threading.Thread(target=serve_site, args=(federation, name, stop), daemon=True) for name in federation.sites]
