@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from client.memory import LedgerMemory
 from client.policy import SiteFile, check_declaration, read_site_file
+from client.release import Prepared, Release, check_arrays, event_of
 from client.replies import reply_from_bytes, reply_to_bytes
 from client.secure_site import SecureRounds
 from mammo_fed.data.assemble import limit_images_per_patient, load_pool
@@ -27,39 +28,23 @@ from mammo_fed.errors import InvalidSetting, PolicyRefused, WeightsError
 from mammo_fed.federation.messages import Reply
 from mammo_fed.federation.payload import PublicPayload
 from mammo_fed.federation.schedule import plan_for_site
-from mammo_fed.federation.secure import Parcel, Roster, secure_task_hash
+from mammo_fed.federation.secure import Parcel, secure_task_hash
 from mammo_fed.federation.secure_messages import Answer, Question
-from mammo_fed.federation.secure_sum import LARGEST, check_range, quantised
 from mammo_fed.federation.task import Declaration, RoundTask, task_hash
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
 from mammo_fed.models.networks import network_spec, write_flat_network
-from mammo_fed.privacy.dpsgd import OptimizerState, PublicBatches
+from mammo_fed.privacy.dpsgd import PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.filters import FilterKind
-from mammo_fed.privacy.grid import SecureDraws
 from mammo_fed.privacy.ledger import Budget, Ledger
-from mammo_fed.privacy.noise import NoiseSource
-from mammo_fed.privacy.planning import Schedule
-from mammo_fed.privacy.shared_noise import largest_share
-from mammo_fed.training.local import LocalSteps, SiteFeatures, gradient_share, mean_share, release_mean, train_head
+from mammo_fed.training.local import SiteFeatures
 
 __all__ = ["Site", "open_site"]
 
 logger = logging.getLogger(__name__)
 
 DECLARATION_ROUND: Final = -1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
-    """A run that the site has accepted; `optimizer` lives as long as the process, and never leaves it."""
-
-    declaration: Declaration
-    schedule: Schedule
-    data: SiteFeatures
-    public: PublicBatches | None
-    optimizer: OptimizerState | None
 
 
 class Site:
@@ -142,7 +127,7 @@ class Site:
             raise PolicyRefused(
                 f"the run was declared with aggregation={declaration.aggregation}: nothing else leaves this site"
             )
-        _check_arrays(declaration, task, centre, arrays)
+        check_arrays(declaration, task, centre, arrays)
         content = task_hash(task, centre=centre, arrays=arrays)
         roster = None
         if parcels is not None:
@@ -152,13 +137,22 @@ class Site:
             stored = ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=content)
             if stored is not None:
                 return reply_from_bytes(stored)
-            event = _event(prepared.schedule, task)
+            event = event_of(prepared.schedule, task)
             reservation = ledger.reserve(run_id=task.run_id, round_index=task.round_index, task_hash=content, events=(event,))
             reply = self._reply(declaration, ledger, events=(event,), task=task, content=content)
+            release = Release(
+                site=self.file.site,
+                images=self.file.policy.public_images,
+                prepared=prepared,
+                task=task,
+                event=event,
+                centre=centre,
+                arrays=arrays,
+            )
             if roster is None:
-                reply = replace(reply, arrays=self._release(prepared, task, event, centre, arrays))
+                reply = replace(reply, arrays=release.plain())
             else:
-                reply = replace(reply, masked=self._masked(prepared, task, event, centre, arrays, roster))
+                reply = replace(reply, masked=release.masked(self._sums(task.run_id), roster))
             ledger.settle(reservation, reply_to_bytes(reply))
         return reply
 
@@ -179,85 +173,6 @@ class Site:
             patients=policy.public_patients,
             arrays=np.zeros(0, np.float32),
         )
-
-    def _release(
-        self,
-        prepared: Prepared,
-        task: RoundTask,
-        event: PrivacyEvent,
-        centre: NDArray[np.float32],
-        arrays: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        declaration = prepared.declaration
-        source, mode = NoiseSource(injected_seed=declaration.noise_seed), declaration.noise
-        noise = source.draws(mode, site=self.file.site, round_index=task.round_index, purpose="noise")
-        if task.kind == "mean":
-            return release_mean(prepared.data, charged=event, noise=noise)
-        return train_head(
-            prepared.data,
-            arrays,
-            head=declaration.head,
-            centre=centre,
-            steps=LocalSteps(
-                learning_rate=task.learning_rate,
-                weight_decay=task.weight_decay,
-                optimizer=task.optimizer,
-                label_smoothing=task.label_smoothing,
-                proximal=task.proximal,
-            ),
-            charged=event,
-            closed_form=declaration.mechanism == "dp_gd",
-            noise=noise,
-            sampling=source.draws(mode, site=self.file.site, round_index=task.round_index, purpose="sampling"),
-            unit=declaration.model.norm == "unit",
-            public=prepared.public,
-            state=prepared.optimizer,
-        )
-
-    def _masked(
-        self,
-        prepared: Prepared,
-        task: RoundTask,
-        event: PrivacyEvent,
-        centre: NDArray[np.float32],
-        arrays: NDArray[np.float32],
-        roster: Roster,
-    ) -> NDArray[np.uint64]:
-        """What `_release` gives, or a share of it, as whole numbers under the round's masks."""
-        sites = len(roster.members)
-        if prepared.declaration.aggregation == "shared_noise":
-            values = self._share(prepared, task, event, centre, arrays, sites)
-        else:
-            update = self._release(prepared, task, event, centre, arrays).astype(np.float64) - arrays
-            values = quantised(self.file.policy.public_images * update, sites=sites)
-        return self._sums(task.run_id).mask(roster.terms, values)
-
-    def _share(
-        self,
-        prepared: Prepared,
-        task: RoundTask,
-        event: PrivacyEvent,
-        centre: NDArray[np.float32],
-        arrays: NDArray[np.float32],
-        sites: int,
-    ) -> NDArray[np.int64]:
-        """The site's sum on the grid with its share of the noise; nobody may see it but in a sum."""
-        declaration, images = prepared.declaration, self.file.policy.public_images
-        if largest_share(images=images, charged=event) > LARGEST // sites:
-            raise InvalidSetting(f"public_images={images} is too large to be summed over {sites} sites without overflow")
-        source = NoiseSource(injected_seed=declaration.noise_seed)
-        noise = source.draws("secure", site=self.file.site, round_index=task.round_index, purpose="noise")
-        if not isinstance(noise, SecureDraws):
-            raise InvalidSetting("privacy.noise must be secure where noise is shared")
-        if task.kind == "mean":
-            values = mean_share(prepared.data, charged=event, noise=noise)
-        else:
-            unit = declaration.model.norm == "unit"
-            values = gradient_share(
-                prepared.data, arrays, head=declaration.head, centre=centre, charged=event, noise=noise, unit=unit
-            )
-        check_range(values, sites=sites)
-        return values
 
     def _prepare(self, declaration: Declaration, payload: PublicPayload) -> Prepared:
         policy = self.file.policy
@@ -400,28 +315,6 @@ class Site:
 def open_site(path: Path) -> Site:
     """The site that a site file describes; opened once in a process."""
     return Site(read_site_file(path))
-
-
-def _event(schedule: Schedule, task: RoundTask) -> PrivacyEvent:
-    """The declared event that a task spends."""
-    if task.kind == "mean":
-        if schedule.mean_event is None:
-            raise PolicyRefused("the task asks for a mean that was not declared")
-        return schedule.mean_event
-    if task.round_index > schedule.rounds:
-        raise PolicyRefused(f"round {task.round_index} was not declared: the schedule has {schedule.rounds}")
-    return schedule.step_event
-
-
-def _check_arrays(declaration: Declaration, task: RoundTask, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> None:
-    """Refuse arrays of the wrong length or not finite, before anything is reserved; no patient's data decides this."""
-    wanted = declaration.dims if task.kind == "mean" else declaration.head.num_parameters
-    if centre.shape != (declaration.dims,) or arrays.shape != (wanted,):
-        raise InvalidSetting(
-            f"the task's arrays have {len(centre)} and {len(arrays)} entries, not {declaration.dims} and {wanted}"
-        )
-    if not (np.isfinite(centre).all() and np.isfinite(arrays).all()):
-        raise InvalidSetting("the task's arrays are not finite; the server must send numbers")
 
 
 def _mixed(data: SiteFeatures, payload: PublicPayload) -> SiteFeatures:
