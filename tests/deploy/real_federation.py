@@ -50,6 +50,14 @@ def can_cut_lines() -> bool:
     return True
 
 
+def _free_network() -> str:
+    """The first two numbers of addresses that nobody on this machine has."""
+    taken = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+    while f" {(network := f'10.{secrets.randbelow(120) + 100}')}." in taken:
+        pass
+    return network
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -221,7 +229,7 @@ def real_federation(
     """
     names = tuple(f"site-{index + 1}" for index in range(num_sites))
     tag = secrets.token_hex(3)
-    network = f"10.{secrets.randbelow(120) + 100}"
+    network = _free_network() if lines else ""
     made = (
         {name: Line(name=f"mf{tag}{index}", network=f"{network}.{index}") for index, name in enumerate(names)} if lines else {}
     )
