@@ -39,6 +39,13 @@ FOLDER, LEDGER, TABLE = "Praxis-Dr-Mustermann", "Verschlusssache-4711", "Diagnos
 LISTENING = "0A"
 
 
+def reason_in(config: dict[str, Any]) -> str:
+    """The word in a round's reply, or in the answer to a stage of a masked sum."""
+    if "privacy" in config:
+        return str(config["privacy"]["reason"])
+    return str(json.loads(config["secure"]["json"])["reason"])
+
+
 @dataclasses.dataclass
 class Hospital:
     """A site that runs, of a table with telling names.
@@ -67,7 +74,7 @@ class Hospital:
         self.replies.append(found)
         if found["error"] is not None:
             return str(found["error"][1])
-        return str(found["config"]["privacy"]["reason"])
+        return reason_in(found["config"])
 
     def declare(self, declaration: Declaration, payload: np.ndarray) -> str:
         content = pack_declaration(declaration, payload)
@@ -171,7 +178,7 @@ def test_network_a_task_that_makes_no_sense_has_one_answer(hospital):
 def test_network_a_run_against_the_policy_is_refused_before_anything_is_computed(hospital, run):
     declaration, payload = run
     # The payload is nonsense as well: whoever looked at it first would say something else.
-    for changed in ({"unit": "image"}, {"noise_seed": 7}, {"delta": 0.01}, {"synthesis_provenance": "no_dp"}):
+    for changed in ({"unit": "image"}, {"noise_seed": 7}, {"delta": 0.01}):
         asked = dataclasses.replace(declaration, run_id="forbidden", weights_sha256="00", **changed)
         assert hospital.declare(asked, payload[:7]) == "policy"
     assert not (hospital.folder / "private" / "runs" / "forbidden").exists()
@@ -223,7 +230,7 @@ def test_network_code_in_a_bundle_runs_at_no_site_and_installs_nothing(hospital,
 
 def test_network_nothing_of_a_site_that_fails_in_every_way_reaches_the_server(hospital, trial):
     assert len(hospital.replies) > 10
-    words = {reply["error"][1] if reply["error"] else reply["config"]["privacy"]["reason"] for reply in hospital.replies}
+    words = {reply["error"][1] if reply["error"] else reason_in(reply["config"]) for reply in hospital.replies}
     assert words <= set(get_args(Reason))
     places = [trial.federation.fed, trial.federation.run_folder, trial.federation.root / "server.out", trial.asks]
     files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
