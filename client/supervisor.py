@@ -32,6 +32,8 @@ HEALTH_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 300.0
 # A SuperNode looks for answers twice a second, and hands them on.
 HAND_OVER_SECONDS: Final = 3.0
+LOWEST_PORT: Final = 20_000
+PORTS: Final = 12_000
 NODE_MODULE: Final = "mammo_fed.federation.flwr_internals.supernode"
 
 
@@ -75,8 +77,7 @@ class _SiteClient:
         if not secret.exists():
             write_private(secret, secrets.token_hex(48).encode())
         port = folder.network.executor_port
-        self._port = _free_port() if port == "auto" else port
-        self._node, self._executor = self._children(secret)
+        self._node, self._executor = self._children(secret, _free_port() if port == "auto" else port)
         self._keeper = Keeper((self._node, self._executor), on_death=self._bury)
 
     def run(self) -> int:
@@ -141,17 +142,17 @@ class _SiteClient:
         with suppress(OSError):
             write_private(self._folder.private / STATE_NAME, json.dumps(values).encode())
 
-    def _children(self, secret: Path) -> tuple[Child, Child]:
+    def _children(self, secret: Path, port: int) -> tuple[Child, Child]:
         folder, state = self._folder, self._folder.private
         environment = flower_environment(state / "flwr")
         node = [sys.executable, "-m", NODE_MODULE, "--superlink", folder.network.server]
-        node += ["--host", "127.0.0.1", "--port", str(self._port)]
+        node += ["--host", "127.0.0.1", "--port", str(port)]
         node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         if self._insecure:
             node += ["--insecure"]
         else:
             node += ["--root-certificates", str(folder.authority), "--auth-supernode-private-key", str(folder.key)]
-        executor = [sys.executable, "-m", "client.executor", "--address", f"127.0.0.1:{self._port}"]
+        executor = [sys.executable, "-m", "client.executor", "--address", f"127.0.0.1:{port}"]
         executor += ["--secret-file", str(secret), "--site-file", str(folder.site_file), "--state", str(state)]
         executor += ["--parent-pid", str(os.getpid())]
         return (
@@ -167,6 +168,9 @@ class _SiteClient:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, below those of outgoing connections: it stays free while a SuperNode is started again."""
+    while True:
+        port = LOWEST_PORT + secrets.randbelow(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
