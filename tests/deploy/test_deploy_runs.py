@@ -18,6 +18,7 @@ INJECTED = ("privacy.noise_seed=5", "federation.rounds=3", f"federation.num_site
 ROOT = os.environ.get("MAMMO_DP_ROOT")
 REAL_RUN = (
     "data=mammo_dp",
+    "data.image_size=64",
     "model=efficientnet_lite0",
     "model.input_size=64",
     "model.flips=none",

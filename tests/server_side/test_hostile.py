@@ -1,7 +1,7 @@
 """One hostile site of four, in every round, against the robust configuration: what the model loses by it.
 
-The fast tests take a phantom federation, the slow ones the public patches that MAMMO_DP_ROOT names. Figures of every attack
-are logged: `pytest --log-cli-level=INFO`.
+The fast tests take a phantom federation; the slow ones the public patches that MAMMO_DP_ROOT names. Both figures of every
+attack are logged: `pytest --log-cli-level=INFO`.
 """
 
 from __future__ import annotations
