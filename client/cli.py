@@ -71,7 +71,7 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
 def _init(options: argparse.Namespace, console: Console) -> int:
     # Imported late: reading a cohort brings torch, and --help should not wait for it.
     from client.onboarding import SiteRequest, init_site, parse_share
-    from mammo_fed.data.assemble import Share
+    from mammo_fed.data.share import Share
 
     index, sites = parse_share(options.share)
     request = SiteRequest(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from client.folder import ABOUT, NetworkSettings, SiteFolder
 from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import Share, limit_images_per_patient, load_pool
+from mammo_fed.data.assemble import limit_images_per_patient, load_pool
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.share import Share
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.certificates import read_authority
 from mammo_fed.federation.keys import check_site_name, make_private_key, public_key_of

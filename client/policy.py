@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 
-from mammo_fed.data.assemble import Share
+from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
-from mammo_fed.privacy.ledger import DEFAULT_ACCOUNT
-from mammo_fed.privacy.ledger_rules import check_name
+from mammo_fed.privacy.names import DEFAULT_ACCOUNT, check_name
 from mammo_fed.settings import DataSettings
 from mammo_fed.typed import build, canonical_json
 

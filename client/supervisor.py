@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -18,8 +19,8 @@ from rich.console import Console
 from client.folder import SiteFolder
 from client.health import HEALTH_NAME
 from mammo_fed.errors import MammoFedError
-from mammo_fed.federation.flwr_internals.control import healthy
 from mammo_fed.federation.flwr_internals.environment import flower_environment
+from mammo_fed.federation.flwr_internals.health import healthy
 from mammo_fed.folders import write_private
 from mammo_fed.processes import Child, Keeper
 
@@ -28,6 +29,8 @@ __all__ = ["serve", "status"]
 STATE_NAME: Final = "site-client.json"
 TICK_SECONDS: Final = 0.2
 HEALTH_SECONDS: Final = 5.0
+# Between looks for the server, before the executor is started for the first time.
+LOOK_SECONDS: Final = 0.5
 # How long a round that has begun may take before a stop does not wait for it any more.
 GRACE_SECONDS: Final = 300.0
 # A SuperNode looks for answers twice a second, and hands them on.
@@ -78,6 +81,8 @@ class _SiteClient:
             write_private(secret, secrets.token_hex(48).encode())
         port = folder.network.executor_port
         self._node, self._executor = self._children(secret, _free_port() if port == "auto" else port)
+        # It takes memory and processor time that nobody needs before there is a server.
+        self._executor.due, self._look = math.inf, 0.0
         self._keeper = Keeper((self._node, self._executor), on_death=self._bury)
 
     def run(self) -> int:
@@ -86,6 +91,7 @@ class _SiteClient:
         self._say(f"{self._folder.file.site} answers {self._folder.network.server}; logs in {self._folder.private}")
         try:
             while not self._asked:
+                self._look_for_server()
                 self._keeper.tick()
                 self._report()
                 time.sleep(TICK_SECONDS)
@@ -93,6 +99,13 @@ class _SiteClient:
         finally:
             self._keeper.end(seconds=5.0)
         return 0
+
+    def _look_for_server(self) -> None:
+        if self._executor.due < math.inf or time.monotonic() < self._look:
+            return
+        if healthy(self._folder.network.server, ca=None if self._insecure else self._folder.authority):
+            self._executor.due = 0.0
+        self._look = time.monotonic() + LOOK_SECONDS
 
     def _finish(self) -> None:
         """Let the executor end what it has begun, and the SuperNode hand it on."""
@@ -135,7 +148,7 @@ class _SiteClient:
             "pid": os.getpid(),
             "insecure": self._insecure,
             "supernode": "running" if self._node.running else "starting",
-            "executor": "running" if self._executor.running else "starting",
+            "executor": "running" if self._executor.running else "waiting" if math.isinf(self._executor.due) else "starting",
             "supernode_deaths": self._node.deaths,
             "executor_deaths": self._executor.deaths,
         }

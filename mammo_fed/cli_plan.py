@@ -18,11 +18,11 @@ from mammo_fed.errors import InvalidSetting, PrivacyRefused
 from mammo_fed.privacy.accounting import AccountantName, coarsely_priced, epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.filters import FilterKind, as_steps, open_filter
-from mammo_fed.privacy.ledger import DEFAULT_ACCOUNT
 from mammo_fed.privacy.ledger_report import read_accounts
 from mammo_fed.privacy.ledger_room import after_run, room
 from mammo_fed.privacy.ledger_rules import Budget
 from mammo_fed.privacy.ledger_state import Account
+from mammo_fed.privacy.names import DEFAULT_ACCOUNT
 from mammo_fed.privacy.planning import Schedule, auto_rounds, plan_schedule
 from mammo_fed.reporting.plots import epsilon_per_round
 from mammo_fed.reporting.record import write_atomically

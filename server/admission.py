@@ -23,7 +23,8 @@ __all__ = ["Admission", "Traffic"]
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS: Final = 0.02
+FIRST_POLL_SECONDS: Final = 0.02
+LAST_POLL_SECONDS: Final = 0.5
 
 
 @dataclass(kw_only=True)
@@ -73,14 +74,15 @@ class Admission:
         Raises:
           RunFailed: If fewer came in `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout
+        deadline, poll = time.monotonic() + timeout, FIRST_POLL_SECONDS
         while True:
             self.welcome()
             if len(self._asked) >= needed and not self._delivery.open:
                 return
             if time.monotonic() > deadline:
                 break
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll)
+            poll = min(2 * poll, LAST_POLL_SECONDS)
         if len(self._asked) < needed:
             raise RunFailed(f"{len(self._asked)} of {needed} sites came within {timeout:g} s; start the others")
         logger.warning("%d sites have not answered the declaration; they can still join", len(self._delivery.open))

@@ -22,7 +22,7 @@ __all__ = ["Delivery", "Waiting"]
 logger = logging.getLogger(__name__)
 
 FIRST_POLL_SECONDS: Final = 0.002
-LAST_POLL_SECONDS: Final = 0.25
+LAST_POLL_SECONDS: Final = 0.5
 # How long the carrier itself may fail before it is asked again.
 LINK_PAUSE_SECONDS: Final = 1.0
 

@@ -114,7 +114,7 @@ def _network_path(settings: Settings, extractor: Extractor, cohort: Cohort) -> P
         "set": fingerprint(cohort, key=None),
         "format": FORMAT,
     }
-    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    name = _digest(described)
     return extractor.cache_root / "networks" / f"{name}.safetensors"
 
 
@@ -152,9 +152,7 @@ def make_public_start(
     def fit() -> dict[str, NDArray[Any]]:
         return fit_whitening(blocks, dims=dims, power=model.whitening_power, weights=model.block_weights).as_arrays()
 
-    whitening = Whitening.from_arrays(
-        cache.get_or_make(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(), fit)
-    )
+    whitening = Whitening.from_arrays(cache.get_or_make(_digest(key), fit))
     head = _head(settings, dims=whitening.dims)
     features = whitening(blocks, unit=model.norm == "unit")
     network_path = None
@@ -171,7 +169,7 @@ def make_public_start(
         ),
         network=network_path,
         head=head,
-        flat=_start(settings, head, features, cohort.labels, network_path),
+        flat=_start(settings, head, features, cohort.labels, network_path, cache=cache, whitening=key),
         source=source,
         provenance=PROVENANCE[source],
         sha256=content,
@@ -195,11 +193,26 @@ def _head(settings: Settings, *, dims: int) -> HeadSpec:
 
 
 def _start(
-    settings: Settings, head: HeadSpec, features: NDArray[np.float32], labels: NDArray[np.int64], network: Path | None
+    settings: Settings,
+    head: HeadSpec,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    network: Path | None,
+    *,
+    cache: ArrayCache,
+    whitening: Mapping[str, object],
 ) -> NDArray[np.float32]:
-    """The head that training starts from: pretrained with the network, by itself, or fresh."""
+    """The head that training starts from: pretrained with the network, by itself (kept in the cache), or fresh."""
     if network is not None and settings.synthesis.keep_head:
         return read_head(network)
     if _pretrains_head(settings):
-        return pretrain_head(head, features, labels, seed=settings.seed)
+        key = {"features": whitening, "norm": settings.model.norm, "head": asdict(head), "seed": settings.seed}
+        kept = cache.get_or_make(
+            _digest({**key, "format": FORMAT}), lambda: {"head": pretrain_head(head, features, labels, seed=settings.seed)}
+        )
+        return np.array(kept["head"])
     return pretrain_head(head, features[:0], labels[:0], seed=settings.seed, steps=0)
+
+
+def _digest(described: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

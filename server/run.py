@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
-from mammo_fed.data.assemble import Share, evaluation_cohorts, site_key
+from mammo_fed.data.assemble import evaluation_cohorts, site_key
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import BENIGN, Cohort, fingerprint
+from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError
 from mammo_fed.federation.payload import synthetic_sha256
 from mammo_fed.federation.task import Declaration
@@ -33,7 +33,6 @@ from mammo_fed.training.recipe import resolve
 from server.budget import BudgetView
 from server.outcome import Outcome, build_record
 from server.public import PublicStart, make_extractor, make_public_start
-from server.results import Scored, write_results
 from server.rounds import Deployment, Rounds
 
 __all__ = ["Hooks", "run_federation", "share_of"]
@@ -150,6 +149,9 @@ def run_federation(
         ),
         mode=mode,
     )
+    # The page's drawing libraries are slow to import: the first round does not wait for them.
+    from server.results import Scored, write_results
+
     record = build_record(outcome)
     scored = Scored(cohorts=held_out, features=features, scores=scores)
     write_results(folder, record, classifier, scored, (start.flat, *course.models), settings)
@@ -206,6 +208,8 @@ def _best_round(
     Raises:
       DataError: If the source has no validation patients.
     """
+    from sklearn.metrics import average_precision_score
+
     if "val" not in held_out:
         raise DataError("federation.release=best_val needs validation patients, and the source has none; use release=average")
     target = settings.privacy.target_epsilon

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from mammo_fed.compose import Composed
 from mammo_fed.errors import MammoFedError, RunFailed
-from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle, healthy
+from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
 from mammo_fed.federation.flwr_internals.environment import flower_environment
+from mammo_fed.federation.flwr_internals.health import healthy
 from mammo_fed.folders import write_private
 from mammo_fed.logs import LOG_NAME
 from mammo_fed.processes import Child, Keeper, installed_command
@@ -35,7 +36,7 @@ STATE_NAME: Final = "server.json"
 TICK_SECONDS: Final = 0.2
 PASSING_ERRORS: Final[tuple[type[Exception], ...]] = (*CONTROL_ERRORS, OSError)
 ASK_SECONDS: Final = 1.0
-END_SECONDS: Final = 8.0
+END_SECONDS: Final = 3.0
 # Starts of the server's app that may end without a round in between.
 FRUITLESS_STARTS: Final = 8
 # The module is named as a word: it is run, never imported, in the guarded process.

@@ -21,6 +21,7 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both_classes
 from mammo_fed.data.partition import fold_rows, partition
 from mammo_fed.data.phantom_cohorts import phantom_hospitals, phantom_synthetic
+from mammo_fed.data.share import Share
 from mammo_fed.data.sources import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
 from mammo_fed.data.sources_mammo_dp import read_mammo_dp_synthetic
 from mammo_fed.errors import InvalidSetting
@@ -28,7 +29,6 @@ from mammo_fed.settings import DataSettings, SynthesisSettings
 
 __all__ = [
     "Pool",
-    "Share",
     "evaluation_cohorts",
     "limit_images_per_patient",
     "load_pool",
@@ -41,23 +41,6 @@ __all__ = [
 PHANTOM_FORMAT = 1
 DEFAULT_HOSPITALS = 4
 COLUMNS = ("labels", "patients", "images", "views", "splits")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """How a pool is split over sites.
-
-    Attributes:
-      num_sites: number of sites, >= 1.
-      how: "uniform", "size" or "label"; the phantom's hospitals come ready-made and ignore it.
-      alpha: skew of "size" and "label", > 0.
-      seed: of the split (and of the phantom's images).
-    """
-
-    num_sites: int
-    how: str
-    alpha: float
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

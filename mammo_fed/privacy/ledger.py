@@ -22,7 +22,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from mammo_fed.errors import InvalidSetting, LedgerError
 from mammo_fed.privacy import ledger_rules as rules
@@ -34,10 +34,9 @@ from mammo_fed.privacy.ledger_report import LedgerEntry, published, verify_journ
 from mammo_fed.privacy.ledger_rules import Budget
 from mammo_fed.privacy.ledger_state import VERSION, LedgerState, Reservation
 from mammo_fed.privacy.ledger_store import Journal
+from mammo_fed.privacy.names import DEFAULT_ACCOUNT, check_name
 
-__all__ = ["DEFAULT_ACCOUNT", "Budget", "Ledger", "Reservation"]
-
-DEFAULT_ACCOUNT: Final = "default"
+__all__ = ["Budget", "Ledger", "Reservation"]
 
 
 class Ledger:
@@ -62,7 +61,7 @@ class Ledger:
         Raises:
           LedgerError: If the ledger was tampered with, is another site's, or its disk cannot be written.
         """
-        rules.check_name(site, setting="site")
+        check_name(site, setting="site")
         journal = Journal.open(path, kind="opened", details={"at": _now(), "site": site, "version": VERSION})
         ledger = cls(journal, budget=budget, filter_kind=filter, adopt=adopt)
         try:
@@ -105,8 +104,8 @@ class Ledger:
           LedgerError: If the run was declared with another schedule or account, or the ledger is damaged or not writable.
           InvalidSetting: If an argument is out of its range.
         """
-        rules.check_name(run_id, setting="run_id")
-        rules.check_name(account, setting="account")
+        check_name(run_id, setting="run_id")
+        check_name(account, setting="account")
         schedule = tuple(schedule)
         unit = rules.schedule_unit(schedule)
         cohort = patient_digests(self._journal.keys, patients)
@@ -163,7 +162,7 @@ class Ledger:
         events = tuple(events)
         if round_index < 0 or not events:
             raise InvalidSetting(f"round_index={round_index} must be at least 0, with at least one event; got {len(events)}")
-        rules.check_name(task_hash, setting="task_hash")
+        check_name(task_hash, setting="task_hash")
         with self._alone() as state:
             run = state.runs.get(run_id)
             if run is None:

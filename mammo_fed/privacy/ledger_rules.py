@@ -18,7 +18,6 @@ __all__ = [
     "charged_epsilon",
     "check_declaration",
     "check_delta_kept",
-    "check_name",
     "check_reservation",
     "check_resumed",
     "check_same_run",
@@ -29,7 +28,6 @@ __all__ = [
 ]
 
 TOLERANCE: Final = 1e-6
-NAME_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +51,6 @@ class Budget:
     def admits(self, epsilon: float) -> bool:
         """Whether `epsilon` is within the budget, up to a relative 1e-6 for rounding."""
         return epsilon <= self.max_epsilon * (1 + TOLERANCE)
-
-
-def check_name(name: str, *, setting: str) -> None:
-    """Raise InvalidSetting unless `name` is 1 to 200 printable characters."""
-    if not (0 < len(name) <= NAME_LENGTH and name.isprintable()):
-        raise InvalidSetting(f"{setting} must be 1 to {NAME_LENGTH} printable characters; it has {len(name)}")
 
 
 def schedule_unit(schedule: Sequence[PrivacyEvent]) -> Unit:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, brier_score_loss
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError, InvalidSetting
@@ -74,6 +73,9 @@ def evaluate_scores(scores: ArrayLike, labels: ArrayLike, patients: ArrayLike, *
       DataError: If lengths differ, a score is not a number in [0, 1], a label is unknown, or a class is missing.
       InvalidSetting: If `bootstrap` is below 1.
     """
+    # Slow to import, and not needed before a run's last round.
+    from sklearn.metrics import average_precision_score, brier_score_loss
+
     score = np.asarray(scores, dtype=np.float64)
     label = np.asarray(labels)
     patient = np.asarray(patients)

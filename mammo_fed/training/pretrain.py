@@ -36,6 +36,8 @@ def pretrain_head(
       The flat head, float32, shape (spec.num_parameters,).
     """
     head = build_head(spec, seed=seed)
+    if steps == 0:
+        return flatten(head)
     optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
     inputs, targets = torch.from_numpy(np.array(features)), torch.from_numpy(np.array(labels))
     for _ in range(steps):

@@ -14,7 +14,7 @@ import pytest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from mammo_fed.federation.flwr_internals.control import healthy
+from mammo_fed.federation.flwr_internals.health import healthy
 from server.certificates import make_authority, make_key, make_server_certificate
 
 # Of this machine, and in no certificate unless it is asked for.

@@ -14,8 +14,9 @@ from client.folder import NetworkSettings, SiteFolder
 from client.policy import SiteFile, SitePolicy, read_site_file
 from client.site import Site
 from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import Share, load_pool
+from mammo_fed.data.assemble import load_pool
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.keys import read_public_key
 from mammo_fed.federation.site_template import example_site

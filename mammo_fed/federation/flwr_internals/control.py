@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, Final
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -30,7 +28,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from mammo_fed import __version__
 
-__all__ = ["CONTROL_ERRORS", "CONTROL_HEADER", "Control", "Node", "RunStatus", "bundle", "healthy", "node_key"]
+__all__ = ["CONTROL_ERRORS", "CONTROL_HEADER", "Control", "Node", "RunStatus", "bundle", "node_key"]
 
 # The guard in front of a SuperLink lets only those speak to its control side who know the server's own secret.
 CONTROL_HEADER: Final = "x-mammo-fed-control"
@@ -147,6 +145,9 @@ class Control:
 
 def bundle() -> bytes:
     """The bundle of a run (Flower's FAB): a name and two references to installed code; no code, no setting, no path."""
+    # Flower's command line comes with it, which takes a quarter of a second.
+    from flwr.cli.build import build_fab_from_files
+
     content, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.format(version=__version__).encode()})
     return content
 
@@ -157,13 +158,3 @@ def node_key(public_key: bytes) -> bytes:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("the key is not of an elliptic curve")  # noqa: TRY004 - a value of the file, not of the call
     return public_key_to_bytes(key)
-
-
-def healthy(address: str, *, ca: Path | None) -> bool:
-    """Whether the SuperLink at `address` answers."""
-    verify: ssl.SSLContext | bool = False if ca is None else ssl.create_default_context(cafile=str(ca))
-    try:
-        scheme = "http" if ca is None else "https"
-        return httpx.get(f"{scheme}://{address}/health", verify=verify, timeout=2.0, trust_env=False).is_success
-    except (httpx.HTTPError, OSError):
-        return False

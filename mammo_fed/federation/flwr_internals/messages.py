@@ -69,7 +69,9 @@ def through_the_wire(message: Message) -> Message:
 
 
 def quiet() -> None:
-    """Keep Flower's own chatter off the console and its telemetry and update checks off the network."""
+    """Keep Flower's own chatter off the console and out of logs, and its telemetry and update checks off the network."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    # A line for every request, and an executor asks for work five times a second.
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -55,7 +55,7 @@ def serve_messages(
     secret: bytes,
     stop: threading.Event,
     on_task: Callable[[bool], None] = lambda _: None,
-    poll_seconds: float = 0.2,
+    poll_seconds: float = 0.3,
 ) -> None:
     """Answer messages until `stop` is set; a message that has begun is answered first.
 
