@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
@@ -22,6 +23,7 @@ __all__ = ["SiteFile", "SitePolicy", "check_declaration", "read_site_file", "rea
 
 
 # Keys that a site file may leave out.
+DATA_DEFAULTS: Final[Mapping[str, object]] = {"waived": []}
 DEFAULTS: Final = {"account": DEFAULT_ACCOUNT, "filter": "auto", "aggregation": ["plain", "masks"], "most_noise_shares": 1}
 
 
@@ -129,6 +131,8 @@ def read_site_file(path: Path) -> SiteFile:
             ) from error
     if isinstance(values, dict) and isinstance(values.get("policy"), dict):
         values["policy"] = {**DEFAULTS, **values["policy"]}
+    if isinstance(values, dict) and isinstance(values.get("data"), dict):
+        values["data"] = {**DATA_DEFAULTS, **values["data"]}
     return build(SiteFile, values, path="")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mammo_fed.cli_audit import add_audit_command
+from mammo_fed.cli_data import add_data_commands
 from mammo_fed.cli_privacy import add_privacy_commands
 from mammo_fed.cli_reproduce import add_reproduce_command
 from mammo_fed.command_line import CommandLine
@@ -25,7 +26,7 @@ __all__ = ["main"]
 
 OVERRIDES = """
 settings are given as key=value; `--cfg job` prints them all. The most used:
-  data=phantom|mammo_dp|csv  data.root=PATH    where the patients come from
+  data=phantom|mammo_dp|csv|cohort  data.root=PATH   where the patients come from
   federation.num_sites=4     federation.partition=uniform|size|label
   privacy.target_epsilon=6   privacy.unit=patient|image   privacy=dp_gd|dp_sgd
   synthesis.source=phantom|gan|folder          synthesis.use=[whiten,pretrain]
@@ -57,6 +58,7 @@ def _command_line() -> CommandLine:
     add_reproduce_command(line.commands, line.common)
     add_privacy_commands(line.commands, line.common)
     add_audit_command(line.commands, line.common)
+    add_data_commands(line.commands, line.common)
     report = add("report", "show one run's results, or compare several on one page", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     report.add_argument("--output", type=Path, default=Path("comparison.html"), help="page for several runs")

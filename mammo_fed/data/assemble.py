@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both_classes
+from mammo_fed.data.cohort_folder import read_cohort_folder
 from mammo_fed.data.partition import fold_rows, partition
 from mammo_fed.data.phantom_cohorts import phantom_hospitals, phantom_synthetic
 from mammo_fed.data.share import Share
@@ -168,7 +169,8 @@ def site_key(path: Path) -> bytes:
 
 def _root(data: DataSettings) -> Path:
     if data.root is None:
-        remedy = "set MAMMO_DP_ROOT or give data.root=CLONE" if data.source == "mammo_dp" else "give data.root=TABLE.csv"
+        remedies = {"mammo_dp": "set MAMMO_DP_ROOT or give data.root=CLONE", "cohort": "give data.root=COHORT"}
+        remedy = remedies.get(data.source, "give data.root=TABLE.csv")
         raise InvalidSetting(f"data.root=null must name where data={data.source} is; {remedy}")
     return Path(data.root).expanduser()
 
@@ -176,7 +178,7 @@ def _root(data: DataSettings) -> Path:
 def _splits(data: DataSettings) -> tuple[str, ...]:
     if data.source == "mammo_dp":
         return available_splits(_root(data))
-    return tuple(sorted(set(read_csv(_root(data), split=None, public=data.public).splits.tolist())))
+    return tuple(sorted(set(_read_from(data.source, _root(data), None, data.public, data.waived).splits.tolist())))
 
 
 def whole_cohort(data: DataSettings) -> Cohort:
@@ -187,14 +189,16 @@ def whole_cohort(data: DataSettings) -> Cohort:
 
 
 def _read(data: DataSettings, split: str) -> Cohort:
-    return _read_from(data.source, _root(data), split, data.public)
+    return _read_from(data.source, _root(data), split, data.public, data.waived)
 
 
 @lru_cache(maxsize=4)
-def _read_from(source: str, root: Path, split: str, public: bool) -> Cohort:
+def _read_from(source: str, root: Path, split: str | None, public: bool, waived: tuple[str, ...]) -> Cohort:
     """Read once in a process: a reproduction asks for the same images hundreds of times."""
     if source == "mammo_dp":
         return read_mammo_dp(root, split=split)  # type: ignore[arg-type]
+    if source == "cohort":
+        return read_cohort_folder(root, split=split, public=public, waived=waived)
     return read_csv(root, split=split, public=public)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.rows import SPLITS, PatchRow, Split, cohort_from_rows
+from mammo_fed.data.tables import path_inside, read_table
 from mammo_fed.errors import DataError, InvalidSetting
 
 __all__ = ["read_csv"]
@@ -48,55 +48,13 @@ def read_csv(table: Path, *, split: str | None, public: bool) -> Cohort:
     """
     if split is not None and split not in SPLITS:
         raise InvalidSetting(f"split={split!r} must be one of {', '.join(SPLITS)}; check the split asked for")
-    rows = [_row(table, line, fields) for line, fields in _read_table(table)]
+    rows = [_row(table, line, fields) for line, fields in read_table(table, required=_REQUIRED, optional=_OPTIONAL)]
     _check_patients(table, rows)
     chosen = [row for row in rows if split in (None, row.split)]
     if not chosen:
         there = ", ".join(sorted({row.split for row in rows})) or "none"
         raise DataError(f"{table} has no rows of split {split or 'any'} (splits that are there: {there}); check the table")
     return cohort_from_rows(chosen, name=f"{table.stem}-{split}" if split else table.stem, public=public)
-
-
-def _read_table(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and fields of every row, blank lines left out."""
-    if not table.is_file():
-        raise DataError(f"table {table} does not exist; expected a CSV with columns {', '.join(_REQUIRED)}; check data.root")
-    try:
-        # utf-8-sig: spreadsheet programs write a byte order mark, which would become part of the first column's name.
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [column.strip() for column in next(reader, [])]
-            _check_header(table, header)
-            rows = []
-            for values in reader:
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise DataError(
-                        f"{table} row {reader.line_num} has {len(values)} values, the header {len(header)}; correct the row"
-                    )
-                rows.append((reader.line_num, dict(zip(header, (value.strip() for value in values), strict=True))))
-            return rows
-    except UnicodeDecodeError as error:
-        raise DataError(f"table {table} is not UTF-8; save it as UTF-8 CSV") from error
-    except csv.Error as error:
-        raise DataError(f"table {table} is not a well-formed CSV ({error}); check its quotes") from error
-    except OSError as error:
-        raise DataError(f"table {table} cannot be read ({error.strerror}); check its permissions") from error
-
-
-def _check_header(table: Path, header: Sequence[str]) -> None:
-    known = (*_REQUIRED, *_OPTIONAL)
-    missing = [column for column in _REQUIRED if column not in header]
-    if missing:
-        raise DataError(f"table {table} has no column {missing[0]}; the header must name {', '.join(_REQUIRED)}, with commas")
-    unknown = [column for column in header if column not in known]
-    if unknown:
-        raise DataError(
-            f"table {table} has the unknown column {unknown[0]!r}; known are {', '.join(known)}; rename or remove it"
-        )
-    if len(set(header)) != len(header):
-        raise DataError(f"table {table} names a column twice; remove one of them")
 
 
 def _row(table: Path, line: int, fields: Mapping[str, str]) -> PatchRow:
@@ -112,7 +70,7 @@ def _row(table: Path, line: int, fields: Mapping[str, str]) -> PatchRow:
     if split not in _SPLIT_OF:
         raise DataError(f"{where}: split={split!r} must be one of {', '.join(SPLITS)}; correct the row")
     folder = table.parent.resolve()
-    path = _path_inside(folder, fields["image"], where)
+    path = path_inside(folder, fields["image"], column="image", where=where)
     return PatchRow(
         path=path,
         label=_LABELS[fields["label"]],
@@ -121,23 +79,6 @@ def _row(table: Path, line: int, fields: Mapping[str, str]) -> PatchRow:
         split=_SPLIT_OF[split],
         view=view,
     )
-
-
-def _path_inside(folder: Path, image: str, where: str) -> Path:
-    """The file that `image` means, links followed: a table must not reach files that its folder does not hold."""
-    relative = Path(image)
-    if not image or relative.is_absolute() or ".." in relative.parts:
-        raise DataError(f"{where}: image={image!r} must be a path relative to the table's folder, without ..; correct the row")
-    try:
-        path = (folder / relative).resolve()
-        found = path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: image={image!r} is not a usable path; correct the row") from error
-    if not path.is_relative_to(folder):
-        raise DataError(f"{where}: image={image!r} is a link out of the table's folder; copy the file into it")
-    if not found:
-        raise DataError(f"{where}: image={image!r} does not exist in {folder}; correct the row")
-    return path
 
 
 def _check_patients(table: Path, rows: Sequence[PatchRow]) -> None:

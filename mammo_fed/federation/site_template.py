@@ -77,7 +77,7 @@ alpha = $alpha
 seed = $seed
 
 [data]
-# "csv" (a table: patient, image, label, split), "mammo_dp" or "phantom".
+# "cohort" (a folder from `mammo-fed data ingest`), "csv" (a table: patient, image, label, split), "mammo_dp" or "phantom".
 source = $source
 $root
 train = $train
@@ -85,6 +85,8 @@ train = $train
 public = $public
 # Whether metrics of evaluation patients may be published.
 publish_metrics = $publish_metrics
+# Checks of a cohort's preflight whose errors this site accepts, by name (mammo-fed data check COHORT lists them).
+waived = $waived
 # How far below the middle of a patch its lesion sits, in halves of the side.
 lesion_down = $lesion_down
 # Cross-validation; not used where fold is not set.
@@ -131,6 +133,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "train": "train",
     "public": False,
     "publish_metrics": False,
+    "waived": (),
     "lesion_down": 0.0,
     "folds": 5,
     "fold": None,

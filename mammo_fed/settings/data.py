@@ -17,21 +17,23 @@ class DataSettings:
     """Which cohorts, and how large the phantom ones are.
 
     Attributes:
-      source: "phantom", "mammo_dp" (a clone of the paper's repository) or "csv" (a table and its images).
+      source: "phantom", "mammo_dp" (a clone of the paper's repository), "csv" (a table and its images) or "cohort" (a
+        folder from `mammo-fed data ingest`).
       train: whom the sites train on: "train" (the patients of that split) or "synthetic" (the clone's GAN images, each as a
         patient of its own: the paper's synthetic-only rows).
       lesion_down: how far below the middle of a patch its lesion sits, in halves of the side; public.
       folds, fold: cross-validation: train and val together are cut into `folds` parts by patient, `fold` (from 0) is the val
         set and the rest is trained on; null leaves the splits as they are. The cut is the same for every seed.
-      root: folder of the clone, or the CSV table; unused by the phantom.
+      root: folder of the clone or cohort, or the CSV table; unused by the phantom.
       public: whether the patients' data is declared public; decides what a record may say of them.
       publish_metrics: whether a run may compute and show metrics of evaluation patients: a release outside epsilon.
+      waived: checks of a cohort's preflight whose errors are accepted, by name; see `mammo-fed data check`.
       images_train, images_test, images_external: sizes of the phantom's pooled sets.
       d_prime: separation of the phantom's classes.
       image_size: side of phantom patches in pixels.
     """
 
-    source: Literal["phantom", "mammo_dp", "csv"]
+    source: Literal["phantom", "mammo_dp", "csv", "cohort"]
     root: str | None
     train: Literal["train", "synthetic"]
     lesion_down: float
@@ -39,6 +41,7 @@ class DataSettings:
     fold: int | None
     public: bool
     publish_metrics: bool
+    waived: tuple[str, ...]
     images_train: int
     images_test: int
     images_external: int
@@ -58,7 +61,7 @@ class DataSettings:
             raise InvalidSetting(f"data.fold={self.fold} must be from 0 to {self.folds - 1}, or null for no cross-validation")
         if self.fold is not None and self.source == "phantom":
             raise InvalidSetting(
-                "data.fold needs data=mammo_dp or data=csv: the phantom has no validation patients to exchange"
+                "data.fold needs data=mammo_dp, csv or cohort: the phantom has no validation patients to exchange"
             )
         if self.train == "synthetic" and (self.source != "mammo_dp" or self.fold is not None):
             raise InvalidSetting(

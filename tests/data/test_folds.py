@@ -146,7 +146,7 @@ def test_cross_validation_needs_validation_patients(training):
         (["data=csv", "data.root=x", "data.fold=5"], r"data\.fold=5 must be from 0 to 4"),
         (["data=csv", "data.root=x", "data.fold=-1"], r"data\.fold=-1 must be from 0 to 4"),
         (["data=csv", "data.root=x", "data.folds=1"], r"data\.folds=1 must be at least 2"),
-        (["data.fold=0"], r"data\.fold needs data=mammo_dp or data=csv"),
+        (["data.fold=0"], r"data\.fold needs data=mammo_dp, csv or cohort"),
         (["data=mammo_dp", "data.root=x", "data.train=synthetic", "data.fold=0"], r"data\.train=synthetic .* data\.fold=null"),
         (["data.train=synthetic"], r"data\.train=synthetic .* needs data=mammo_dp"),
     ],

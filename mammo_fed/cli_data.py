@@ -1,0 +1,190 @@
+"""mammo-fed data: from a hospital's DICOM files to a site's cohort."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mammo_fed.command_line import print_json, say, warn
+from mammo_fed.errors import DataError, InvalidSetting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["add_data_commands"]
+
+# The phantom's patches that a cohort is compared with; brightness and contrast do not depend on their size.
+REFERENCE_IMAGES: Final = 100
+SOURCES: Final = ("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd")
+INGEST: Final = """
+sources (--source):
+  csv        findings.csv (file, patient, label, and a box, mask or contour) beside DICOM files
+  cbis_ddsm  CBIS-DDSM as The Cancer Imaging Archive ships it
+  bcdr       BCDR: outline tables
+  inbreast   INbreast: OsiriX XML; no biopsies, so of use for pretraining only
+  cmmd       CMMD: labels of whole breasts
+
+The cohort folder holds pseudonyms only. Their key is COHORT.salt: keep it at the site, and back it up.
+Run again, it makes what is missing: an interrupted ingestion is simply started again.
+Then: mammo-fed simulate data=cohort data.root=COHORT, or source = "cohort" in a site's file.
+"""
+CHECK: Final = """
+An error keeps a site out of every run until it is fixed in the archive, or waived by name in the site's own file:
+waived = ["drift", ...] under [data]. Exit code 2 where an error is left.
+The page shows patients' images: it is for the site's own people and is not to be shared.
+"""
+
+
+def add_data_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add `data ingest | check` to the command line."""
+    text = "from a hospital's DICOM files to a site's cohort"
+    data = commands.add_parser("data", help=text, description=text)
+    group = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    text = "make a cohort of lesion patches from DICOM files"
+    ingest = group.add_parser(
+        "ingest",
+        help=text,
+        description=text,
+        epilog=INGEST,
+        parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ingest.set_defaults(command=_ingest)
+    ingest.add_argument("root", type=Path, metavar="ARCHIVE", help="folder of the DICOM files and their tables")
+    ingest.add_argument("cohort", type=Path, metavar="COHORT", help="folder to make, or to bring up to date")
+    ingest.add_argument("--source", choices=SOURCES, default="csv", help="kind of archive (csv)")
+    ingest.add_argument("--crop", choices=["centred", "paper"], default="centred", help="where the lesion lies (centred)")
+    ingest.add_argument("--margin", type=float, default=0.25, help="around the lesion, part of its longer side (0.25)")
+    ingest.add_argument("--smallest", type=int, default=128, metavar="PIXELS", help="least side of the crop (128)")
+    ingest.add_argument("--side-mm", type=float, metavar="MM", help="one physical size for every crop instead")
+    ingest.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the patches (128)")
+    ingest.add_argument(
+        "--windowing",
+        choices=["minmax", "window", "stored"],
+        default="minmax",
+        help="darkest to brightest pixel (minmax, as in the paper), the file's window, or all stored values",
+    )
+    ingest.add_argument("--any-modality", action="store_true", help="take files whose modality is not MG")
+    ingest.add_argument("--public", action="store_true", help="the patients' data is published: lifts rules that protect them")
+    ingest.add_argument("--salt", type=Path, metavar="FILE", help="key of the pseudonyms (COHORT.salt)")
+    ingest.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
+    ingest.add_argument("--explain", action="store_true", help="name the files of refused findings on this console")
+    text = "look at a cohort before it is trained on: duplicates, labels, intensities, drift; writes a page for the site itself"
+    check = group.add_parser(
+        "check",
+        help=text,
+        description=text,
+        parents=[common],
+        epilog=CHECK,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.set_defaults(command=_check)
+    check.add_argument("cohort", type=Path, metavar="COHORT", help="folder from `mammo-fed data ingest`")
+    check.add_argument(
+        "--waive", action="append", default=[], metavar="NAME", help="accept a check's error here (data.waived does for a site)"
+    )
+    check.add_argument("--reference", type=Path, metavar="FOLDER", help="the federation's public patches (the phantom's)")
+    check.add_argument(
+        "--page", type=Path, metavar="FILE", help="page with contact sheet, stays at the site (COHORT/preflight.html)"
+    )
+
+
+def _ingest(options: argparse.Namespace, console: Console) -> int:
+    # Late, as everywhere: --help should not wait for libraries.
+    from mammo_fed.data.dicom.geometry import CropRule
+    from mammo_fed.data.dicom.ingest import IngestPlan, ingest
+    from mammo_fed.data.dicom.patch import PatchRecipe
+    from mammo_fed.data.dicom.sources import SOURCES as READERS
+    from mammo_fed.data.pseudonyms import Pseudonyms
+
+    if options.jobs < 1:
+        raise InvalidSetting(f"--jobs={options.jobs} must be at least 1")
+    root, cohort = options.root.expanduser(), options.cohort.expanduser()
+    if not root.is_dir():
+        raise DataError(f"ARCHIVE={root} is no folder; give the folder of the DICOM files")
+    if cohort.resolve().is_relative_to(root.resolve()):
+        raise InvalidSetting(
+            f"COHORT={cohort} lies inside the archive; choose a folder outside, so that the archive stays as it is"
+        )
+    crop = CropRule(
+        kind=options.crop, margin=options.margin, smallest=options.smallest, side_mm=options.side_mm, size=options.size
+    )
+    recipe = PatchRecipe(crop=crop, windowing=options.windowing, modality=None if options.any_modality else "MG")
+    salt = options.salt or cohort.with_name(f"{cohort.name}.salt")
+
+    def refusal(name: str, reason: str, detail: str) -> None:
+        if options.explain:
+            console.print(f"{name} {reason}: {detail}", markup=False, highlight=False, soft_wrap=True)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=options.json) as progress:
+        task = progress.add_task("findings", total=None)
+        done = ingest(
+            READERS[options.source](root),
+            cohort,
+            plan=IngestPlan(source=options.source, recipe=recipe, public=options.public, processes=options.jobs),
+            pseudonyms=Pseudonyms.kept_at(salt),
+            on_progress=lambda count, total: progress.update(task, completed=count, total=total),
+            on_refusal=refusal,
+        )
+    if options.json:
+        print_json(asdict(done))
+    else:
+        say(
+            console,
+            f"{done.findings} findings: {done.images} patches of {done.patients} patients, {done.unlabelled} without a label",
+        )
+        for reason, count in sorted(done.refused.items()):
+            say(console, f"  refused, {reason.replace('_', ' ')}: {count}")
+        say(console, f"cohort: {cohort.resolve()}", f"key of the pseudonyms, for this site only: {salt.resolve()}")
+    if not done.images:
+        raise DataError("no finding gave a labelled patch; --explain names the files")
+    from mammo_fed.data.cohort_folder import check_cohort_folder
+    from mammo_fed.data.preflight import errors_of
+
+    _, findings = check_cohort_folder(cohort, public=options.public, reference=_reference(None))
+    for finding in errors_of(findings):
+        warn(console, f"preflight: {finding.name}: {finding.message}; no site can join with it (mammo-fed data check {cohort})")
+    return 0
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    from mammo_fed.data.cohort_folder import check_cohort_folder, open_cohort_folder
+    from mammo_fed.data.preflight import CHECKS, errors_of
+    from mammo_fed.reporting.preflight_page import write_preflight_page
+
+    unknown = sorted(set(options.waive) - set(CHECKS))
+    if unknown:
+        raise InvalidSetting(f"--waive={unknown[0]} is no check; they are {', '.join(CHECKS)}")
+    folder = options.cohort.expanduser()
+    opened = open_cohort_folder(folder, public=True)
+    cohort, findings = check_cohort_folder(folder, public=True, reference=_reference(options.reference))
+    page = write_preflight_page(options.page or folder / "preflight.html", cohort, findings, refused=opened.archive.refused)
+    left = errors_of(findings, waived=options.waive)
+    if options.json:
+        print_json({"findings": [asdict(finding) for finding in findings], "errors_left": [one.name for one in left]})
+    else:
+        for finding in findings:
+            waived = " (waived)" if finding.level == "error" and finding.name in options.waive else ""
+            say(console, f"{finding.level:8} {finding.name.replace('_', ' ')}{waived}: {finding.message}")
+        say(console, f"page, for this site only: {page.resolve()}")
+    if left:
+        raise DataError(f"{len(left)} check(s) failed: {', '.join(one.name for one in left)}")
+    return 0
+
+
+def _reference(folder: Path | None) -> NDArray[np.float32]:
+    """The federation's public patches: those of a folder, or the phantom's."""
+    from mammo_fed.data.phantom_cohorts import phantom_synthetic
+    from mammo_fed.data.sources import read_image_folder
+
+    if folder is not None:
+        return read_image_folder(folder, public=True).pixels
+    return phantom_synthetic(count=REFERENCE_IMAGES, d_prime=2.4, image_size=64, seed=1).pixels

@@ -1,0 +1,1 @@
+"""From DICOM archives to lesion patches; the only home of pydicom."""

@@ -1,0 +1,261 @@
+"""From an archive of DICOM files to a site's cohort folder: parallel, resumable, with every finding accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from mammo_fed.data.cohort_folder import COHORT_NAME, PATCHES, CohortRow, write_cohort_folder
+from mammo_fed.data.dicom.findings import REASONS, Finding, Masks, Outline, Reason, SkippedFinding
+from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
+from mammo_fed.data.pseudonyms import Pseudonyms
+from mammo_fed.errors import DataError, InvalidSetting, RunFailed
+from mammo_fed.folders import check_private, held
+from mammo_fed.isolated import Lost, run_isolated
+
+__all__ = ["Ingested", "IngestPlan", "ingest"]
+
+FORMAT: Final = 1
+JOURNAL_NAME: Final = "journal.jsonl"
+LOCK_NAME: Final = ".lock"
+# A mammogram of 13 million pixels takes half a second; JPEG 2000 some seconds.
+SECONDS: Final = 120.0
+# The largest image that is read, five times over.
+MEMORY_BYTES: Final = 768 << 20
+LOST_AS: Final[Mapping[str, Reason]] = {"crashed": "decoder_crashed", "timed_out": "timed_out"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestPlan:
+    """What is ingested, and how.
+
+    Attributes:
+      source: name of the source, for the cohort's own settings.
+      recipe: how patches are made.
+      public: whether the patients' data is declared public.
+      processes: how many decode at once.
+    """
+
+    source: str
+    recipe: PatchRecipe
+    public: bool
+    processes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingested:
+    """What came of an ingestion; counts only.
+
+    Attributes:
+      findings: inputs: `images`, `unlabelled` and `refused` add up to it.
+      images: labelled patches.
+      unlabelled: patches without a biopsy.
+      patients: patients with a labelled patch.
+      refused: number of findings by reason.
+      reused: patches that an earlier, interrupted run had made.
+    """
+
+    findings: int
+    images: int
+    unlabelled: int
+    patients: int
+    refused: Mapping[str, int]
+    reused: int
+
+
+def ingest(
+    findings: Iterable[Finding | SkippedFinding],
+    folder: Path,
+    *,
+    plan: IngestPlan,
+    pseudonyms: Pseudonyms,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+    on_refusal: Callable[[str, str, str], None] = lambda *_: None,
+) -> Ingested:
+    """Make the cohort folder; run again, it makes only what is missing or whose source has changed.
+
+    Args:
+      findings: of one source.
+      folder: of the cohort; made if it is not there, mode 0700.
+      plan: what and how.
+      pseudonyms: of this site.
+      on_progress: called with (findings done, findings in all).
+      on_refusal: called with (pseudonym, reason, detail); the detail may name a file and is for the operator's console only.
+
+    Raises:
+      DataError: If two findings have one name, or a patient is in two splits.
+      InvalidSetting: If the folder holds something else, another plan's cohort, or is in use.
+      RunFailed: If the disk is full.
+    """
+    listed = list(findings)
+    _prepare(folder)
+    with held(folder / LOCK_NAME, what="mammo-fed data ingest"):
+        try:
+            return _Ingestion(folder, plan, pseudonyms, on_progress, on_refusal).run(listed)
+        except OSError as error:
+            raise RunFailed(
+                f"cohort {folder} cannot be written ({error.strerror}); free disk space and run it again"
+            ) from error
+
+
+class _Ingestion:
+    def __init__(
+        self,
+        folder: Path,
+        plan: IngestPlan,
+        pseudonyms: Pseudonyms,
+        on_progress: Callable[[int, int], None],
+        on_refusal: Callable[[str, str, str], None],
+    ) -> None:
+        self._folder, self._plan, self._pseudonyms = folder, plan, pseudonyms
+        self._on_progress, self._on_refusal = on_progress, on_refusal
+        self._refused: Counter[str] = Counter()
+        self._settings = {"source": plan.source, **asdict(plan.recipe), "format": FORMAT}
+
+    def run(self, listed: Sequence[Finding | SkippedFinding]) -> Ingested:
+        """Make what is missing, then write the tables."""
+        found = self._named(listed)
+        kept = self._journal(found)
+        todo = [name for name in found if name not in kept]
+        done, reused = len(listed) - len(todo), len(kept)
+        self._on_progress(done, len(listed))
+        with (self._folder / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
+            for answers in self._made(found, todo):
+                for answer in answers:
+                    if isinstance(answer, Refusal):
+                        self._refuse(answer.name, answer.reason, answer.detail)
+                    else:
+                        kept[answer.name] = answer
+                        line = {"stamp": self._stamp(found[answer.name]), "patch": asdict(answer)}
+                        journal.write(json.dumps(line, sort_keys=True) + "\n")
+                journal.flush()
+                done += len(answers)
+                self._on_progress(done, len(listed))
+        rows = [self._row(found[name], patch) for name, patch in kept.items()]
+        write_cohort_folder(self._folder, rows, settings=self._settings, reasons=self._refused, public=self._plan.public)
+        self._remove_strays({row.name for row in rows})
+        labelled = [row for row in rows if row.label is not None]
+        return Ingested(
+            findings=len(listed),
+            images=len(labelled),
+            unlabelled=len(rows) - len(labelled),
+            patients=len({row.patient for row in labelled}),
+            refused=dict(self._refused),
+            reused=reused,
+        )
+
+    def _named(self, listed: Sequence[Finding | SkippedFinding]) -> dict[str, Finding]:
+        """Findings by pseudonym; those that the source gave up are counted."""
+        found: dict[str, Finding] = {}
+        for one in listed:
+            name = self._pseudonyms.of("finding", one.name)
+            if isinstance(one, SkippedFinding):
+                self._refuse(name, one.reason, one.detail)
+            elif name in found:
+                raise DataError(f"two findings are named {one.name!r}; names must be unique in a source")
+            else:
+                found[name] = one
+        return found
+
+    def _made(self, found: Mapping[str, Finding], todo: Sequence[str]) -> Iterator[Sequence[MadePatch | Refusal]]:
+        by_image: dict[Path, list[str]] = {}
+        for name in todo:
+            by_image.setdefault(found[name].image, []).append(name)
+        jobs = [
+            Job(
+                image=image,
+                wanted=tuple(Wanted(name=name, lesion=found[name].lesion) for name in names),
+                recipe=self._plan.recipe,
+                folder=self._folder / PATCHES,
+            )
+            for image, names in by_image.items()
+        ]
+        answers = run_isolated(make_patches, jobs, processes=self._plan.processes, seconds=SECONDS, memory_bytes=MEMORY_BYTES)
+        for job, answer in answers:
+            if isinstance(answer, Lost):
+                detail = f"{job.image}: the process that read it {answer.how.replace('_', ' ')}"
+                yield [Refusal(name=one.name, reason=LOST_AS[answer.how], detail=detail) for one in job.wanted]
+            else:
+                yield answer
+
+    def _refuse(self, name: str, reason: Reason, detail: str) -> None:
+        self._refused[reason if reason in REASONS else "damaged"] += 1
+        self._on_refusal(name, reason, detail)
+
+    def _row(self, finding: Finding, patch: MadePatch) -> CohortRow:
+        return CohortRow(
+            name=patch.name,
+            patient=self._pseudonyms.of("patient", finding.patient),
+            label=finding.label,
+            view=finding.view or patch.view,
+            split=finding.split,
+            sha256=patch.sha256,
+            provenance=patch.provenance,
+        )
+
+    def _journal(self, found: Mapping[str, Finding]) -> dict[str, MadePatch]:
+        """Patches of an earlier run that still are what this one would make."""
+        kept: dict[str, MadePatch] = {}
+        try:
+            lines = (self._folder / JOURNAL_NAME).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return kept
+        for line in lines:
+            try:
+                values = json.loads(line)
+                patch = MadePatch(**values["patch"])
+                if patch.name in found and values["stamp"] == self._stamp(found[patch.name]) and self._intact(patch):
+                    kept[patch.name] = patch
+            except (ValueError, KeyError, TypeError):
+                # The last line of a run that was killed.
+                continue
+        return kept
+
+    def _intact(self, patch: MadePatch) -> bool:
+        try:
+            content = (self._folder / PATCHES / f"{patch.name}.png").read_bytes()
+        except OSError:
+            return False
+        return hashlib.sha256(content).hexdigest() == patch.sha256
+
+    def _stamp(self, finding: Finding) -> str:
+        """Changes with the recipe, the lesion and the files that a patch is made from (by size and time of change)."""
+        lesion = finding.lesion
+        paths = [finding.image, *(lesion.candidates if isinstance(lesion, Masks) else ())]
+        points = lesion.points.tolist() if isinstance(lesion, Outline) else repr(lesion)
+        about = [self._settings, points, [_state(path) for path in paths]]
+        return self._pseudonyms.of("stamp", json.dumps(about, sort_keys=True, default=str))
+
+    def _remove_strays(self, names: set[str]) -> None:
+        """Patches of findings that the source no longer has, and what a killed worker left."""
+        for path in (self._folder / PATCHES).iterdir():
+            if path.suffix != ".png" or path.stem not in names:
+                path.unlink()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except OSError:
+        return (0, 0)
+    return (about.st_size, about.st_mtime_ns)
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True)
+        entries = {entry.name for entry in folder.iterdir()}
+        if entries and not entries & {JOURNAL_NAME, COHORT_NAME, LOCK_NAME}:
+            raise InvalidSetting(f"FOLDER={folder} holds something else than a cohort: nothing is overwritten; choose another")
+        check_private(folder)
+        (folder / PATCHES).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting(
+            f"FOLDER={folder} cannot be made ({error.strerror}); choose a place that you may write to"
+        ) from error

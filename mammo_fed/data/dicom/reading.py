@@ -1,0 +1,286 @@
+"""One mammogram from one DICOM file: checked before anything is allocated, refused with a reason of a fixed list.
+
+What pydicom would log or warn about quotes values of the file, names among them: it is silenced here, for the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import Dataset, FileDataset
+from pydicom.encaps import generate_frames
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import _read_file_meta_info
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    UID,
+    BreastTomosynthesisImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+)
+
+from mammo_fed.data.dicom.codestream import frame_size
+from mammo_fed.data.dicom.findings import Skipped
+
+__all__ = ["LARGEST_PIXELS", "Mammogram", "read_mammogram", "read_mask", "read_side_and_view"]
+
+LARGEST_FILE: Final = 256 << 20
+LARGEST_SIDE: Final = 16384
+# A full-field detector of today has 4096 x 5120.
+LARGEST_PIXELS: Final = 64_000_000
+WIDEST_SPACING_MM: Final = 10.0
+GREY: Final = ("MONOCHROME1", "MONOCHROME2")
+PREAMBLE: Final = 128
+Value = TypeVar("Value")
+
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mammogram:
+    """A decoded image, and what of its header a cohort may keep.
+
+    Attributes:
+      header: the whole header without its pixels; stays where it is read.
+      stored: integers as they were stored, shape (rows, columns).
+      spacing: millimetres per pixel, down and across, or None.
+      view: "CC", "MLO" or "".
+      transfer_syntax: how the pixels were encoded (a UID of the standard).
+      sha256: of the file.
+    """
+
+    header: Dataset
+    stored: NDArray[Any]
+    spacing: tuple[float, float] | None
+    view: str
+    transfer_syntax: str
+    sha256: str
+
+
+def read_mammogram(path: Path, *, modality: str | None = "MG") -> Mammogram:
+    """Read and decode one mammogram.
+
+    Args:
+      path: the file.
+      modality: what the file must be; None takes images of any modality.
+
+    Raises:
+      Skipped: If the file is not a single grey mammogram that can be decoded within bounds.
+    """
+    header, content = _dataset(path)
+    _check_kind(header, modality)
+    rows, columns = _check_size(header)
+    stored = _pixels(header, rows, columns)
+    return Mammogram(
+        header=header,
+        stored=stored,
+        spacing=_spacing(header),
+        view=_view(header),
+        transfer_syntax=str(header.file_meta.TransferSyntaxUID),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def read_mask(path: Path) -> NDArray[Any]:
+    """Pixels of a file that may be a mask, whatever its modality, shape (rows, columns).
+
+    Raises:
+      Skipped: As `read_mammogram`.
+    """
+    header, _ = _dataset(path)
+    _check_grey(header)
+    return _pixels(header, *_check_size(header))
+
+
+def read_side_and_view(path: Path) -> tuple[str, str]:
+    """Which breast ("L", "R" or "") and which view ("CC", "MLO" or "") a file shows, by its header.
+
+    Raises:
+      Skipped: If it is no DICOM file or is damaged.
+    """
+    header, _ = _dataset(path)
+    side = (_text(header, "ImageLaterality") or _text(header, "Laterality")).upper()
+    return side if side in ("L", "R") else "", _view(header)
+
+
+def _dataset(path: Path) -> tuple[FileDataset, bytes]:
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise Skipped("too_large", f"{path} has {size} bytes; at most {LARGEST_FILE} are read")
+        content = path.read_bytes()
+    except OSError as error:
+        raise Skipped("missing_file", f"{path} cannot be read ({error.strerror})") from error
+    if content[PREAMBLE : PREAMBLE + 4] != b"DICM":
+        raise Skipped("not_dicom", f"{path} is not a DICOM file")
+    return _quietly(lambda: _parse(content, path), path), content
+
+
+def _parse(content: bytes, path: Path) -> FileDataset:
+    file = io.BytesIO(content)
+    file.seek(PREAMBLE + 4)
+    meta = _read_file_meta_info(file)
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax is None or not UID(syntax).is_transfer_syntax:
+        raise Skipped("unsupported_encoding", f"{path} has no known transfer syntax")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        _check_deflated(content, file.tell(), path)
+    return pydicom.dcmread(io.BytesIO(content))
+
+
+def _check_deflated(content: bytes, start: int, path: Path) -> None:
+    """Inflate without keeping more than the bound: what is small on the disk may be huge in memory."""
+    inflater, given, total = zlib.decompressobj(-zlib.MAX_WBITS), content[start:], 0
+    while given and not inflater.eof:
+        total += len(inflater.decompress(given, 1 << 20))
+        given = inflater.unconsumed_tail
+        if total > LARGEST_FILE:
+            raise Skipped("too_large", f"{path} inflates to more than {LARGEST_FILE} bytes")
+
+
+def _quietly(read: Callable[[], Value], path: Path) -> Value:
+    """Run a parser: whatever it raises on a damaged file is one reason, and its text, which may quote the file, is dropped."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except Skipped:
+        raise
+    except InvalidDicomError as error:
+        raise Skipped("not_dicom", f"{path} is not a DICOM file") from error
+    except MemoryError as error:
+        raise Skipped("too_large", f"{path} does not fit into memory") from error
+    except Exception as error:
+        raise Skipped("damaged", f"{path} cannot be parsed ({type(error).__name__})") from error
+
+
+def _text(header: Dataset, name: str) -> str:
+    """An attribute as text; a damaged one is empty."""
+    try:
+        value = header.get(name)
+    except Exception:  # noqa: BLE001 - pydicom converts values when they are asked for, and damaged ones fail in any way
+        return ""
+    return "" if value is None else str(value).strip()
+
+
+def _number(header: Dataset, name: str, *, otherwise: int | None = None) -> int:
+    text = _text(header, name)
+    if not text and otherwise is not None:
+        return otherwise
+    try:
+        return int(text)
+    except ValueError as error:
+        raise Skipped("damaged", f"the header's {name} is no whole number") from error
+
+
+def _check_kind(header: Dataset, modality: str | None) -> None:
+    if _text(header, "SOPClassUID") == BreastTomosynthesisImageStorage:
+        raise Skipped("tomosynthesis", "a tomosynthesis, not a mammogram")
+    if modality is not None and _text(header, "Modality") != modality:
+        raise Skipped("wrong_modality", f"the modality is not {modality}")
+    if _text(header, "BreastImplantPresent").upper() == "YES":
+        raise Skipped("implant", "the breast has an implant")
+    _check_grey(header)
+
+
+def _check_grey(header: Dataset) -> None:
+    if "PixelData" not in header:
+        other = "FloatPixelData" in header or "DoubleFloatPixelData" in header
+        raise Skipped("unsupported_encoding" if other else "no_pixels", "there are no integer pixels")
+    if _number(header, "NumberOfFrames", otherwise=1) != 1:
+        raise Skipped("several_frames", "the file has several frames")
+    if _number(header, "SamplesPerPixel", otherwise=1) != 1 or _text(header, "PhotometricInterpretation") not in GREY:
+        raise Skipped("colour", "the image is not grey")
+
+
+def _check_size(header: Dataset) -> tuple[int, int]:
+    rows, columns = _number(header, "Rows"), _number(header, "Columns")
+    if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE and rows * columns <= LARGEST_PIXELS):
+        raise Skipped("too_large", f"the header claims {rows} x {columns} pixels")
+    allocated, stored = _number(header, "BitsAllocated"), _number(header, "BitsStored")
+    if allocated not in (8, 16) or not 1 <= stored <= allocated:
+        raise Skipped("unsupported_encoding", f"{allocated} bits allocated, {stored} stored; 8 to 16 are read")
+    if _number(header, "PixelRepresentation", otherwise=0) not in (0, 1):
+        raise Skipped("damaged", "the header's PixelRepresentation is neither 0 nor 1")
+    return rows, columns
+
+
+def _pixels(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
+    syntax = UID(header.file_meta.TransferSyntaxUID)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise Skipped("unsupported_encoding", f"pixels in {syntax.name} are not read") from error
+    if not decoder.is_available:
+        remedy = 'pip install "mammo-fed[dicom]" brings its decoder'
+        raise Skipped("unsupported_encoding", f"pixels in {syntax.name} are not read here; {remedy}")
+    expected = rows * columns * (_number(header, "BitsAllocated") // 8)
+    _quietly(lambda: _check_pixel_bytes(header, syntax, rows, columns, expected), Path("the image"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored: NDArray[Any] = header.pixel_array
+    except MemoryError as error:
+        raise Skipped("too_large", "the pixels do not fit into memory") from error
+    except Exception as error:
+        raise Skipped("decoding_failed", f"the pixels cannot be decoded ({type(error).__name__})") from error
+    if stored.shape != (rows, columns) or stored.dtype.kind not in "iu":
+        raise Skipped("size_mismatch", f"the pixels have shape {stored.shape}, the header says {rows} x {columns}")
+    return _masked(stored, _number(header, "BitsStored"))
+
+
+def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, expected: int) -> None:
+    """Hold what is there against what the header claims, before a decoder allocates by either."""
+    if not syntax.is_encapsulated:
+        # An odd number of bytes is padded to an even one.
+        if not expected <= len(header.PixelData) <= expected + expected % 2:
+            raise Skipped("size_mismatch", f"{len(header.PixelData)} bytes of pixels, the header asks for {expected}")
+        return
+    frame = next(iter(generate_frames(header.PixelData, number_of_frames=1)))
+    if syntax == RLELossless:
+        # Two bytes give at most 128; more than that cannot come out, and less than a byte for that many is too little.
+        if 64 * len(frame) < expected:
+            raise Skipped("size_mismatch", "the run-length segments are too short for the image")
+        return
+    size = frame_size(frame)
+    if size is None:
+        raise Skipped("decoding_failed", "the compressed frame has no header")
+    if (size.rows, size.columns, size.samples) != (rows, columns, 1):
+        raise Skipped("size_mismatch", "the compressed frame has another size than the header says")
+
+
+def _spacing(header: Dataset) -> tuple[float, float] | None:
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        parts = _text(header, name).strip("[]").split(",")
+        with contextlib.suppress(ValueError):
+            down, across = (float(part) for part in parts)
+            if all(math.isfinite(value) and 0 < value <= WIDEST_SPACING_MM for value in (down, across)):
+                return down, across
+    return None
+
+
+def _view(header: Dataset) -> str:
+    view = _text(header, "ViewPosition").upper()
+    return view if view in ("CC", "MLO") else ""
+
+
+def _masked(stored: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Unsigned pixels without what some devices write above the stored bits, such as overlays."""
+    if stored.dtype.kind == "u" and bits < 8 * stored.dtype.itemsize and int(stored.max()) >> bits:
+        kept: NDArray[Any] = np.bitwise_and(stored, stored.dtype.type((1 << bits) - 1))
+        return kept
+    return stored

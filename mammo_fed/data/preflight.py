@@ -1,0 +1,241 @@
+"""Is a cohort fit for training? Looked at before a site joins; an error keeps it out until it is fixed or waived by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp
+
+from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
+
+__all__ = ["CHECKS", "SMALL_CELL", "Archive", "Finding", "Level", "count_text", "errors_of", "preflight"]
+
+Level = Literal["ok", "warning", "error"]
+# Counts below this are not shown where patients are not public: they may point at one of them.
+SMALL_CELL: Final = 5
+# Share of findings that may be lost to unreadable files, or to annotations that do not fit, before that is an error.
+MOST_LOST: Final = 0.05
+UNREADABLE: Final = frozenset(
+    {
+        "missing_file",
+        "not_dicom",
+        "damaged",
+        "no_pixels",
+        "unsupported_encoding",
+        "too_large",
+        "size_mismatch",
+        "decoding_failed",
+        "decoder_crashed",
+        "timed_out",
+        "flat_image",
+    }
+)
+MISPLACED: Final = frozenset(
+    {"no_mask", "mask_mismatch", "no_lesion", "lesions_apart", "lesion_outside", "lesion_too_small", "unreadable_annotation"}
+)
+# Standard deviation of a patch in [0, 1] below which it shows nothing.
+FLAT: Final = 0.005
+# Share of pixels at 0 or 1 above which a patch is clipped, and share of such patches that is worth a warning.
+CLIPPED, MOST_CLIPPED = 0.5, 0.1
+# Largest spacing over the smallest.
+SPACING_RATIO: Final = 2.0
+# Kolmogorov-Smirnov distance between patches of this site and the public reference set.
+DRIFT: Final = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """What ingestion wrote down beside the patches.
+
+    Attributes:
+      refused: findings without a patch, by reason.
+      unlabelled: patches without a biopsy.
+      provenance: of every patch, by image identifier.
+    """
+
+    refused: Mapping[str, int]
+    unlabelled: int
+    provenance: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One check's outcome.
+
+    Attributes:
+      name: by which it is waived.
+      level: "ok", "warning" or "error".
+      message: what was found, without an identifier, small counts left out unless the patients are public.
+    """
+
+    name: str
+    level: Level
+    message: str
+
+
+def preflight(cohort: Cohort, archive: Archive, *, reference: NDArray[np.float32] | None) -> tuple[Finding, ...]:
+    """Every check of `CHECKS`, in its order.
+
+    Args:
+      cohort: all labelled patches of the site.
+      archive: what ingestion noted.
+      reference: float32 in [0, 1], shape (images, height, width): the federation's public patches, or None.
+    """
+    look = _Look(cohort, archive, reference)
+    return tuple(
+        Finding(name=name, level=level, message=text) for name, check in CHECKS.items() for level, text in [check(look)]
+    )
+
+
+def errors_of(findings: Sequence[Finding], *, waived: Sequence[str] = ()) -> tuple[Finding, ...]:
+    """Errors that nobody waived."""
+    return tuple(finding for finding in findings if finding.level == "error" and finding.name not in waived)
+
+
+def count_text(count: int, *, public: bool) -> str:
+    """A count as it may be shown: small ones only where the patients are public."""
+    return str(count) if public or count == 0 or count >= SMALL_CELL else f"fewer than {SMALL_CELL}"
+
+
+class _Look:
+    """The cohort, and what several checks ask of it."""
+
+    def __init__(self, cohort: Cohort, archive: Archive, reference: NDArray[np.float32] | None) -> None:
+        self.cohort, self.archive, self.reference = cohort, archive, reference
+        self.findings = len(cohort) + archive.unlabelled + sum(archive.refused.values())
+        self._rows: dict[str, list[int]] = defaultdict(list)
+        for row, patch in enumerate(cohort.pixels):
+            self._rows[hashlib.sha256(np.ascontiguousarray(patch).tobytes()).hexdigest()].append(row)
+
+    def text(self, count: int) -> str:
+        return count_text(count, public=self.cohort.public)
+
+    def repeated(self, column: NDArray[np.str_]) -> int:
+        """Patches whose pixels appear under more than one value of a column."""
+        return sum(len(rows) for rows in self._rows.values() if len(set(column[rows].tolist())) > 1)
+
+    def repeated_within(self) -> int:
+        found = 0
+        for rows in self._rows.values():
+            found += sum(count for count in Counter(self.cohort.patients[rows].tolist()).values() if count > 1)
+        return found
+
+    def lost(self, reasons: frozenset[str]) -> int:
+        return sum(count for reason, count in self.archive.refused.items() if reason in reasons)
+
+    def values(self, name: str) -> list[str]:
+        return [about.get(name, "") for about in self.archive.provenance.values()]
+
+
+def _readable(look: _Look) -> tuple[Level, str]:
+    lost = look.lost(UNREADABLE)
+    level: Level = "error" if lost > MOST_LOST * look.findings else "warning" if lost else "ok"
+    return level, f"{look.text(lost)} of {look.text(look.findings)} findings have files that cannot be read"
+
+
+def _annotations(look: _Look) -> tuple[Level, str]:
+    lost = look.lost(MISPLACED)
+    level: Level = "error" if lost > MOST_LOST * look.findings else "warning" if lost else "ok"
+    return level, f"{look.text(lost)} findings have masks, boxes or contours that do not fit their image"
+
+
+def _across_patients(look: _Look) -> tuple[Level, str]:
+    count = look.repeated(look.cohort.patients)
+    return ("error" if count else "ok"), f"{look.text(count)} patches have the same pixels as one of another patient"
+
+
+def _across_splits(look: _Look) -> tuple[Level, str]:
+    count = look.repeated(look.cohort.splits)
+    return ("error" if count else "ok"), f"{look.text(count)} patches have the same pixels as one of another split"
+
+
+def _across_labels(look: _Look) -> tuple[Level, str]:
+    count = look.repeated(look.cohort.labels.astype(np.str_))
+    return ("error" if count else "ok"), f"{look.text(count)} patches have the same pixels as one of the other label"
+
+
+def _within_patients(look: _Look) -> tuple[Level, str]:
+    count = look.repeated_within()
+    return ("warning" if count else "ok"), f"{look.text(count)} patches repeat one of the same patient"
+
+
+def _classes(look: _Look) -> tuple[Level, str]:
+    train = look.cohort.splits == "train"
+    labels = look.cohort.labels[train]
+    counts = {word: int((labels == label).sum()) for word, label in (("malignant", MALIGNANT), ("benign", BENIGN))}
+    patients = {
+        word: len(set(look.cohort.patients[train][labels == label].tolist()))
+        for word, label in (("malignant", MALIGNANT), ("benign", BENIGN))
+    }
+    shown = "; ".join(f"{word}: {look.text(counts[word])} images of {look.text(patients[word])} patients" for word in counts)
+    return ("error" if min(counts.values()) == 0 else "ok"), f"training patches, {shown}"
+
+
+def _labels(look: _Look) -> tuple[Level, str]:
+    lost = look.archive.refused.get("unknown_label", 0)
+    unlabelled = look.archive.unlabelled
+    much = lost + unlabelled > 0.5 * look.findings
+    text = f"{look.text(unlabelled)} patches have no biopsy, {look.text(lost)} findings a label that is not understood"
+    return ("warning" if much or lost else "ok"), text
+
+
+def _intensity(look: _Look) -> tuple[Level, str]:
+    kinds = {value.split(" ")[0] for value in look.values("windowing") if value}
+    return ("warning" if len(kinds) > 1 else "ok"), f"intensities are mapped in {max(1, len(kinds))} way(s)"
+
+
+def _spacing(look: _Look) -> tuple[Level, str]:
+    values = look.values("spacing_down_mm")
+    known = [float(value) for value in values if value]
+    if not known:
+        return "ok", "no file says its pixel spacing"
+    mixed = len(known) < len(values) or max(known) > SPACING_RATIO * min(known)
+    text = "pixel spacings differ by more than a factor of 2, or are not always known" if mixed else "pixel spacings agree"
+    return ("warning" if mixed else "ok"), text
+
+
+def _flat(look: _Look) -> tuple[Level, str]:
+    count = int((look.cohort.pixels.std(axis=(1, 2)) < FLAT).sum())
+    return ("error" if count else "ok"), f"{look.text(count)} patches show nothing"
+
+
+def _clipped(look: _Look) -> tuple[Level, str]:
+    ends = ((look.cohort.pixels <= 0.0) | (look.cohort.pixels >= 1.0)).mean(axis=(1, 2))
+    count = int((ends > CLIPPED).sum())
+    level: Level = "warning" if count > MOST_CLIPPED * len(look.cohort) else "ok"
+    return level, f"{look.text(count)} patches are black or white for the larger part"
+
+
+def _drift(look: _Look) -> tuple[Level, str]:
+    if look.reference is None:
+        return "ok", "no public reference set to compare with"
+    distances = []
+    for statistic in (np.mean, np.std):
+        own, public = statistic(look.cohort.pixels, axis=(1, 2)), statistic(look.reference, axis=(1, 2))
+        distances.append(float(ks_2samp(own, public).statistic))
+    text = f"distance from the public reference set: brightness {distances[0]:.1f}, contrast {distances[1]:.1f} of at most 1"
+    return ("warning" if max(distances) > DRIFT else "ok"), text
+
+
+CHECKS: Final[Mapping[str, Callable[[_Look], tuple[Level, str]]]] = {
+    "unreadable_files": _readable,
+    "misplaced_annotations": _annotations,
+    "duplicates_across_patients": _across_patients,
+    "duplicates_across_splits": _across_splits,
+    "duplicates_across_labels": _across_labels,
+    "duplicates_within_patients": _within_patients,
+    "one_class": _classes,
+    "missing_labels": _labels,
+    "mixed_intensities": _intensity,
+    "mixed_spacing": _spacing,
+    "flat_patches": _flat,
+    "clipped_patches": _clipped,
+    "drift": _drift,
+}
+"""What is looked at, in the order of the page; the names are what a site waives."""

@@ -1,0 +1,67 @@
+"""Names that stand for identifiers of a source: the same at every run, and of no meaning to anyone without the salt."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import unicodedata
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.folders import check_private
+
+__all__ = ["Pseudonyms"]
+
+SALT_BYTES: Final = 32
+DIGITS: Final = 20
+
+
+class Pseudonyms:
+    """Keyed digests of identifiers (HMAC-SHA-256, RFC 2104).
+
+    Args:
+      salt: the site's secret, 32 bytes.
+    """
+
+    def __init__(self, salt: bytes) -> None:
+        if len(salt) != SALT_BYTES:
+            raise DataError(f"the salt has {len(salt)} bytes and must have {SALT_BYTES}; restore it from a backup")
+        self._salt = salt
+
+    @classmethod
+    def kept_at(cls, path: Path) -> Pseudonyms:
+        """With the salt in the file `path`, made on first use, mode 0600.
+
+        Raises:
+          InvalidSetting: If others may read the file, or it cannot be made.
+          DataError: If it is no salt.
+        """
+        try:
+            if not path.exists():
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+                fresh.touch(mode=0o600)
+                fresh.write_bytes(secrets.token_bytes(SALT_BYTES))
+                with suppress(FileExistsError):
+                    os.link(fresh, path)
+                fresh.unlink()
+            check_private(path)
+            return cls(path.read_bytes())
+        except OSError as error:
+            raise InvalidSetting(f"salt={path} cannot be used ({error.strerror}); choose another place") from error
+
+    def of(self, kind: str, identifier: str) -> str:
+        """The pseudonym of an identifier: 20 hex digits.
+
+        Case, outer spaces and Unicode form make no difference: two spellings of one patient must not become two patients.
+
+        Args:
+          kind: what it names, such as "patient"; equal identifiers of two kinds have unrelated pseudonyms.
+          identifier: the source's own.
+        """
+        normal = unicodedata.normalize("NFKC", identifier).strip().casefold()
+        return hmac.new(self._salt, f"{kind}\0{normal}".encode(), hashlib.sha256).hexdigest()[:DIGITS]

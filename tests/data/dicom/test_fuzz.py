@@ -1,0 +1,91 @@
+"""Damaged files by the thousand: each gives a patch or a reason, and none a crash, a hang or a flood of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from mammo_fed.data.dicom.findings import REASONS, Breast, Finding, Skipped
+from mammo_fed.data.dicom.geometry import CropRule
+from mammo_fed.data.dicom.ingest import MEMORY_BYTES, Ingested, IngestPlan, ingest
+from mammo_fed.data.dicom.patch import PatchRecipe
+from mammo_fed.data.dicom.reading import read_mammogram
+from mammo_fed.data.pseudonyms import Pseudonyms
+from tests.data.dicom.mutations import bomb, bundled_files, mutate
+
+FILES = int(os.environ.get("MAMMO_FED_FUZZ", "400"))
+AT_ONCE = 2000
+# What Python and the decoders need besides the data.
+PROGRAM_BYTES = 512 << 20
+
+
+def ingest_files(folder: Path, out: Path, *, processes: int = 2) -> Ingested:
+    findings = [
+        Finding(image=path, lesion=Breast(), patient=path.name, name=path.name, label=1, split="train")
+        for path in sorted(folder.iterdir())
+    ]
+    recipe = PatchRecipe(crop=CropRule(size=32), windowing="window", modality=None)
+    plan = IngestPlan(source="csv", recipe=recipe, public=True, processes=processes)
+    return ingest(findings, out, plan=plan, pseudonyms=Pseudonyms.kept_at(out.with_name(f"{out.name}.salt")))
+
+
+def grey_images() -> list[bytes]:
+    """Files that give a patch as long as nobody damages them."""
+    found = []
+    for path in bundled_files():
+        with contextlib.suppress(Skipped):
+            read_mammogram(path, modality=None)
+            found.append(path.read_bytes())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_fuzz_damaged_files_give_patches_or_reasons_that_add_up(tmp_path):
+    rng = random.Random(5)  # noqa: S311 - which byte is flipped is no secret
+    images, others = grey_images(), [path.read_bytes() for path in bundled_files() if path.stat().st_size]
+    counts: dict[str, int] = {}
+    for start in range(0, FILES, AT_ONCE):
+        folder = tmp_path / f"files-{start}"
+        folder.mkdir()
+        number = min(AT_ONCE, FILES - start)
+        for place in range(number):
+            (folder / f"{place}.dcm").write_bytes(mutate(rng.choice(images if rng.random() < 0.9 else others), rng))
+        done = ingest_files(folder, tmp_path / f"cohort-{start}")
+        assert done.images + sum(done.refused.values()) == done.findings == number
+        for reason, count in {"patches": done.images, **done.refused}.items():
+            counts[reason] = counts.get(reason, 0) + count
+        for path in folder.iterdir():
+            path.unlink()
+    sys.stdout.write(f"\n{FILES} damaged files: {counts}\n")
+    assert set(counts) - {"patches"} <= set(REASONS)
+    assert sum(counts.values()) == FILES
+    assert counts.get("timed_out", 0) == 0
+    # Kilobytes, of the largest process that has ended: workers end with the ingestion.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert peak < MEMORY_BYTES + PROGRAM_BYTES
+
+
+def test_fuzz_file_that_inflates_without_end_is_too_large(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "bomb.dcm").write_bytes(bomb(b"", random.Random(0)))  # noqa: S311
+    assert (tmp_path / "files" / "bomb.dcm").stat().st_size < 1 << 20
+    assert ingest_files(tmp_path / "files", tmp_path / "cohort", processes=1).refused == {"too_large": 1}
+
+
+def test_all_of_pydicoms_own_files_are_taken_or_refused_with_a_reason(tmp_path):
+    (tmp_path / "files").mkdir()
+    for number, path in enumerate(bundled_files()):
+        (tmp_path / "files" / f"{number}.dcm").write_bytes(path.read_bytes())
+    done = ingest_files(tmp_path / "files", tmp_path / "cohort")
+    assert done.findings == len(bundled_files()) > 100
+    assert done.images > 30
+    assert done.images + sum(done.refused.values()) == done.findings
+    assert set(done.refused) <= set(REASONS)
+    assert not {"decoder_crashed", "timed_out"} & set(done.refused)

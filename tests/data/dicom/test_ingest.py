@@ -1,0 +1,204 @@
+"""From DICOM files to a cohort folder: every finding accounted for, resumable, sealed, and without a source's identifiers."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
+from mammo_fed.data.cohort_folder import check_cohort_folder, read_cohort_folder
+from mammo_fed.data.dicom.findings import Box, Finding, Masks, SkippedFinding
+from mammo_fed.data.dicom.geometry import CropRule
+from mammo_fed.data.dicom.ingest import Ingested, IngestPlan, ingest
+from mammo_fed.data.dicom.patch import PatchRecipe
+from mammo_fed.data.preflight import CHECKS
+from mammo_fed.data.pseudonyms import Pseudonyms
+from mammo_fed.errors import DataError, InvalidSetting
+from tests.data.dicom.making import gradient, mammogram, write
+
+SIZE = 32
+PLAN = IngestPlan(
+    source="csv",
+    recipe=PatchRecipe(crop=CropRule(margin=0.0, smallest=1, size=SIZE), windowing="stored", modality="MG"),
+    public=True,
+    processes=2,
+)
+BOX = Box(top=20, left=10, bottom=20 + SIZE, right=10 + SIZE)
+
+
+def finding(folder: Path, name: str, **changes: object) -> Finding:
+    path = folder / f"{name}.dcm"
+    if not path.exists():
+        rng = np.random.default_rng(len(name) + sum(name.encode()))
+        write(mammogram(rng.integers(0, 65536, (96, 64), dtype=np.uint16), PatientName="DOE^JANE", PatientID="MRN-4711"), path)
+    made = Finding(image=path, lesion=BOX, patient=f"Patient {name[:2]}", name=name, label=MALIGNANT, split="train", view="CC")
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def run(findings: Sequence[Finding | SkippedFinding], out: Path, **changes: object) -> Ingested:
+    plan = replace(PLAN, **changes)  # type: ignore[arg-type]
+    return ingest(findings, out, plan=plan, pseudonyms=Pseudonyms.kept_at(out.with_name("salt")))
+
+
+def read(folder: Path, *, public: bool = True) -> Cohort:
+    """Whatever a preflight says of so few patches."""
+    check_cohort_folder(folder, public=public, reference=None)
+    return read_cohort_folder(folder, split=None, public=public, waived=tuple(CHECKS))
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    import pydicom
+
+    return pydicom.dcmread(path).pixel_array
+
+
+def test_ingest_gives_the_lesions_own_pixels_and_accounts_for_every_finding(tmp_path):
+    findings = [
+        finding(tmp_path, "aa1"),
+        finding(tmp_path, "aa2", label=BENIGN),
+        finding(tmp_path, "bb1", label=None),
+        finding(tmp_path, "cc1", lesion=Box(top=0, left=0, bottom=500, right=20)),
+        finding(tmp_path, "dd1", image=tmp_path / "gone.dcm"),
+        SkippedFinding(name="ee1", reason="unknown_label"),
+    ]
+    done = run(findings, tmp_path / "cohort")
+    assert (done.findings, done.images, done.unlabelled, done.patients) == (6, 2, 1, 1)
+    assert done.refused == {"lesion_outside": 1, "missing_file": 1, "unknown_label": 1}
+    cohort = read(tmp_path / "cohort")
+    assert sorted(cohort.labels.tolist()) == [BENIGN, MALIGNANT]
+    assert cohort.public
+    drawn = {float(pixels_of(one.image)[20 : 20 + SIZE, 10 : 10 + SIZE].astype(np.float64).sum()) for one in findings[:2]}
+    assert {float(np.round(patch.astype(np.float64) * 65535).sum()) for patch in cohort.pixels} == drawn
+
+
+def test_ingest_of_two_lesions_in_one_mammogram_gives_two_patches(tmp_path):
+    first = finding(tmp_path, "aa1")
+    second = replace(first, name="aa1-second", lesion=Box(top=40, left=20, bottom=72, right=52))
+    assert run([first, second], tmp_path / "cohort").images == 2
+
+
+def test_ingest_finds_the_mask_by_its_shape_and_values(tmp_path):
+    marked = np.zeros((96, 64), np.uint8)
+    marked[20 : 20 + SIZE, 10 : 10 + SIZE] = 255
+    crop = write(mammogram(gradient(40, 40, dtype="uint8", top=255), bits=8), tmp_path / "1-1.dcm")
+    mask = write(mammogram(marked, bits=8), tmp_path / "1-2.dcm")
+    wrong = write(mammogram(marked[:90], bits=8), tmp_path / "1-3.dcm")
+    findings = [
+        finding(tmp_path, "aa1", lesion=Masks(candidates=(crop, mask))),
+        finding(tmp_path, "bb1", lesion=Masks(candidates=(crop,))),
+        finding(tmp_path, "cc1", lesion=Masks(candidates=(wrong, crop))),
+    ]
+    done = run(findings, tmp_path / "cohort")
+    assert done.refused == {"no_mask": 1, "mask_mismatch": 1}
+    (patch,) = read(tmp_path / "cohort").pixels
+    assert np.array_equal(np.round(patch * 65535), pixels_of(findings[0].image)[20 : 20 + SIZE, 10 : 10 + SIZE])
+
+
+def test_ingest_again_makes_only_what_is_missing_or_has_changed(tmp_path):
+    findings = [finding(tmp_path, "aa1"), finding(tmp_path, "bb1"), finding(tmp_path, "cc1")]
+    out = tmp_path / "cohort"
+    assert run(findings[:2], out).reused == 0
+    seal = (out / "cohort.json").read_bytes()
+    assert run(findings[:2], out).reused == 2
+    assert (out / "cohort.json").read_bytes() == seal
+    assert run(findings, out).reused == 2
+    assert run(findings, out, recipe=replace(PLAN.recipe, windowing="minmax")).reused == 0
+    damaged = next((out / "patches").glob("*.png"))
+    damaged.write_bytes(b"nothing")
+    assert run(findings, out, recipe=replace(PLAN.recipe, windowing="minmax")).reused == 2
+    assert run(findings[:1], out, recipe=replace(PLAN.recipe, windowing="minmax")).images == 1
+    assert len(list((out / "patches").iterdir())) == 1
+
+
+def test_ingest_that_was_killed_goes_on_from_its_journal(tmp_path):
+    findings = [finding(tmp_path, "aa1"), finding(tmp_path, "bb1")]
+    out = tmp_path / "cohort"
+    run(findings, out)
+    (out / "cohort.json").unlink()
+    with (out / "journal.jsonl").open("a") as journal:
+        journal.write('{"stamp": "torn')
+    with pytest.raises(DataError, match="holds no whole cohort"):
+        read(out)
+    assert run(findings, out).reused == 2
+    assert len(read(out)) == 2
+
+
+@pytest.mark.parametrize("name", ["cohort.csv", "provenance.csv", "patches"])
+def test_cohort_that_was_changed_after_it_was_written_is_refused(tmp_path, name):
+    out = tmp_path / "cohort"
+    run([finding(tmp_path, "aa1"), finding(tmp_path, "bb1", label=BENIGN)], out)
+    path = out / name
+    if path.is_dir():
+        first, second = sorted(path.iterdir())
+        first.write_bytes(second.read_bytes())
+    else:
+        path.write_text(path.read_text().replace("malignant", "benign").replace("range", "window"))
+    with pytest.raises(DataError, match="not what was ingested"):
+        read(out)
+
+
+def test_cohort_is_public_only_where_ingestion_and_reader_say_so(tmp_path):
+    run([finding(tmp_path, "aa1")], tmp_path / "cohort", public=False)
+    assert not read(tmp_path / "cohort").public
+    run([finding(tmp_path, "aa1")], tmp_path / "cohort")
+    assert not read(tmp_path / "cohort", public=False).public
+
+
+def test_ingest_leaves_no_identifier_and_no_file_name_of_the_source(tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    findings = [
+        finding(archive, "Jane-Doe-MRN4711"),
+        SkippedFinding(name="Mary-Roe", reason="unknown_label", detail="Mary-Roe"),
+    ]
+    out = tmp_path / "cohort"
+    run(findings, out)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and archive not in path.parents]
+    assert len(written) > 5
+    for path in written:
+        content = path.read_bytes().lower() + str(path.relative_to(tmp_path)).lower().encode()
+        for planted in (b"jane", b"doe", b"4711", b"mary", b"roe", b"archive", b"patient ja"):
+            assert planted not in content, (path, planted)
+
+
+def test_ingest_keeps_folder_and_salt_to_their_owner(tmp_path):
+    run([finding(tmp_path, "aa1")], tmp_path / "cohort")
+    assert stat.S_IMODE((tmp_path / "cohort").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "salt").stat().st_mode) == 0o600
+    (tmp_path / "salt").chmod(0o644)
+    with pytest.raises(InvalidSetting, match="closed to others"):
+        Pseudonyms.kept_at(tmp_path / "salt")
+
+
+def test_ingest_never_writes_into_a_folder_that_holds_something_else(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(InvalidSetting, match="nothing is overwritten"):
+        run([finding(tmp_path, "aa1")], other)
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+
+
+def test_ingest_refuses_a_patient_in_two_splits_and_two_findings_of_one_name(tmp_path):
+    one = finding(tmp_path, "aa1")
+    with pytest.raises(DataError, match="two splits"):
+        run([one, finding(tmp_path, "aa2", split="test")], tmp_path / "cohort")
+    with pytest.raises(DataError, match="names must be unique"):
+        run([one, one], tmp_path / "second")
+
+
+def test_pseudonyms_are_one_for_all_spellings_of_a_patient_and_unlike_for_another_salt(tmp_path):
+    names = Pseudonyms.kept_at(tmp_path / "salt")
+    assert (
+        names.of("patient", " P-1 ") == names.of("patient", "p-1") == Pseudonyms.kept_at(tmp_path / "salt").of("patient", "P-1")
+    )
+    assert names.of("patient", "P-1") != names.of("finding", "P-1")
+    assert names.of("patient", "P-1") != Pseudonyms.kept_at(tmp_path / "other").of("patient", "P-1")
+    (tmp_path / "other").write_bytes(b"short")
+    with pytest.raises(DataError, match="restore it"):
+        Pseudonyms.kept_at(tmp_path / "other")
