@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check slow stress chaos bench clean
+.PHONY: help install demo test check slow stress chaos fuzz bench clean
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ stress: install ## Run the long ledger trials: 300 kills of a site, 10,000 charg
 
 chaos: install ## Let thirty things happen to real federations: kills, cut lines of up to 90 s, power loss, a full disk (needs root)
 	MAMMO_FED_CHAOS=30 $(BIN)/python -m pytest -s -m slow -k chaos tests/deploy
+
+fuzz: install ## Damage 20,000 DICOM files, and see that each gives a patch or a reason
+	MAMMO_FED_FUZZ=20000 $(BIN)/python -m pytest -s -k fuzz tests/data/dicom
 
 bench: install ## Run the benchmarks; each prints a ratio
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

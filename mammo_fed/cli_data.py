@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mammo_fed.data.dicom.phi import HeaderAudit
+
 __all__ = ["add_data_commands"]
 
 # The phantom's patches that a cohort is compared with; brightness and contrast do not depend on their size.
 REFERENCE_IMAGES: Final = 100
+ENCODINGS: Final = ("explicit", "implicit", "deflated", "rle", "jpeg2000", "jpegls", "jpeg_lossless")
+DEPTHS: Final = ("mono1_12", "mono2_16", "mono2_8", "signed_16")
 SOURCES: Final = ("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd")
 INGEST: Final = """
 sources (--source):
@@ -43,7 +47,7 @@ The page shows patients' images: it is for the site's own people and is not to b
 
 
 def add_data_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add `data ingest | check` to the command line."""
+    """Add `data ingest | check | phantom` to the command line."""
     text = "from a hospital's DICOM files to a site's cohort"
     data = commands.add_parser("data", help=text, description=text)
     group = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -72,6 +76,7 @@ def add_data_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="darkest to brightest pixel (minmax, as in the paper), the file's window, or all stored values",
     )
     ingest.add_argument("--any-modality", action="store_true", help="take files whose modality is not MG")
+    ingest.add_argument("--burned-in", action="store_true", help="take images with text in their pixels: look at every patch")
     ingest.add_argument("--public", action="store_true", help="the patients' data is published: lifts rules that protect them")
     ingest.add_argument("--salt", type=Path, metavar="FILE", help="key of the pseudonyms (COHORT.salt)")
     ingest.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
@@ -90,10 +95,23 @@ def add_data_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--waive", action="append", default=[], metavar="NAME", help="accept a check's error here (data.waived does for a site)"
     )
+    check.add_argument("--archive", type=Path, metavar="ARCHIVE", help="audit its headers for attributes that identify people")
     check.add_argument("--reference", type=Path, metavar="FOLDER", help="the federation's public patches (the phantom's)")
     check.add_argument(
         "--page", type=Path, metavar="FILE", help="page with contact sheet, stays at the site (COHORT/preflight.html)"
     )
+    text = "write phantom patients as an archive of DICOM files, to try an ingestion without a patient's data"
+    phantom = group.add_parser("phantom", help=text, description=text, parents=[common])
+    phantom.set_defaults(command=_phantom)
+    phantom.add_argument("root", type=Path, metavar="ARCHIVE", help="new folder")
+    phantom.add_argument("--form", choices=SOURCES, default="csv", help="source whose files it imitates (csv)")
+    phantom.add_argument("--encoding", choices=ENCODINGS, default="explicit", help="of the pixels (explicit)")
+    phantom.add_argument("--depth", choices=DEPTHS, default="mono2_16", help="how values are stored (mono2_16)")
+    phantom.add_argument("--images", type=int, default=60, help="masses of training patients, and half as many for tests (60)")
+    phantom.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of a mass patch (128)")
+    phantom.add_argument("--rows", type=int, default=512, help="height of a mammogram (512)")
+    phantom.add_argument("--columns", type=int, default=384, help="width of a mammogram (384)")
+    phantom.add_argument("--seed", type=int, default=0, help="of the patients")
 
 
 def _ingest(options: argparse.Namespace, console: Console) -> int:
@@ -116,7 +134,9 @@ def _ingest(options: argparse.Namespace, console: Console) -> int:
     crop = CropRule(
         kind=options.crop, margin=options.margin, smallest=options.smallest, side_mm=options.side_mm, size=options.size
     )
-    recipe = PatchRecipe(crop=crop, windowing=options.windowing, modality=None if options.any_modality else "MG")
+    recipe = PatchRecipe(
+        crop=crop, windowing=options.windowing, modality=None if options.any_modality else "MG", burned_in=options.burned_in
+    )
     salt = options.salt or cohort.with_name(f"{cohort.name}.salt")
 
     def refusal(name: str, reason: str, detail: str) -> None:
@@ -166,17 +186,74 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     folder = options.cohort.expanduser()
     opened = open_cohort_folder(folder, public=True)
     cohort, findings = check_cohort_folder(folder, public=True, reference=_reference(options.reference))
-    page = write_preflight_page(options.page or folder / "preflight.html", cohort, findings, refused=opened.archive.refused)
+    audit = _audit(options.archive) if options.archive else None
+    page = write_preflight_page(
+        options.page or folder / "preflight.html",
+        cohort,
+        findings,
+        refused=opened.archive.refused,
+        identifying=audit.identifying if audit else {},
+    )
     left = errors_of(findings, waived=options.waive)
     if options.json:
-        print_json({"findings": [asdict(finding) for finding in findings], "errors_left": [one.name for one in left]})
+        about = {"findings": [asdict(finding) for finding in findings], "errors_left": [one.name for one in left]}
+        print_json({**about, "headers": asdict(audit) if audit else None})
     else:
         for finding in findings:
             waived = " (waived)" if finding.level == "error" and finding.name in options.waive else ""
             say(console, f"{finding.level:8} {finding.name.replace('_', ' ')}{waived}: {finding.message}")
+        if audit:
+            _say_audit(console, audit)
         say(console, f"page, for this site only: {page.resolve()}")
     if left:
         raise DataError(f"{len(left)} check(s) failed: {', '.join(one.name for one in left)}")
+    return 0
+
+
+def _audit(archive: Path) -> HeaderAudit:
+    from mammo_fed.data.dicom.phi import audit_headers
+
+    if not archive.is_dir():
+        raise DataError(f"ARCHIVE={archive} is no folder; give the folder of the DICOM files")
+    paths = sorted(path for path in archive.rglob("*") if path.is_file())
+    return audit_headers(paths, processes=len(os.sched_getaffinity(0)))
+
+
+def _say_audit(console: Console, audit: HeaderAudit) -> None:
+    say(console, f"headers: {audit.files} DICOM files, {audit.unreadable} others; the cohort keeps none of these attributes:")
+    for name, count in audit.identifying.items():
+        say(console, f"  {name}: in {count} files")
+    say(console, f"  text burned into pixels: {audit.burned_in} files say so, {audit.unsaid} do not say")
+
+
+def _phantom(options: argparse.Namespace, console: Console) -> int:
+    from mammo_fed.data.cohort import concatenate
+    from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
+    from mammo_fed.data.phantom import EXTERNAL_STYLE
+    from mammo_fed.data.phantom_cohorts import phantom_cohort
+
+    parts = [
+        phantom_cohort(
+            name=f"phantom-{split}",
+            num_images=count,
+            style=EXTERNAL_STYLE,
+            d_prime=2.4,
+            image_size=options.size,
+            seed=options.seed,
+            split=split,
+        )
+        for split, count in (("train", options.images), ("test", max(8, options.images // 2)))
+    ]
+    tree = PhantomTree(
+        form=options.form, encoding=options.encoding, depth=options.depth, rows=options.rows, columns=options.columns
+    )
+    root = options.root.expanduser()
+    drawn = write_phantom_tree(root, concatenate(parts, name="phantom"), tree=tree)
+    if options.json:
+        print_json({"archive": str(root.resolve()), "mammograms": len(drawn)})
+    else:
+        say(console, f"{len(drawn)} mammograms of {len({one.patient for one in drawn})} phantom patients: {root.resolve()}")
+        say(console, f"then: mammo-fed data ingest {root} COHORT --source {options.form} --public")
     return 0
 
 

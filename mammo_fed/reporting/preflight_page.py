@@ -29,7 +29,9 @@ NOT_TO_BE_SHARED: Final = (
 )
 
 
-def write_preflight_page(path: Path, cohort: Cohort, findings: Sequence[Finding], *, refused: Mapping[str, int]) -> Path:
+def write_preflight_page(
+    path: Path, cohort: Cohort, findings: Sequence[Finding], *, refused: Mapping[str, int], identifying: Mapping[str, int]
+) -> Path:
     """Write the page, readable by its owner only.
 
     Args:
@@ -37,6 +39,7 @@ def write_preflight_page(path: Path, cohort: Cohort, findings: Sequence[Finding]
       cohort: labelled patches.
       findings: what the checks found.
       refused: findings without a patch, by reason.
+      identifying: files of the archive by attribute that identifies people; empty where it was not looked at.
 
     Returns:
       `path`.
@@ -55,6 +58,12 @@ def write_preflight_page(path: Path, cohort: Cohort, findings: Sequence[Finding]
     if reasons:
         parts.append(
             markup.section("Findings without a patch", markup.table(("Reason", "Findings"), reasons, caption="Reasons"))
+        )
+    if identifying:
+        names = [(name, str(count)) for name, count in identifying.items()]
+        told = markup.paragraph("By DICOM PS3.15, basic profile. The cohort keeps none of them.")
+        parts.append(
+            markup.section("Headers", told, markup.table(("Attribute", "Files"), names, caption="What the archive holds"))
         )
     parts += [
         markup.section("Intensities", markup.figure(_histogram(cohort), "Share of pixels by intensity, benign and malignant")),

@@ -35,6 +35,7 @@ Reason = Literal[
     "several_frames",
     "tomosynthesis",
     "implant",
+    "burned_in_text",
     "wrong_modality",
     "colour",
     "unsupported_encoding",

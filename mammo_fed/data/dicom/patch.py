@@ -15,6 +15,7 @@ from PIL import Image
 from mammo_fed.data.dicom.findings import Box, Breast, Lesion, Masks, Outline, Reason, Skipped
 from mammo_fed.data.dicom.geometry import COARSE, CropRule, area_resize, breast_box, mask_box, outline_box, square_crop
 from mammo_fed.data.dicom.intensity import Intensity, Windowing, intensity_of
+from mammo_fed.data.dicom.phi import shows_text
 from mammo_fed.data.dicom.reading import Mammogram, read_mammogram, read_mask
 
 __all__ = ["Job", "MadePatch", "PatchRecipe", "Refusal", "Wanted", "make_patches"]
@@ -30,11 +31,13 @@ class PatchRecipe:
       crop: the square around a lesion.
       windowing: how stored values become intensities.
       modality: what files must be; None takes any.
+      burned_in: whether to take images that say, or whose crop shows, that text is burned into their pixels.
     """
 
     crop: CropRule
     windowing: Windowing
     modality: str | None
+    burned_in: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,9 @@ def _one(job: Job, wanted: Wanted, mammogram: Mammogram, intensity: Intensity) -
         box = _box(wanted.lesion, mammogram, intensity)
         crop = square_crop(box, shape=shape, rule=rule, spacing=mammogram.spacing)
         square = stored[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side]
-        patch = area_resize(intensity(square), rule.size)
+        shown = intensity(square)
+        _check_text(job, mammogram, shown)
+        patch = area_resize(shown, rule.size)
     except Skipped as error:
         return Refusal(name=wanted.name, reason=error.reason, detail=error.detail)
     except MemoryError:
@@ -131,6 +136,15 @@ def _one(job: Job, wanted: Wanted, mammogram: Mammogram, intensity: Intensity) -
         sha256=_write(patch, job.folder / f"{wanted.name}.png"),
         provenance={name: str(value) for name, value in provenance.items()},
     )
+
+
+def _check_text(job: Job, mammogram: Mammogram, shown: NDArray[np.float32]) -> None:
+    if job.recipe.burned_in:
+        return
+    if str(mammogram.header.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+        raise Skipped("burned_in_text", f"{job.image} says that text is burned into its pixels")
+    if shows_text(shown):
+        raise Skipped("burned_in_text", f"{job.image}: what lies around the lesion looks like text")
 
 
 def _box(lesion: Lesion, mammogram: Mammogram, intensity: Intensity) -> Box:

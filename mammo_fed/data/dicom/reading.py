@@ -35,7 +35,7 @@ from pydicom.uid import (
 from mammo_fed.data.dicom.codestream import frame_size
 from mammo_fed.data.dicom.findings import Skipped
 
-__all__ = ["LARGEST_PIXELS", "Mammogram", "read_mammogram", "read_mask", "read_side_and_view"]
+__all__ = ["LARGEST_PIXELS", "Mammogram", "read_header", "read_mammogram", "read_mask", "read_side_and_view"]
 
 LARGEST_FILE: Final = 256 << 20
 LARGEST_SIDE: Final = 16384
@@ -104,6 +104,15 @@ def read_mask(path: Path) -> NDArray[Any]:
     header, _ = _dataset(path)
     _check_grey(header)
     return _pixels(header, *_check_size(header))
+
+
+def read_header(path: Path) -> Dataset:
+    """A file's header; its pixels are not decoded.
+
+    Raises:
+      Skipped: If it is no DICOM file or is damaged.
+    """
+    return _dataset(path)[0]
 
 
 def read_side_and_view(path: Path) -> tuple[str, str]:
