@@ -48,6 +48,9 @@ DEPTHS: Final[Mapping[Depth, tuple[str, int, str]]] = {
     "signed_16": ("int16", 16, "MONOCHROME2"),
 }
 EXTRA: Final = 'pip install "mammo-fed[dicom]" brings the encoder'
+# gdcm writes the clock where a header has no date.
+DATE_FOR_GDCM: Final = "20000101"
+TIME_FOR_GDCM: Final = "120000"
 
 
 def largest_value(depth: Depth) -> int:
@@ -124,6 +127,10 @@ def _write_by_gdcm(header: Dataset, path: Path) -> None:
     """Lossless JPEG, for which pydicom has no encoder."""
     import gdcm
 
+    if "StudyDate" not in header:
+        header.StudyDate = DATE_FOR_GDCM
+    if "StudyTime" not in header:
+        header.StudyTime = TIME_FOR_GDCM
     plain = path.with_suffix(".plain")
     header.save_as(plain, enforce_file_format=True)
     try:

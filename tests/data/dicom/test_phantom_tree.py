@@ -97,6 +97,17 @@ def test_phantom_tree_is_the_same_twice_and_overwrites_nothing(tmp_path):
         archive(tmp_path / "one")
 
 
+def test_phantom_tree_in_lossless_jpeg_does_not_depend_on_the_clock(tmp_path):
+    pytest.importorskip("gdcm", reason="needs the extra 'dicom'")
+    archive(tmp_path / "one", encoding="jpeg_lossless")
+    # gdcm's clock counts microseconds; two trees written one after the other would differ by it.
+    archive(tmp_path / "two", encoding="jpeg_lossless")
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.dcm"))
+    assert len(files) == 8
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+    assert {pydicom.dcmread(tmp_path / "one" / file).StudyDate for file in files} == {"20000101"}
+
+
 def test_phantom_tree_masks_and_crops_change_places_and_series(tmp_path):
     archive(tmp_path / "tree", form="cbis_ddsm")
     beside = [path for path in (tmp_path / "tree").rglob("*.dcm") if path.parts[len(tmp_path.parts) + 1].endswith("_1")]
