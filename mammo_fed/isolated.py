@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import multiprocessing
+import os
 import resource
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, Generic, Literal, TypeVar
 
-__all__ = ["Lost", "run_isolated"]
+__all__ = ["Lost", "main", "run_isolated"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 # How many tasks a process may do before a fresh one takes over, so that a library's leaks stay small.
 TASKS_OF_A_PROCESS: Final = 500
+# Each process has a core; threads of its own would only wait for each other.
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,24 +120,48 @@ class _Worker(Generic[Task, Result]):
     def end(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.join()
+        self._process.wait()
         self.connection.close()
 
     def _start(self) -> None:
-        # Spawned: a fork would carry the caller's threads' locks, and its memory, along.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._work, self._memory), daemon=True)
-        self._process.start()
-        theirs.close()
+        # A program of its own: multiprocessing would import the caller's command line, with all its libraries, again.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", __name__, "--socket", str(theirs.fileno()), "--memory-bytes", str(self._memory)]
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Decoders print what they think of a file, which may quote it.
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **ONE_THREAD},
+            )
+        self.connection = Connection(ours.detach())
+        with contextlib.suppress(OSError):
+            self.connection.send(sys.path)
+            self.connection.send(self._work)
         self._done = 0
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any], memory_bytes: int) -> None:
+def main() -> None:
+    """Do tasks until the caller is gone."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    options = parser.parse_args()
     # Ctrl-C reaches the whole group: the caller decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_DATA, (options.memory_bytes, options.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = Connection(options.socket)
     with contextlib.suppress(EOFError, OSError):
+        # Where the caller finds its modules, the work is found.
+        sys.path[:] = connection.recv()
+        work: Callable[[Any], Any] = connection.recv()
         while True:
             connection.send(work(connection.recv()))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,9 +10,10 @@ import hashlib
 import io
 import logging
 import math
+import os
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -81,7 +82,9 @@ def read_mammogram(path: Path, *, modality: str | None = "MG") -> Mammogram:
     Raises:
       Skipped: If the file is not a single grey mammogram that can be decoded within bounds.
     """
-    header, content = _dataset(path)
+    with _opened(path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        header = _quietly(lambda: _parse(file, path), path)
     _check_kind(header, modality)
     rows, columns = _check_size(header)
     stored = _pixels(header, rows, columns)
@@ -91,7 +94,7 @@ def read_mammogram(path: Path, *, modality: str | None = "MG") -> Mammogram:
         spacing=_spacing(header),
         view=_view(header),
         transfer_syntax=str(header.file_meta.TransferSyntaxUID),
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=sha256,
     )
 
 
@@ -101,7 +104,7 @@ def read_mask(path: Path) -> NDArray[Any]:
     Raises:
       Skipped: As `read_mammogram`.
     """
-    header, _ = _dataset(path)
+    header = _dataset(path)
     _check_grey(header)
     return _pixels(header, *_check_size(header))
 
@@ -112,7 +115,7 @@ def read_header(path: Path) -> Dataset:
     Raises:
       Skipped: If it is no DICOM file or is damaged.
     """
-    return _dataset(path)[0]
+    return _dataset(path)
 
 
 def read_side_and_view(path: Path) -> tuple[str, str]:
@@ -121,42 +124,49 @@ def read_side_and_view(path: Path) -> tuple[str, str]:
     Raises:
       Skipped: If it is no DICOM file or is damaged.
     """
-    header, _ = _dataset(path)
+    header = _dataset(path)
     side = (_text(header, "ImageLaterality") or _text(header, "Laterality")).upper()
     return side if side in ("L", "R") else "", _view(header)
 
 
-def _dataset(path: Path) -> tuple[FileDataset, bytes]:
+def _dataset(path: Path) -> FileDataset:
+    with _opened(path) as file:
+        return _quietly(lambda: _parse(file, path), path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, at its start, if it is a DICOM file of a size that is read."""
     try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise Skipped("too_large", f"{path} has {size} bytes; at most {LARGEST_FILE} are read")
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_FILE:
+                raise Skipped("too_large", f"{path} has {size} bytes; at most {LARGEST_FILE} are read")
+            if file.read(PREAMBLE + 4)[PREAMBLE:] != b"DICM":
+                raise Skipped("not_dicom", f"{path} is not a DICOM file")
+            file.seek(0)
+            yield file
     except OSError as error:
         raise Skipped("missing_file", f"{path} cannot be read ({error.strerror})") from error
-    if content[PREAMBLE : PREAMBLE + 4] != b"DICM":
-        raise Skipped("not_dicom", f"{path} is not a DICOM file")
-    return _quietly(lambda: _parse(content, path), path), content
 
 
-def _parse(content: bytes, path: Path) -> FileDataset:
-    file = io.BytesIO(content)
+def _parse(file: io.BufferedReader, path: Path) -> FileDataset:
     file.seek(PREAMBLE + 4)
     meta = _read_file_meta_info(file)
     syntax = meta.get("TransferSyntaxUID")
     if syntax is None or not UID(syntax).is_transfer_syntax:
         raise Skipped("unsupported_encoding", f"{path} has no known transfer syntax")
     if syntax == DeflatedExplicitVRLittleEndian:
-        _check_deflated(content, file.tell(), path)
-    return pydicom.dcmread(io.BytesIO(content))
+        _check_deflated(file, path)
+    file.seek(0)
+    return pydicom.dcmread(file)
 
 
-def _check_deflated(content: bytes, start: int, path: Path) -> None:
+def _check_deflated(file: io.BufferedReader, path: Path) -> None:
     """Inflate without keeping more than the bound: what is small on the disk may be huge in memory."""
-    inflater, given, total = zlib.decompressobj(-zlib.MAX_WBITS), content[start:], 0
-    while given and not inflater.eof:
+    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not inflater.eof and (given := inflater.unconsumed_tail or file.read(1 << 20)):
         total += len(inflater.decompress(given, 1 << 20))
-        given = inflater.unconsumed_tail
         if total > LARGEST_FILE:
             raise Skipped("too_large", f"{path} inflates to more than {LARGEST_FILE} bytes")
 
@@ -242,7 +252,9 @@ def _pixels(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stored: NDArray[Any] = header.pixel_array
+            # A view: twelve million pixels need not be copied to be looked at.
+            options: Any = {"view_only": True}
+            stored: NDArray[Any] = decoder.as_array(header, **options)[0]
     except MemoryError as error:
         raise Skipped("too_large", "the pixels do not fit into memory") from error
     except Exception as error:
