@@ -13,9 +13,10 @@ from pathlib import Path
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["check_private", "held", "new_folder", "write_private"]
+__all__ = ["check_private", "held", "kept_secret", "new_folder", "write_private"]
 
 PRIVATE_FOLDER = 0o700
+SECRET_BYTES = 32
 
 
 @contextmanager
@@ -71,6 +72,23 @@ def write_private(path: Path, content: bytes) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def kept_secret(path: Path) -> bytes:
+    """The 32 random bytes in the file `path`, made on first use, mode 0600; two processes that make it at once get the same.
+
+    Raises:
+      OSError: If it can neither be read nor made.
+    """
+    path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    if not path.exists():
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(secrets.token_bytes(SECRET_BYTES))
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_bytes()
 
 
 def check_private(path: Path) -> None:

@@ -17,13 +17,14 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from mammo_fed.data.assemble import evaluation_cohorts, site_key
+from mammo_fed.data.assemble import evaluation_cohorts
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import BENIGN, Cohort, fingerprint
 from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError
 from mammo_fed.federation.payload import synthetic_sha256
 from mammo_fed.federation.task import Declaration
+from mammo_fed.folders import kept_secret
 from mammo_fed.models.classifier import Classifier
 from mammo_fed.models.features import Extractor, evaluation_flips
 from mammo_fed.reporting.record import Evaluation, Record, Seconds
@@ -230,7 +231,7 @@ def _published(metrics: Metrics, settings: Settings) -> Evaluation:
 
 
 def _blocks(extractor: Extractor, name: str, cohort: Cohort, hooks: Hooks) -> tuple[NDArray[np.float32], ...]:
-    key = None if cohort.public else site_key(extractor.cache_root / "fingerprint.key")
+    key = None if cohort.public else kept_secret(extractor.cache_root / "fingerprint.key")
     return extractor.blocks(
         cohort.pixels,
         fingerprint=fingerprint(cohort, key=key),

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +23,7 @@ from mammo_fed.data.share import Share
 from mammo_fed.data.sources import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
 from mammo_fed.data.sources_mammo_dp import read_mammo_dp_synthetic
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.folders import kept_secret
 from mammo_fed.settings import DataSettings, SynthesisSettings
 
 __all__ = [
@@ -85,7 +83,7 @@ def _load_pool(data: DataSettings, share: Share, cache_root: Path) -> Pool:
 
 
 def _pool(cohort: Cohort, rows: tuple[NDArray[np.int64], ...], cache_root: Path) -> Pool:
-    key = None if cohort.public else site_key(cache_root / "fingerprint.key")
+    key = None if cohort.public else kept_secret(cache_root / "fingerprint.key")
     return Pool(cohort=cohort, rows=rows, fingerprint=fingerprint(cohort, key=key))
 
 
@@ -152,19 +150,6 @@ def limit_images_per_patient(cohort: Cohort, rows: NDArray[np.int64], *, most: i
     place = np.arange(len(order)) - np.repeat(starts, counts)
     kept: NDArray[np.int64] = np.sort(order[place < most])
     return kept
-
-
-def site_key(path: Path) -> bytes:
-    """The site's secret at `path`, 32 bytes, made on first use and readable by its owner only."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        fresh.touch(mode=0o600)
-        fresh.write_bytes(secrets.token_bytes(32))
-        with suppress(FileExistsError):
-            os.link(fresh, path)
-        fresh.unlink()
-    return path.read_bytes()
 
 
 def _root(data: DataSettings) -> Path:

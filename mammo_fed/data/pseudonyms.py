@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import secrets
 import unicodedata
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.folders import check_private
+from mammo_fed.folders import SECRET_BYTES, check_private, kept_secret
 
 __all__ = ["Pseudonyms"]
 
-SALT_BYTES: Final = 32
 DIGITS: Final = 20
 
 
@@ -28,8 +24,8 @@ class Pseudonyms:
     """
 
     def __init__(self, salt: bytes) -> None:
-        if len(salt) != SALT_BYTES:
-            raise DataError(f"the salt has {len(salt)} bytes and must have {SALT_BYTES}; restore it from a backup")
+        if len(salt) != SECRET_BYTES:
+            raise DataError(f"the salt has {len(salt)} bytes and must have {SECRET_BYTES}; restore it from a backup")
         self._salt = salt
 
     @classmethod
@@ -41,16 +37,9 @@ class Pseudonyms:
           DataError: If it is no salt.
         """
         try:
-            if not path.exists():
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-                fresh.touch(mode=0o600)
-                fresh.write_bytes(secrets.token_bytes(SALT_BYTES))
-                with suppress(FileExistsError):
-                    os.link(fresh, path)
-                fresh.unlink()
+            salt = kept_secret(path)
             check_private(path)
-            return cls(path.read_bytes())
+            return cls(salt)
         except OSError as error:
             raise InvalidSetting(f"salt={path} cannot be used ({error.strerror}); choose another place") from error
 

@@ -1,54 +1,37 @@
-"""One mammogram from one DICOM file: checked before anything is allocated, refused with a reason of a fixed list.
-
-What pydicom would log or warn about quotes values of the file, names among them: it is silenced here, for the whole process.
-"""
+"""One mammogram from one DICOM file: checked before anything is allocated, refused with a reason of a fixed list."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import logging
 import math
-import os
 import warnings
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset
 from pydicom.encaps import generate_frames
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import _read_file_meta_info
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     BreastTomosynthesisImageStorage,
-    DeflatedExplicitVRLittleEndian,
     RLELossless,
 )
 
 from mammo_fed.data.dicom.codestream import frame_size
 from mammo_fed.data.dicom.findings import Skipped
+from mammo_fed.data.dicom.headers import dataset, number_of, opened, parse, quietly, text_of
 
 __all__ = ["LARGEST_PIXELS", "Mammogram", "read_header", "read_mammogram", "read_mask", "read_side_and_view"]
 
-LARGEST_FILE: Final = 256 << 20
 LARGEST_SIDE: Final = 16384
 # A full-field detector of today has 4096 x 5120.
 LARGEST_PIXELS: Final = 64_000_000
 WIDEST_SPACING_MM: Final = 10.0
 GREY: Final = ("MONOCHROME1", "MONOCHROME2")
-PREAMBLE: Final = 128
-Value = TypeVar("Value")
-
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,9 +65,9 @@ def read_mammogram(path: Path, *, modality: str | None = "MG") -> Mammogram:
     Raises:
       Skipped: If the file is not a single grey mammogram that can be decoded within bounds.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        header = _quietly(lambda: _parse(file, path), path)
+        header = quietly(lambda: parse(file, path), path)
     _check_kind(header, modality)
     rows, columns = _check_size(header)
     stored = _pixels(header, rows, columns)
@@ -104,7 +87,7 @@ def read_mask(path: Path) -> NDArray[Any]:
     Raises:
       Skipped: As `read_mammogram`.
     """
-    header = _dataset(path)
+    header = dataset(path)
     _check_grey(header)
     return _pixels(header, *_check_size(header))
 
@@ -115,7 +98,7 @@ def read_header(path: Path) -> Dataset:
     Raises:
       Skipped: If it is no DICOM file or is damaged.
     """
-    return _dataset(path)
+    return dataset(path)
 
 
 def read_side_and_view(path: Path) -> tuple[str, str]:
@@ -124,94 +107,17 @@ def read_side_and_view(path: Path) -> tuple[str, str]:
     Raises:
       Skipped: If it is no DICOM file or is damaged.
     """
-    header = _dataset(path)
-    side = (_text(header, "ImageLaterality") or _text(header, "Laterality")).upper()
+    header = dataset(path)
+    side = (text_of(header, "ImageLaterality") or text_of(header, "Laterality")).upper()
     return side if side in ("L", "R") else "", _view(header)
 
 
-def _dataset(path: Path) -> FileDataset:
-    with _opened(path) as file:
-        return _quietly(lambda: _parse(file, path), path)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file, at its start, if it is a DICOM file of a size that is read."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > LARGEST_FILE:
-                raise Skipped("too_large", f"{path} has {size} bytes; at most {LARGEST_FILE} are read")
-            if file.read(PREAMBLE + 4)[PREAMBLE:] != b"DICM":
-                raise Skipped("not_dicom", f"{path} is not a DICOM file")
-            file.seek(0)
-            yield file
-    except OSError as error:
-        raise Skipped("missing_file", f"{path} cannot be read ({error.strerror})") from error
-
-
-def _parse(file: io.BufferedReader, path: Path) -> FileDataset:
-    file.seek(PREAMBLE + 4)
-    meta = _read_file_meta_info(file)
-    syntax = meta.get("TransferSyntaxUID")
-    if syntax is None or not UID(syntax).is_transfer_syntax:
-        raise Skipped("unsupported_encoding", f"{path} has no known transfer syntax")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        _check_deflated(file, path)
-    file.seek(0)
-    return pydicom.dcmread(file)
-
-
-def _check_deflated(file: io.BufferedReader, path: Path) -> None:
-    """Inflate without keeping more than the bound: what is small on the disk may be huge in memory."""
-    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while not inflater.eof and (given := inflater.unconsumed_tail or file.read(1 << 20)):
-        total += len(inflater.decompress(given, 1 << 20))
-        if total > LARGEST_FILE:
-            raise Skipped("too_large", f"{path} inflates to more than {LARGEST_FILE} bytes")
-
-
-def _quietly(read: Callable[[], Value], path: Path) -> Value:
-    """Run a parser: whatever it raises on a damaged file is one reason, and its text, which may quote the file, is dropped."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return read()
-    except Skipped:
-        raise
-    except InvalidDicomError as error:
-        raise Skipped("not_dicom", f"{path} is not a DICOM file") from error
-    except MemoryError as error:
-        raise Skipped("too_large", f"{path} does not fit into memory") from error
-    except Exception as error:
-        raise Skipped("damaged", f"{path} cannot be parsed ({type(error).__name__})") from error
-
-
-def _text(header: Dataset, name: str) -> str:
-    """An attribute as text; a damaged one is empty."""
-    try:
-        value = header.get(name)
-    except Exception:  # noqa: BLE001 - pydicom converts values when they are asked for, and damaged ones fail in any way
-        return ""
-    return "" if value is None else str(value).strip()
-
-
-def _number(header: Dataset, name: str, *, otherwise: int | None = None) -> int:
-    text = _text(header, name)
-    if not text and otherwise is not None:
-        return otherwise
-    try:
-        return int(text)
-    except ValueError as error:
-        raise Skipped("damaged", f"the header's {name} is no whole number") from error
-
-
 def _check_kind(header: Dataset, modality: str | None) -> None:
-    if _text(header, "SOPClassUID") == BreastTomosynthesisImageStorage:
+    if text_of(header, "SOPClassUID") == BreastTomosynthesisImageStorage:
         raise Skipped("tomosynthesis", "a tomosynthesis, not a mammogram")
-    if modality is not None and _text(header, "Modality") != modality:
+    if modality is not None and text_of(header, "Modality") != modality:
         raise Skipped("wrong_modality", f"the modality is not {modality}")
-    if _text(header, "BreastImplantPresent").upper() == "YES":
+    if text_of(header, "BreastImplantPresent").upper() == "YES":
         raise Skipped("implant", "the breast has an implant")
     _check_grey(header)
 
@@ -220,20 +126,20 @@ def _check_grey(header: Dataset) -> None:
     if "PixelData" not in header:
         other = "FloatPixelData" in header or "DoubleFloatPixelData" in header
         raise Skipped("unsupported_encoding" if other else "no_pixels", "there are no integer pixels")
-    if _number(header, "NumberOfFrames", otherwise=1) != 1:
+    if number_of(header, "NumberOfFrames", otherwise=1) != 1:
         raise Skipped("several_frames", "the file has several frames")
-    if _number(header, "SamplesPerPixel", otherwise=1) != 1 or _text(header, "PhotometricInterpretation") not in GREY:
+    if number_of(header, "SamplesPerPixel", otherwise=1) != 1 or text_of(header, "PhotometricInterpretation") not in GREY:
         raise Skipped("colour", "the image is not grey")
 
 
 def _check_size(header: Dataset) -> tuple[int, int]:
-    rows, columns = _number(header, "Rows"), _number(header, "Columns")
+    rows, columns = number_of(header, "Rows"), number_of(header, "Columns")
     if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE and rows * columns <= LARGEST_PIXELS):
         raise Skipped("too_large", f"the header claims {rows} x {columns} pixels")
-    allocated, stored = _number(header, "BitsAllocated"), _number(header, "BitsStored")
+    allocated, stored = number_of(header, "BitsAllocated"), number_of(header, "BitsStored")
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise Skipped("unsupported_encoding", f"{allocated} bits allocated, {stored} stored; 8 to 16 are read")
-    if _number(header, "PixelRepresentation", otherwise=0) not in (0, 1):
+    if number_of(header, "PixelRepresentation", otherwise=0) not in (0, 1):
         raise Skipped("damaged", "the header's PixelRepresentation is neither 0 nor 1")
     return rows, columns
 
@@ -247,8 +153,8 @@ def _pixels(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
     if not decoder.is_available:
         remedy = 'pip install "mammo-fed[dicom]" brings its decoder'
         raise Skipped("unsupported_encoding", f"pixels in {syntax.name} are not read here; {remedy}")
-    expected = rows * columns * (_number(header, "BitsAllocated") // 8)
-    _quietly(lambda: _check_pixel_bytes(header, syntax, rows, columns, expected), Path("the image"))
+    expected = rows * columns * (number_of(header, "BitsAllocated") // 8)
+    quietly(lambda: _check_pixel_bytes(header, syntax, rows, columns, expected), Path("the image"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -261,7 +167,7 @@ def _pixels(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
         raise Skipped("decoding_failed", f"the pixels cannot be decoded ({type(error).__name__})") from error
     if stored.shape != (rows, columns) or stored.dtype.kind not in "iu":
         raise Skipped("size_mismatch", f"the pixels have shape {stored.shape}, the header says {rows} x {columns}")
-    return _masked(stored, _number(header, "BitsStored"))
+    return _masked(stored, number_of(header, "BitsStored"))
 
 
 def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, expected: int) -> None:
@@ -286,7 +192,7 @@ def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, ex
 
 def _spacing(header: Dataset) -> tuple[float, float] | None:
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        parts = _text(header, name).strip("[]").split(",")
+        parts = text_of(header, name).strip("[]").split(",")
         with contextlib.suppress(ValueError):
             down, across = (float(part) for part in parts)
             if all(math.isfinite(value) and 0 < value <= WIDEST_SPACING_MM for value in (down, across)):
@@ -295,7 +201,7 @@ def _spacing(header: Dataset) -> tuple[float, float] | None:
 
 
 def _view(header: Dataset) -> str:
-    view = _text(header, "ViewPosition").upper()
+    view = text_of(header, "ViewPosition").upper()
     return view if view in ("CC", "MLO") else ""
 
 

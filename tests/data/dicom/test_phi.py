@@ -37,15 +37,26 @@ PLANTED = {
     "PatientAge": "077Y",
     "ProtocolName": "ZEBRALO2",
     "PatientSex": "ZEBRACS",
-    "PatientWeight": "71.7171717",
-    "AcquisitionNumber": "717171717",
+    "PatientWeight": "83.1940652",
+    "AcquisitionNumber": "831940652",
     "ReferringPhysicianName": "ZEBRAPN2^DOCTOR",
     "LongCodeValue": "ZEBRAUC",
     "TextValue": "ZEBRAUT",
     "FrameOfReferenceUID": "1.2.3.717171.1",
 }
 # Long enough not to turn up in a hash or a picture by chance.
-SEARCHED = ("zebra", "19610228", "235857.77", "20190817235857", "1717171", "1.2.3.717171", "person-", "p_0000", "hospital-47")
+SEARCHED = (
+    "zebra",
+    "19610228",
+    "235857.77",
+    "20190817235857",
+    "83.1940652",
+    "831940652",
+    "1.2.3.717171",
+    "person-",
+    "p_0000",
+    "hospital-47",
+)
 
 
 def plant(header: Dataset, patient: str) -> None:

@@ -1,0 +1,133 @@
+"""DICOM files opened with care: bounded, quiet, and every fault of a file turned into a reason.
+
+What pydicom would log or warn about quotes values of the file, names among them: it is silenced here, for the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pydicom
+from pydicom import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import _read_file_meta_info
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from mammo_fed.data.dicom.findings import Skipped
+
+__all__ = ["dataset", "number_of", "opened", "parse", "quietly", "text_of"]
+
+LARGEST_FILE: Final = 256 << 20
+PREAMBLE: Final = 128
+Value = TypeVar("Value")
+
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+
+
+def dataset(path: Path) -> FileDataset:
+    """The whole file, pixels not decoded.
+
+    Raises:
+      Skipped: If it is no DICOM file, too large or damaged.
+    """
+    with opened(path) as file:
+        return quietly(lambda: parse(file, path), path)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, at its start.
+
+    Raises:
+      Skipped: If it cannot be read, is too large or is no DICOM file.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_FILE:
+                raise Skipped("too_large", f"{path} has {size} bytes; at most {LARGEST_FILE} are read")
+            if file.read(PREAMBLE + 4)[PREAMBLE:] != b"DICM":
+                raise Skipped("not_dicom", f"{path} is not a DICOM file")
+            file.seek(0)
+            yield file
+    except OSError as error:
+        raise Skipped("missing_file", f"{path} cannot be read ({error.strerror})") from error
+
+
+def parse(file: io.BufferedReader, path: Path) -> FileDataset:
+    """The file as pydicom reads it; a deflated one only where it inflates within bounds. Call it through `quietly`.
+
+    Raises:
+      Skipped: If it inflates to too much, or its transfer syntax is unknown; pydicom raises whatever it likes.
+    """
+    file.seek(PREAMBLE + 4)
+    meta = _read_file_meta_info(file)
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax is None or not UID(syntax).is_transfer_syntax:
+        raise Skipped("unsupported_encoding", f"{path} has no known transfer syntax")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        _check_deflated(file, path)
+    file.seek(0)
+    return pydicom.dcmread(file)
+
+
+def _check_deflated(file: io.BufferedReader, path: Path) -> None:
+    """Inflate without keeping more than the bound: what is small on the disk may be huge in memory."""
+    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not inflater.eof and (given := inflater.unconsumed_tail or file.read(1 << 20)):
+        total += len(inflater.decompress(given, 1 << 20))
+        if total > LARGEST_FILE:
+            raise Skipped("too_large", f"{path} inflates to more than {LARGEST_FILE} bytes")
+
+
+def quietly(read: Callable[[], Value], path: Path) -> Value:
+    """Run a parser of `path`: whatever it raises is one reason, and its text, which may quote the file, is dropped.
+
+    Raises:
+      Skipped: If it raises anything.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except Skipped:
+        raise
+    except InvalidDicomError as error:
+        raise Skipped("not_dicom", f"{path} is not a DICOM file") from error
+    except MemoryError as error:
+        raise Skipped("too_large", f"{path} does not fit into memory") from error
+    except Exception as error:
+        raise Skipped("damaged", f"{path} cannot be parsed ({type(error).__name__})") from error
+
+
+def text_of(header: Dataset, name: str) -> str:
+    """An attribute as text; a damaged one is empty."""
+    try:
+        value = header.get(name)
+    except Exception:  # noqa: BLE001 - pydicom converts values when they are asked for, and damaged ones fail in any way
+        return ""
+    return "" if value is None else str(value).strip()
+
+
+def number_of(header: Dataset, name: str, *, otherwise: int | None = None) -> int:
+    """An attribute as a whole number; `otherwise` where it is absent or empty.
+
+    Raises:
+      Skipped: If it is none.
+    """
+    text = text_of(header, name)
+    if not text and otherwise is not None:
+        return otherwise
+    try:
+        return int(text)
+    except ValueError as error:
+        raise Skipped("damaged", f"the header's {name} is no whole number") from error
