@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mammo_fed.cli_data_check import add_check_command, public_reference
+from mammo_fed.cli_data_fetch import add_fetch_command
 from mammo_fed.command_line import print_json, say, warn
 from mammo_fed.errors import DataError, InvalidSetting
+
+if TYPE_CHECKING:
+    from mammo_fed.data.dicom.findings import Finding, SkippedFinding
+    from mammo_fed.data.rows import Split
 
 __all__ = ["add_data_commands"]
 
 ENCODINGS: Final = ("explicit", "implicit", "deflated", "rle", "jpeg2000", "jpegls", "jpeg_lossless")
 DEPTHS: Final = ("mono1_12", "mono2_16", "mono2_8", "signed_16")
+SPLITS: Final = ("train", "val", "test", "external")
 SOURCES: Final = ("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd")
 INGEST: Final = """
 sources (--source):
@@ -35,7 +41,7 @@ Then: mammo-fed simulate data=cohort data.root=COHORT, or source = "cohort" in a
 
 
 def add_data_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add `data ingest | check | phantom` to the command line."""
+    """Add `data ingest | check | phantom | fetch` to the command line."""
     text = "from a hospital's DICOM files to a site's cohort"
     data = commands.add_parser("data", help=text, description=text)
     group = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -52,6 +58,7 @@ def add_data_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     ingest.add_argument("root", type=Path, metavar="ARCHIVE", help="folder of the DICOM files and their tables")
     ingest.add_argument("cohort", type=Path, metavar="COHORT", help="folder to make, or to bring up to date")
     ingest.add_argument("--source", choices=SOURCES, default="csv", help="kind of archive (csv)")
+    ingest.add_argument("--split", choices=SPLITS, help="put every patient into this split (as the archive says)")
     ingest.add_argument("--crop", choices=["centred", "paper"], default="centred", help="where the lesion lies (centred)")
     ingest.add_argument("--margin", type=float, default=0.25, help="around the lesion, part of its longer side (0.25)")
     ingest.add_argument("--smallest", type=int, default=128, metavar="PIXELS", help="least side of the crop (128)")
@@ -70,6 +77,7 @@ def add_data_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     ingest.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
     ingest.add_argument("--explain", action="store_true", help="name the files of refused findings on this console")
     add_check_command(group, common)
+    add_fetch_command(group, common)
     text = "write phantom patients as an archive of DICOM files, to try an ingestion without a patient's data"
     phantom = group.add_parser("phantom", help=text, description=text, parents=[common])
     phantom.set_defaults(command=_phantom)
@@ -117,7 +125,7 @@ def _ingest(options: argparse.Namespace, console: Console) -> int:
     with Progress(*columns, console=console, disable=options.json) as progress:
         task = progress.add_task("findings", total=None)
         done = ingest(
-            READERS[options.source](root),
+            (_in_split(finding, options.split) for finding in READERS[options.source](root)),
             cohort,
             plan=IngestPlan(source=options.source, recipe=recipe, public=options.public, processes=options.jobs),
             pseudonyms=Pseudonyms.kept_at(salt),
@@ -143,6 +151,12 @@ def _ingest(options: argparse.Namespace, console: Console) -> int:
     for finding in errors_of(findings):
         warn(console, f"preflight: {finding.name}: {finding.message}; no site can join with it (mammo-fed data check {cohort})")
     return 0
+
+
+def _in_split(finding: Finding | SkippedFinding, split: Split | None) -> Finding | SkippedFinding:
+    from mammo_fed.data.dicom.findings import Finding
+
+    return replace(finding, split=split) if split is not None and isinstance(finding, Finding) else finding
 
 
 def _phantom(options: argparse.Namespace, console: Console) -> int:

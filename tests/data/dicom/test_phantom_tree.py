@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
+from mammo_fed.cli import main
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.cohort_folder import check_cohort_folder
 from mammo_fed.data.dicom.geometry import CropRule
@@ -119,3 +121,24 @@ def test_phantom_tree_masks_and_crops_change_places_and_series(tmp_path):
 def test_phantom_tree_refuses_patches_that_do_not_fit(tmp_path):
     with pytest.raises(InvalidSetting, match="do not fit"):
         archive(tmp_path / "tree", rows=33)
+
+
+@pytest.mark.parametrize("form", ["csv", "cbis_ddsm", "bcdr", "cmmd"])
+def test_phantom_tree_of_every_labelled_form_runs_from_archive_to_record(tmp_path, form, capsys):
+    tree = ["--form", form, "--encoding", "rle", "--images", "16", "--size", "32", "--rows", "96", "--columns", "80"]
+    assert main(["data", "phantom", str(tmp_path / "tree"), *tree]) == 0
+    split = ["--split", "train"] if form in ("bcdr", "cmmd") else []
+    out = tmp_path / "cohort"
+    assert main(["data", "ingest", str(tmp_path / "tree"), str(out), "--source", form, "--public", "--size", "32", *split]) == 0
+    run = ["simulate", "data=cohort", f"data.root={out}", "data.public=true", "federation.num_sites=2", "federation.rounds=1"]
+    run += ["model=efficientnet_lite0", "model.input_size=32", "synthesis.count=16", "data.image_size=32", "model.components=8"]
+    assert main([*run, "--json", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["data"]["source"] == "cohort"
+    assert sum(site["images"] for site in record["data"]["sites"]) >= 16
+
+
+def test_steps_to_public_data_are_printed_and_nothing_is_downloaded(capsys):
+    for name in ("mammo_dp", "cbis_ddsm", "cmmd", "bcdr", "inbreast"):
+        assert main(["data", "fetch", name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["steps"]
