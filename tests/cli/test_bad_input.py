@@ -149,7 +149,7 @@ def test_an_unknown_key_like_no_other_is_refused_with_where_to_look(refused):
 
 @pytest.mark.parametrize(
     ("group", "choices"),
-    [("data", "csv, mammo_dp, phantom"), ("privacy", "dp_gd, dp_sgd"), ("engine", "in_process, ray")],
+    [("data", "cohort, csv, mammo_dp, phantom"), ("privacy", "dp_gd, dp_sgd"), ("engine", "in_process, ray")],
 )
 def test_an_unknown_choice_of_a_group_is_refused_with_the_choices(refused, group, choices):
     assert refused(f"{group}=foo") == f"error: {group}=foo must be one of {choices}"
