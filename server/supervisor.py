@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -35,6 +36,7 @@ INTERRUPTED: Final = 130
 STATE_NAME: Final = "server.json"
 TICK_SECONDS: Final = 0.2
 PASSING_ERRORS: Final[tuple[type[Exception], ...]] = (*CONTROL_ERRORS, OSError)
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 ASK_SECONDS: Final = 1.0
 END_SECONDS: Final = 3.0
 # Starts of the server's app that may end without a round in between.
@@ -59,9 +61,16 @@ def serve(
       console: told what happens.
     """
     server = _Server(folder, run_folder=run_folder, insecure=insecure, console=console)
-    server.prepare(composed, resume=resume)
     with _stopping() as stopped:
-        return server.run(stopped)
+        while not stopped:
+            try:
+                server.prepare(composed, resume=resume)
+                return server.run(stopped)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                server.wait_for_room()
+    return INTERRUPTED
 
 
 def status(folder: FederationFolder) -> dict[str, Any]:
@@ -112,6 +121,11 @@ class _Server:
         self._control = Control(self._local, ca=self._ca, secret=secret)
         self._door = Door(self._folder.registry, self._control, self._run_folder / ROSTER_NAME, say=self._say)
         self._keeper = Keeper(self._children(), on_death=self._tell_death)
+
+    def wait_for_room(self) -> None:
+        """Say that the disk is full, and give somebody a moment to make room."""
+        self._note(f"no room on the disk of {self._run_folder} or {self._folder.path}; make room, it is tried again")
+        time.sleep(ASK_SECONDS)
 
     def run(self, stopped: list[int]) -> int:
         """Keep all alive until the run has ended or somebody asks to stop."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ from server.folder import FederationFolder
 
 if TYPE_CHECKING:
     from network_trial import NetworkTrial
+
+DISK_BYTES = 48 << 20
 
 
 def call(main: Callable[[Sequence[str]], int], arguments: Sequence[object]) -> tuple[int, str, str]:
@@ -117,3 +121,19 @@ def trial(cache, tmp_path_factory) -> Iterator[NetworkTrial]:
         found = NetworkTrial(federation, root / "asks")
         federation.wait_for("may come in", seconds=120)
         yield found
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A small file system for the server, where this process may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        yield None
+        return
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

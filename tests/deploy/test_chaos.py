@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +23,6 @@ RUN = (
 # `make chaos` runs thirty, with cuts up to 90 s; continuous integration three quick ones, of most kinds.
 LONG = bool(os.environ.get("MAMMO_FED_CHAOS"))
 SEEDS = tuple(range(1, 1 + int(os.environ["MAMMO_FED_CHAOS"]))) if LONG else (5, 15, 18)
-DISK_BYTES = 48 << 20
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +30,6 @@ def undisturbed(succeed) -> dict[str, np.ndarray]:
     """The model of the same run in one process."""
     finished = succeed(*RUN, f"federation.num_sites={NUM_SITES}")
     return finished.model
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path | None]:
-    """A small file system for the server, where this process may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        yield None
-        return
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)], check=False)
-    if mounted.returncode:
-        yield None
-        return
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.slow

@@ -17,13 +17,15 @@ from typing import Any, Final
 
 import flwr.superlink.main as superlink
 import uvicorn
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.constant import NodeStatus
 from flwr.superlink.cli import flower_superlink
 from starlette.concurrency import run_in_threadpool
 
 from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER
 from mammo_fed.federation.flwr_internals.proof import Proofs, answer_in_own_name_only
 
-__all__ = ["CONTROL_FILE_VARIABLE", "Guard", "main"]
+__all__ = ["CONTROL_FILE_VARIABLE", "Guard", "let_return", "main"]
 
 CONTROL_FILE_VARIABLE: Final = "MAMMO_FED_CONTROL_SECRET_FILE"
 SITES_SIDE: Final = ("/v1/fleet/",)
@@ -94,6 +96,24 @@ def _is_local(scope: Scope) -> bool:
     return (mapped or address).is_loopback
 
 
+def let_return(state: LinkState) -> None:
+    """From now on a node that was counted as present when this SuperLink started, and has not been heard since, may come again.
+
+    A site that stops after the server cannot say good-bye; Flower would turn it away until its last heartbeat has expired.
+    """
+    present = {node.node_id: node.online_until for node in state.get_node_info(statuses=[NodeStatus.ONLINE])}
+    activate = state.activate_node
+
+    def activate_again(node_id: int, heartbeat_interval: float) -> bool:
+        last = present.pop(node_id, None)
+        if last is not None and any(node.online_until == last for node in state.get_node_info(node_ids=[node_id])):
+            state.deactivate_node(node_id)
+        return activate(node_id, heartbeat_interval)
+
+    named: Any = state
+    named.activate_node = activate_again
+
+
 def main() -> None:
     """Run a guarded SuperLink; the secret is read from the file that the environment names."""
     secret = Path(os.environ[CONTROL_FILE_VARIABLE]).read_text(encoding="ascii").strip()
@@ -103,6 +123,7 @@ def main() -> None:
         made = make(*arguments, **named)
         links = made.state.linkstate_factory
         proofs = Proofs(lambda key: links.state().get_node_id_by_public_key(key) is not None)
+        let_return(links.state())
         made.add_middleware(Guard, secret=secret, proofs=proofs if made.state.enable_supernode_auth else None)
         return made
 
