@@ -24,7 +24,13 @@ __all__ = ["SiteFile", "SitePolicy", "check_declaration", "read_site_file", "rea
 
 # Keys that a site file may leave out.
 DATA_DEFAULTS: Final[Mapping[str, object]] = {"waived": []}
-DEFAULTS: Final = {"account": DEFAULT_ACCOUNT, "filter": "auto", "aggregation": ["plain", "masks"], "most_noise_shares": 1}
+DEFAULTS: Final[Mapping[str, object]] = {
+    "account": DEFAULT_ACCOUNT,
+    "filter": "auto",
+    "aggregation": ["plain", "masks"],
+    "most_noise_shares": 1,
+    "weights": ["wheel", "none"],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,8 @@ class SitePolicy:
         name it.
       most_noise_shares: largest number of sites among which "shared_noise" may divide the noise. A server that controls all
         other sites faces the site's own share alone: with k shares its mu is sqrt(k) times the declared one.
+      weights: where the weights of frozen networks may come from: "wheel" (an installed package), "none" (drawn), "timm" (its
+        hub on the internet), or the path of a file. A network that comes with the declaration needs no entry.
     """
 
     max_epsilon: float
@@ -65,6 +73,7 @@ class SitePolicy:
     filter: Literal["auto", "gdp", "rdp", "declared"] = "auto"
     aggregation: tuple[Literal["plain", "masks", "shared_noise"], ...] = ("plain", "masks")
     most_noise_shares: int = 1
+    weights: tuple[str, ...] = ("wheel", "none")
 
     def __post_init__(self) -> None:
         if not self.max_epsilon > 0:
@@ -170,13 +179,12 @@ def _absolute(path: str, folder: Path) -> str:
     return str(folder / Path(path).expanduser())
 
 
-def check_declaration(declaration: Declaration, policy: SitePolicy, *, patients: int, public: bool) -> None:
+def check_declaration(declaration: Declaration, policy: SitePolicy, *, public: bool) -> None:
     """Hold a run against the site's policy.
 
     Args:
       declaration: what the server asks for.
       policy: the site's rules.
-      patients: number of patients that the site really has.
       public: whether the site's cohort is declared public.
 
     Raises:
@@ -189,8 +197,13 @@ def check_declaration(declaration: Declaration, policy: SitePolicy, *, patients:
         complaints.append(f"scope={declaration.model.scope} is not among {policy.scopes}")
     if declaration.synthesis_provenance not in policy.provenance:
         complaints.append(f"a synthetic set of provenance {declaration.synthesis_provenance} is not among {policy.provenance}")
-    if patients < policy.min_patients:
-        complaints.append(f"the site has fewer than {policy.min_patients} patients")
+    if policy.public_patients < policy.min_patients:
+        complaints.append(f"public_patients={policy.public_patients} is below min_patients={policy.min_patients}")
+    if (weights := declaration.model.weights_file or declaration.model.weights) not in policy.weights:
+        # Before it is looked for: whether a file is there, or how long a hub takes, is nobody's business.
+        complaints.append(f"network weights from {weights} are not among {policy.weights}")
+    if policy.max_epsilon == float("inf") and not public:
+        complaints.append("max_epsilon is inf and the cohort is not declared public")
     if declaration.delta > policy.delta:
         complaints.append(f"delta={declaration.delta} is above the policy's {policy.delta}")
     if declaration.noise_seed is not None and not public:

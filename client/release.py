@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from client.secure_site import SecureRounds
 from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.federation.secure import Roster
-from mammo_fed.federation.secure_sum import LARGEST, check_range, quantised
+from mammo_fed.federation.secure_sum import LARGEST, quantised, within_range
 from mammo_fed.federation.task import Declaration, RoundTask
 from mammo_fed.privacy.dpsgd import OptimizerState, PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
@@ -116,8 +116,7 @@ class Release:
                 noise=noise,
                 unit=unit,
             )
-        check_range(values, sites=sites)
-        return values
+        return within_range(values, sites=sites)
 
 
 def event_of(schedule: Schedule, task: RoundTask) -> PrivacyEvent:

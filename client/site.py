@@ -24,15 +24,16 @@ from client.secure_site import SecureRounds
 from mammo_fed.data.assemble import limit_images_per_patient, load_pool
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
-from mammo_fed.errors import InvalidSetting, PolicyRefused, WeightsError
+from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused, WeightsError
 from mammo_fed.federation.messages import Reply
 from mammo_fed.federation.payload import PublicPayload
 from mammo_fed.federation.schedule import plan_for_site
 from mammo_fed.federation.secure import Parcel, secure_task_hash
 from mammo_fed.federation.secure_messages import Answer, Question
 from mammo_fed.federation.task import Declaration, RoundTask, task_hash
+from mammo_fed.folders import write_private
 from mammo_fed.models.classifier import extractor_spec
-from mammo_fed.models.features import Extractor
+from mammo_fed.models.features import Extractor, denormals_flushed
 from mammo_fed.models.networks import network_spec, write_flat_network
 from mammo_fed.privacy.dpsgd import PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
@@ -60,6 +61,12 @@ class Site:
         self._rows = limit_images_per_patient(pool.cohort, pool.rows[file.index], most=file.policy.max_images_per_patient)
         self.cohort: Cohort = pool.cohort.select(self._rows, name=file.site)
         self._prepared: dict[str, Prepared] = {}
+        if self.cohort.num_patients < file.policy.min_patients:
+            # Here and not when a run is declared: what a server is told then depends on declared numbers alone.
+            raise DataError(
+                f"the cohort has {self.cohort.num_patients} patients, and min_patients={file.policy.min_patients}: the site "
+                "takes no part; check [policy] in the site's file"
+            )
         if len(np.unique(self.cohort.labels)) == 1:
             logger.warning("site %s: all training labels are of one class; only this log says so", file.site)
 
@@ -75,16 +82,10 @@ class Site:
           PrivacyRefused: If the site's budget would be passed.
           WeightsError: If the site holds other backbone weights than the server.
         """
-        cohort = self.cohort
-        check_declaration(declaration, self.file.policy, patients=cohort.num_patients, public=cohort.public)
+        check_declaration(declaration, self.file.policy, public=self.cohort.public)
+        self._check_same(declaration)
         prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
         with self._ledger(declaration) as ledger:
-            ledger.declare(
-                run_id=declaration.run_id,
-                schedule=prepared.schedule.events(),
-                patients=sorted(set(cohort.patients.tolist())),
-                account=self.file.policy.account,
-            )
             reply = self._reply(declaration, ledger, events=prepared.schedule.events())
         self._remember(declaration, payload)
         self._prepared[declaration.run_id] = prepared
@@ -149,10 +150,16 @@ class Site:
                 centre=centre,
                 arrays=arrays,
             )
-            if roster is None:
-                reply = replace(reply, arrays=release.plain())
-            else:
-                reply = replace(reply, masked=release.masked(self._sums(task.run_id), roster))
+            try:
+                if roster is None:
+                    reply = replace(reply, arrays=release.plain())
+                else:
+                    reply = replace(reply, masked=release.masked(self._sums(task.run_id), roster))
+            except Exception:
+                # A round that fails is over and paid for: were it tried again, whether it fails would be told anew each time.
+                failed = replace(reply, events=(), reason="internal", task_hash="")
+                ledger.settle(reservation, reply_to_bytes(failed))
+                raise
             ledger.settle(reservation, reply_to_bytes(reply))
         return reply
 
@@ -175,6 +182,7 @@ class Site:
         )
 
     def _prepare(self, declaration: Declaration, payload: PublicPayload) -> Prepared:
+        """Charge the run, or enrol in it who is new in the cohort, and only then look at the patients' images."""
         policy = self.file.policy
         schedule = plan_for_site(
             declaration, public_images=policy.public_images, max_images_per_patient=policy.max_images_per_patient
@@ -184,9 +192,17 @@ class Site:
         extractor = self._extractor(declaration, payload)
         if extractor.weights_sha256 != declaration.weights_sha256:
             raise WeightsError("this site's backbone weights differ from the server's; install the same weights on both sides")
+        with self._ledger(declaration) as ledger:
+            ledger.declare(
+                run_id=declaration.run_id,
+                schedule=schedule.events(),
+                patients=sorted(set(self.cohort.patients.tolist())),
+                account=policy.account,
+            )
         blocks = extractor.blocks(self._pool.cohort.pixels, fingerprint=self._pool.fingerprint)
         cohort = self.cohort
-        features = payload.whitening([block[self._rows] for block in blocks], unit=declaration.model.norm == "unit")
+        with denormals_flushed():
+            features = payload.whitening([block[self._rows] for block in blocks], unit=declaration.model.norm == "unit")
         data = SiteFeatures(
             features=features,
             labels=cohort.labels,
@@ -288,7 +304,16 @@ class Site:
         folder = self._run_folder(declaration.run_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         np.save(folder / "payload.npy", payload, allow_pickle=False)
-        (folder / "declaration.json").write_text(declaration.to_json(), encoding="utf-8")
+        write_private(folder / "declaration.json", declaration.to_json().encode())
+
+    def _check_same(self, declaration: Declaration) -> None:
+        """PolicyRefused where the run was declared here before in another way: what was agreed on holds for the whole run."""
+        try:
+            known = (self._run_folder(declaration.run_id) / "declaration.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        if Declaration.from_json(known) != declaration:
+            raise PolicyRefused(f"run {declaration.run_id} was declared here before in another way; another run needs a new id")
 
     def _declared(self, run_id: str) -> Declaration:
         """The run's declaration, held against the policy again: it may have changed since."""
@@ -297,7 +322,7 @@ class Site:
         except OSError as error:
             raise InvalidSetting(f"run {run_id} was never declared at this site") from error
         declaration = Declaration.from_json(text)
-        check_declaration(declaration, self.file.policy, patients=self.cohort.num_patients, public=self.cohort.public)
+        check_declaration(declaration, self.file.policy, public=self.cohort.public)
         return declaration
 
     def _recall(self, run_id: str) -> Prepared:

@@ -97,6 +97,7 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
             provenance=("procedural", "no_dp", "unknown"),
             aggregation=("plain", "masks", "shared_noise"),
             most_noise_shares=settings.federation.num_sites,
+            weights=("wheel", "none", "timm", *([settings.model.weights_file] if settings.model.weights_file else [])),
         ),
         folder=str(private),
         ledger=str(private / "ledger" if privacy.ledger == "run" else Path(privacy.ledger).expanduser().resolve() / name),

@@ -1,7 +1,8 @@
 """What comes out of a masked sum at the server, and the fixed-point grid on which updates are summed.
 
-No overflow: every one of n sites sends numbers of at most (2^63 - 1) // n in size, checked before they are masked; a sum of at
-most n of them is below 2^63, so the sum modulo 2^64 is the sum.
+No overflow: every one of n sites sends numbers of at most (2^63 - 1) // n in size, larger ones are cut to that before they are
+masked; a sum of at most n of them is below 2^63, so the sum modulo 2^64 is the sum. Cut, never refused: whether a noisy number
+is in the range depends on patients, and a refusal would tell.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.flwr_internals.secagg import public_of, rebuild_secret
 from mammo_fed.federation.secure import Member, Roster, commitment, mask_context, pair_mask, seed_mask
 
-__all__ = ["LARGEST", "WEIGHTED_STEPS", "check_range", "open_sum", "quantised", "rebuilt_key", "rebuilt_seed", "weighted_sum"]
+__all__ = ["LARGEST", "WEIGHTED_STEPS", "open_sum", "quantised", "rebuilt_key", "rebuilt_seed", "weighted_sum", "within_range"]
 
 # Fixed-point steps in 1 for weighted updates: a step is 1e-9, and 4,000 sites may send numbers of up to two million.
 WEIGHTED_STEPS: Final = 1 << 30
@@ -26,17 +27,17 @@ LARGEST: Final = (1 << 63) - 1
 MOST_TRIES: Final = 64
 
 
-def check_range(values: NDArray[np.int64], *, sites: int) -> None:
-    """Raise InvalidSetting where a number is so large that a sum over `sites` sites could leave the range."""
+def within_range(values: NDArray[np.int64], *, sites: int) -> NDArray[np.int64]:
+    """The numbers, cut to what a sum over `sites` sites can hold; post-processing of noisy ones."""
     bound = LARGEST // sites
-    if len(values) and not (-bound <= int(values.min()) and int(values.max()) <= bound):
-        raise InvalidSetting(f"a number to be summed over {sites} sites is outside +-{bound}: the sum could overflow")
+    return np.clip(values, -bound, bound)
 
 
 def quantised(values: NDArray[np.float64], *, sites: int) -> NDArray[np.int64]:
     """A weighted update, which carries its own noise already, rounded to the fixed-point grid.
 
-    Guarantee: within half a step of `values`; post-processing of what was released.
+    Guarantee: within half a step of `values` where they are in the range; post-processing of what was released, and defined for
+    whatever was: larger numbers are cut to the range, NaN becomes 0.
 
     Args:
       values: float64, shape (length,).
@@ -44,17 +45,11 @@ def quantised(values: NDArray[np.float64], *, sites: int) -> NDArray[np.int64]:
 
     Returns:
       int64, shape (length,), in steps of 1 / WEIGHTED_STEPS.
-
-    Raises:
-      InvalidSetting: If a number is not finite or too large.
     """
-    scaled = values * WEIGHTED_STEPS
-    # Below 2^62 a float64 converts exactly; the bound of the range is checked in integers.
-    if not (np.abs(scaled) < 2.0**62).all():
-        raise InvalidSetting("an update to be summed is not finite or too large; check privacy.learning_rate")
-    steps = np.rint(scaled).astype(np.int64)
-    check_range(steps, sites=sites)
-    return steps
+    with np.errstate(over="ignore"):
+        scaled = np.nan_to_num(np.asarray(values, np.float64) * WEIGHTED_STEPS, nan=0.0)
+    # Up to 2^62 a float64 converts exactly; the bound of the range is kept in integers.
+    return within_range(np.rint(np.clip(scaled, -(2.0**62), 2.0**62)).astype(np.int64), sites=sites)
 
 
 def weighted_sum(total: NDArray[np.int64]) -> NDArray[np.float64]:

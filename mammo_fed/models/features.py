@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone, weights_file
 from mammo_fed.models.pooling import NO_WINDOW, Pooling, Window, pool_views, turned
 
-__all__ = ["Extractor", "ExtractorSpec", "Flips", "Pooling", "Progress", "evaluation_flips", "resize"]
+__all__ = ["Extractor", "ExtractorSpec", "Flips", "Pooling", "Progress", "denormals_flushed", "evaluation_flips", "resize"]
 
 Flips = Literal["none", "average", "dihedral", "random"]
 Progress = Callable[[int, int], None]
@@ -179,7 +180,7 @@ class Extractor:
 
         # One batch a thread: threads that share a batch wait for each other, and for whatever else the machine does.
         rows = []
-        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=_alone) as pool:
             try:
                 for start, made in zip(starts, pool.map(one, starts), strict=True):
                     rows.append(made)
@@ -190,6 +191,26 @@ class Extractor:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return tuple(np.concatenate(blocks) for blocks in zip(*rows, strict=True))
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Numbers below the normal ones become 0 in this thread while the block runs.
+
+    The processor takes a slow way of its own with them: a network or a whitening can be made so that they turn up for one
+    patient's image only, and the time would tell whether it is there.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _alone() -> None:
+    """One thread an image, without the slow way."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def _maps(backbones: Sequence[Backbone], views: Tensor) -> list[Tensor]:

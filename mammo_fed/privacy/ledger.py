@@ -126,7 +126,8 @@ class Ledger:
             if run is None:
                 details |= {"account": account, "filter": asdict(joined.privacy_filter), "delta": joined.delta}
                 self._append("declared", {**details, "schedule": [event.as_dict() for event in schedule]})
-            elif details["patients"] or len(touched) > 1:
+            else:
+                # Always: the ledger's head is told to the server, and must not say whether somebody was new.
                 self._append("enrolled", details)
 
     def stored_reply(self, *, run_id: str, round_index: int, task_hash: str) -> bytes | None:

@@ -57,7 +57,7 @@ def declaration():
 
 
 def test_a_run_within_the_policy_is_accepted(declaration):
-    check_declaration(declaration, POLICY, patients=20, public=False)
+    check_declaration(declaration, POLICY, public=False)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,34 @@ def test_a_run_within_the_policy_is_accepted(declaration):
 )
 def test_the_policy_of_a_private_site_refuses(declaration, changes, word):
     with pytest.raises(PolicyRefused, match=word):
-        check_declaration(dataclasses.replace(declaration, **changes), POLICY, patients=20, public=False)
+        check_declaration(dataclasses.replace(declaration, **changes), POLICY, public=False)
 
 
 def test_the_policy_refuses_with_too_few_patients(declaration):
-    with pytest.raises(PolicyRefused, match="fewer than 10"):
-        check_declaration(declaration, POLICY, patients=9, public=False)
+    with pytest.raises(PolicyRefused, match="public_patients=9 is below min_patients=10"):
+        check_declaration(declaration, dataclasses.replace(POLICY, public_patients=9), public=False)
+
+
+@pytest.mark.parametrize("file", ["/archive/DOE_JANE.dcm", "weights.safetensors"])
+def test_the_policy_refuses_a_file_of_weights_before_it_is_looked_for(declaration, file):
+    model = dataclasses.replace(declaration.model, weights="file", weights_file=file)
+    asked = dataclasses.replace(declaration, model=model)
+    with pytest.raises(PolicyRefused, match="network weights from"):
+        check_declaration(asked, POLICY, public=False)
+    check_declaration(asked, dataclasses.replace(POLICY, weights=("wheel", file)), public=False)
+
+
+def test_the_policy_lets_no_server_make_a_site_fetch_from_the_internet(declaration):
+    model = dataclasses.replace(declaration.model, weights="timm", weights_file=None)
+    with pytest.raises(PolicyRefused, match="network weights from timm"):
+        check_declaration(dataclasses.replace(declaration, model=model), POLICY, public=False)
+
+
+def test_the_policy_allows_an_infinite_epsilon_for_public_cohorts_only(declaration):
+    endless = dataclasses.replace(POLICY, max_epsilon=float("inf"))
+    check_declaration(declaration, endless, public=True)
+    with pytest.raises(PolicyRefused, match="max_epsilon is inf"):
+        check_declaration(declaration, endless, public=False)
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-46, 1e-4, 5e37, float("nan"), float("inf")])

@@ -119,14 +119,14 @@ def test_a_declaration_that_a_share_of_the_noise_would_not_cover_cannot_exist(sh
 
 def complaint(declaration, policy):
     with pytest.raises(PolicyRefused) as refused:
-        check_declaration(declaration, policy, patients=50, public=True)
+        check_declaration(declaration, policy, public=True)
     return str(refused.value)
 
 
 def test_a_site_that_says_nothing_about_it_refuses_shared_noise_and_allows_masks(sites, shared):
     policy = replace(sites["site-1"].file.policy, aggregation=("plain", "masks"), most_noise_shares=1)
     assert "aggregation=shared_noise is not among ('plain', 'masks')" in complaint(shared, policy)
-    check_declaration(replace(shared, aggregation="masks"), policy, patients=50, public=True)
+    check_declaration(replace(shared, aggregation="masks"), policy, public=True)
 
 
 def test_a_site_file_from_before_masks_is_read_with_the_careful_values(sites, tmp_path):
@@ -144,7 +144,7 @@ def test_a_site_file_from_before_masks_is_read_with_the_careful_values(sites, tm
 def test_a_site_bounds_how_thinly_its_noise_may_be_spread(sites, shared):
     policy = replace(sites["site-1"].file.policy, most_noise_shares=2)
     assert "the noise is divided among 3 sites, above 2" in complaint(shared, policy)
-    check_declaration(replace(shared, colluders=1), policy, patients=50, public=True)
+    check_declaration(replace(shared, colluders=1), policy, public=True)
 
 
 @pytest.mark.parametrize("use", USES)
@@ -225,6 +225,30 @@ def test_a_site_too_large_for_the_range_of_the_sum_refuses_before_it_touches_a_p
     parcels = ready(sites, shared, payload)
     with pytest.raises(InvalidSetting, match="without overflow"):
         sites["site-1"].round(task(), zeros(), zeros(), parcels["site-1"])
+
+
+def test_a_round_that_failed_is_over_and_cannot_be_tried_again(sites, shared, payload):
+    """Were it tried again for one charge, whether it fails would be a question that a server may ask without end."""
+    large = sites["site-1"].file
+    sites["site-1"] = site = Site(replace(large, policy=replace(large.policy, public_images=1 << 31)))
+    parcels = ready(sites, shared, payload)["site-1"]
+    with pytest.raises(InvalidSetting, match="without overflow"):
+        site.round(task(), zeros(), zeros(), parcels)
+    with site._ledger(shared) as ledger:
+        head = ledger.head()
+    for asked in (site, Site(site.file)):
+        again = asked.round(task(), zeros(), zeros(), parcels)
+        assert (again.reason, len(again.masked), len(again.arrays)) == ("internal", 0, 0)
+    with site._ledger(shared) as ledger:
+        assert int(ledger.head().split(":")[0]) - int(head.split(":")[0]) == 1
+
+
+@pytest.mark.parametrize("origin", [3e38, -3e38, 2.0**31, 1e-40])
+def test_a_masked_reply_comes_at_once_wherever_the_server_lets_the_sum_begin(sites, shared, payload, origin):
+    """A noisy number outside the range is cut: a refusal would say on which side of a border of the server's it fell."""
+    parcels = ready(sites, replace(shared, aggregation="masks"), payload)["site-1"]
+    reply = sites["site-1"].round(task(), zeros(), np.full(DIMS, origin, np.float32), parcels)
+    assert (reply.reason, len(reply.masked)) == ("", DIMS)
 
 
 def test_what_a_site_keeps_of_its_sums_lies_in_its_private_folder(sites, shared, payload, tmp_path):

