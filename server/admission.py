@@ -66,7 +66,15 @@ class Admission:
 
     def node(self, site: str) -> int:
         """The node that speaks for a site now."""
-        return self._nodes[site]
+        return self.current(self._nodes[site])
+
+    def current(self, node: int) -> int:
+        """The node that speaks now for the site for which `node` spoke; another one after a site's key has changed."""
+        site = next((name for name, known in self._nodes.items() if known == node), None)
+        roster = {} if site is None else self._roster()
+        if node in roster:
+            return node
+        return next((now for now, name in roster.items() if name == site), node)
 
     def open(self, *, needed: int, timeout: float) -> None:
         """Wait until `needed` sites have come and answered.
@@ -155,7 +163,7 @@ class Admission:
         """Why a reply in the name of `site` is not taken from `node`; empty if it is."""
         roster = self._roster()
         if roster:
-            registered = roster.get(node)
+            registered = roster.get(self.current(node))
             return (
                 ""
                 if registered == site

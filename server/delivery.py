@@ -44,12 +44,13 @@ class Waiting:
 
 @dataclass(kw_only=True)
 class _Errand:
-    """One node's open task: when it is to be sent again, and the identifiers of what was sent and not answered."""
+    """One node's open task: when and where it was and will be sent, and the identifiers of what was sent and not answered."""
 
     message: Message
     pause: float
     due: float
     tries: int = 0
+    sent_to: int | None = None
     unanswered: set[str] = field(default_factory=set)
 
 
@@ -64,6 +65,11 @@ class Delivery:
     def __init__(self, grid: Grid, *, resend_after: float = math.inf) -> None:
         self._grid, self._resend_after = grid, resend_after
         self._errands: dict[int, _Errand] = {}
+        self._current: Callable[[int], int] = lambda node: node
+
+    def follow(self, current: Callable[[int], int]) -> None:
+        """From now on, what is meant for a node goes to `current(node)`: a site whose key changes becomes another node."""
+        self._current = current
 
     def nodes(self) -> list[int]:
         """The nodes that are there now; none while the carrier fails."""
@@ -95,10 +101,10 @@ class Delivery:
         """Answers that are there, by node; what is due is sent again."""
         answers = self._fetch()
         now = time.monotonic()
-        if due := [node for node, errand in self._errands.items() if now >= errand.due]:
+        if due := [node for node, errand in self._errands.items() if now >= errand.due or self._has_moved(node, errand)]:
             # A task for a node that is away would come back from Flower as an error: it waits until the node is there.
             there = set(self.nodes())
-            self._send([node for node in due if node in there])
+            self._send([node for node in due if self._current(node) in there])
         return answers
 
     def exchange(
@@ -126,19 +132,23 @@ class Delivery:
             self.forget(node)
         return answers
 
+    def _has_moved(self, node: int, errand: _Errand) -> bool:
+        return errand.sent_to is not None and self._current(node) != errand.sent_to
+
     def _send(self, nodes: list[int]) -> None:
         for node in nodes:
-            errand = self._errands[node]
+            errand, target = self._errands[node], self._current(node)
             if errand.tries:
                 logger.info("the task of node %d is sent again", node)
             try:
-                pushed = list(self._grid.push_messages([errand.message if not errand.tries else _copy(errand.message, node)]))
+                first = not errand.tries and target == node
+                pushed = list(self._grid.push_messages([errand.message if first else _copy(errand.message, target)]))
             except LINK_ERRORS as error:
                 logger.warning("a task cannot be handed to the SuperLink (%s); it is tried again", type(error).__name__)
                 errand.due = time.monotonic() + LINK_PAUSE_SECONDS
                 continue
             errand.unanswered |= {identifier for identifier in pushed if identifier}
-            errand.tries += 1
+            errand.tries, errand.sent_to = errand.tries + 1, target
             errand.due = time.monotonic() + errand.pause
             errand.pause *= 2
 

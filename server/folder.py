@@ -27,6 +27,7 @@ from server.certificates import (
 )
 from server.for_sites import write_for_sites
 from server.registry import Registry
+from server.run_folder import OUTCOME_NAME
 
 __all__ = ["Federation", "FederationFolder", "init_folder"]
 
@@ -182,7 +183,7 @@ class FederationFolder:
         return found
 
     def unfinished_run(self) -> Path:
-        """The newest run in `runs` that has settings and no record.
+        """The newest run in `runs` that has settings and no record; one that ended for bad input only if there is no other.
 
         Raises:
           InvalidSetting: If there is none.
@@ -190,7 +191,15 @@ class FederationFolder:
         found = [path.parent for path in self.runs.glob("*/config.yaml") if not (path.parent / "record.json").exists()]
         if not found:
             raise InvalidSetting(f"--resume finds no unfinished run in {self.runs}; start one without --resume")
-        return max(found, key=lambda run: (run / "config.yaml").stat().st_mtime_ns)
+        return max(found, key=lambda run: (not _ended_for_bad_input(run), (run / "config.yaml").stat().st_mtime_ns))
+
+
+def _ended_for_bad_input(run: Path) -> bool:
+    try:
+        outcome = json.loads((run / OUTCOME_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(outcome["exit_code"] == InvalidSetting.exit_code)
 
 
 def init_folder(

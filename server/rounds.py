@@ -99,6 +99,7 @@ class Rounds:
             roster=deployment.roster if deployment else dict,
             ask_again=deployment is not None,
         )
+        self._delivery.follow(self._admission.current)
         self._centre = np.zeros(declaration.dims, np.float32)
         self._models: list[NDArray[np.float32]] = []
         self._initial: NDArray[np.float32] | None = None

@@ -75,6 +75,29 @@ def test_restart_lets_a_new_site_come_and_a_stopped_one_return(link):
     assert state.activate_node(node, PATIENCE)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_rotation_of_a_key_in_the_middle_of_a_run_loses_no_round(tmp_path, cache, client, server):
+    waiting = (
+        "federation.rounds=8",
+        "federation.round_min_wait=150",
+        "federation.round_timeout=200",
+        "federation.resend_after=60",
+    )
+    with real_federation(tmp_path, num_sites=2, cache=cache) as federation:
+        for name in federation.sites:
+            federation.start_client(name)
+        federation.start_server(*SMALL_RUN, *waiting)
+        federation.wait_for("round 1/8", seconds=180)
+        assert client("rotate-key", federation.site("site-1"))[0] == 0
+        key = federation.site("site-1") / "keys" / "site-1.pub"
+        assert server("register", federation.fed, key, "--replace")[0] == 0
+        assert federation.wait(200) == 0
+        assert federation.said().count("site-1 may come in") == 2
+        sites = federation.record.privacy.sites
+    assert [site.site for site in sites if site.unanswered or site.refused] == []
+
+
 def fill(path) -> None:
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):

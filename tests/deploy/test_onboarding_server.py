@@ -1,6 +1,7 @@
 """A federation's folder: what is in it, who may come, and what is refused."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -286,3 +287,19 @@ def test_prepare_overwrites_no_run(server, federation, refused, tmp_path):
     arguments = ("run", federation.path, "--prepare", "federation.num_sites=2", f"hydra.run.dir={tmp_path / 'run'}")
     assert server(*arguments)[0] == 0
     assert "already holds a run; choose another folder, or go on with it: --resume" in refused(server(*arguments))
+
+
+def test_resume_takes_the_newest_run_but_one_that_ended_for_bad_input_only_if_there_is_no_other(federation):
+    runs = []
+    for number, code in enumerate((None, 1, 2)):
+        run = federation.runs / f"run-{number}"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("{}")
+        os.utime(run / "config.yaml", ns=(number, number))
+        if code is not None:
+            (run / "outcome.json").write_text(json.dumps({"exit_code": code, "message": ""}))
+        runs.append(run)
+    assert federation.unfinished_run() == runs[1]
+    for run in runs[:2]:
+        (run / "record.json").write_text("{}")
+    assert federation.unfinished_run() == runs[2]
