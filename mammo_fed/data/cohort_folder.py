@@ -102,8 +102,8 @@ def write_cohort_folder(
         "images": len(labelled),
         "unlabelled": len(rest),
         "refused": dict(sorted(reasons.items())),
-        "seal": _seal(folder, {_image(row): row.sha256 for row in ordered}, refused=reasons, unlabelled=len(rest)),
     }
+    about["seal"] = _seal(folder, {_image(row): row.sha256 for row in ordered}, about=about)
     write_private(folder / COHORT_NAME, (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
 
 
@@ -150,6 +150,7 @@ def open_cohort_folder(folder: Path, *, public: bool) -> OpenedCohort:
         about = json.loads((folder / COHORT_NAME).read_text(encoding="utf-8"))
         known = about["format"] == FORMAT
         public, seal = public and about["public"] is True, str(about["seal"])
+        declared = {name: value for name, value in about.items() if name != "seal"}
         refused = {str(reason): int(count) for reason, count in about["refused"].items()}
         unlabelled = int(about["unlabelled"])
     except OSError as error:
@@ -165,12 +166,13 @@ def open_cohort_folder(folder: Path, *, public: bool) -> OpenedCohort:
         found = {f"{PATCHES}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in patches}
         tables = {name: _read_table(folder / name) for name in (TABLE_NAME, UNLABELLED_NAME, PROVENANCE_NAME)}
         listed = [row["image"] for name in (TABLE_NAME, UNLABELLED_NAME) for row in tables[name] if row.get("image")]
-        seal_now = _seal(folder, {image: found.get(image, "") for image in listed}, refused=refused, unlabelled=unlabelled)
+        seal_now = _seal(folder, {image: found.get(image, "") for image in listed}, about=declared)
     except OSError as error:
         raise DataError(f"cohort {folder} cannot be read ({error.strerror}); check its permissions") from error
     if seal_now != seal:
         raise DataError(
-            f"cohort {folder} is not what was ingested: a patch or a table was changed; run mammo-fed data ingest again"
+            f"cohort {folder} is not what was ingested: a patch, a table or {COHORT_NAME} was changed; "
+            "run mammo-fed data ingest again"
         )
     provenance = {row["image"]: row for row in tables[PROVENANCE_NAME] if row.get("image")}
     archive = Archive(refused=refused, unlabelled=unlabelled, provenance=provenance)
@@ -188,7 +190,8 @@ def check_cohort_folder(
     opened = open_cohort_folder(folder, public=public)
     cohort = read_csv(folder / TABLE_NAME, split=None, public=opened.public)
     findings = preflight(cohort, opened.archive, reference=reference)
-    about = {"seal": opened.seal, "findings": [asdict(finding) for finding in findings]}
+    found = [asdict(finding) for finding in findings]
+    about = {"seal": opened.seal, "findings": found, "sha256": _hash_findings(opened.seal, found)}
     write_private(folder / PREFLIGHT_NAME, (json.dumps(about, indent=2) + "\n").encode())
     return cohort, findings
 
@@ -200,7 +203,8 @@ def _check_preflight(folder: Path, seal: str, waived: Sequence[str]) -> None:
     try:
         about = json.loads((folder / PREFLIGHT_NAME).read_text(encoding="utf-8"))
         findings = [Finding(**values) for values in about["findings"]]
-        passed = about["seal"] == seal and {finding.name for finding in findings} == set(CHECKS)
+        whole = about["sha256"] == _hash_findings(seal, about["findings"])
+        passed = whole and about["seal"] == seal and {finding.name for finding in findings} == set(CHECKS)
     except (OSError, ValueError, KeyError, TypeError):
         passed, findings = False, []
     if not passed:
@@ -212,6 +216,10 @@ def _check_preflight(folder: Path, seal: str, waived: Sequence[str]) -> None:
             f"cohort {folder} failed its preflight ({names}); mammo-fed data check {folder} says more; fix the archive, or "
             "name the checks in data.waived"
         )
+
+
+def _hash_findings(seal: str, findings: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps([seal, findings], sort_keys=True).encode()).hexdigest()
 
 
 def _image(row: CohortRow) -> str:
@@ -235,9 +243,9 @@ def _read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _seal(folder: Path, images: Mapping[str, str], *, refused: Mapping[str, int], unlabelled: int) -> str:
-    """Hash over the tables, the counts and the patches' hashes."""
-    digest = hashlib.sha256(json.dumps([dict(sorted(refused.items())), unlabelled]).encode())
+def _seal(folder: Path, images: Mapping[str, str], *, about: Mapping[str, Any]) -> str:
+    """Hash over the tables, the patches' hashes and everything else that cohort.json says; no secret is in it."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in (TABLE_NAME, UNLABELLED_NAME, PROVENANCE_NAME):
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     for image, sha256 in sorted(images.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias, get_args
@@ -25,6 +25,7 @@ __all__ = [
     "Skipped",
     "SkippedFinding",
     "Source",
+    "files_inside",
 ]
 
 Reason = Literal[
@@ -147,3 +148,9 @@ class Source(Protocol):
           DataError: If `root` is not such an archive at all.
         """
         ...
+
+
+def files_inside(root: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` that are files of the archive, sorted: no pipe waits to be read, and no link leads out of `root`."""
+    top = root.resolve()
+    return sorted(path for path in paths if path.is_file() and path.resolve().is_relative_to(top))

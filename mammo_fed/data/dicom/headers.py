@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -51,8 +52,12 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
       Skipped: If it cannot be read, is too large or is no DICOM file.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        # A pipe would be waited for until somebody writes into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Skipped("not_dicom", f"{path} is no regular file")
+            size = os.fstat(descriptor).st_size
             if size > LARGEST_FILE:
                 raise Skipped("too_large", f"{path} has {size} bytes; at most {LARGEST_FILE} are read")
             if file.read(PREAMBLE + 4)[PREAMBLE:] != b"DICM":

@@ -15,13 +15,15 @@ from mammo_fed.data.dicom.findings import REASONS, Finding, Masks, Outline, Reas
 from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
 from mammo_fed.data.pseudonyms import Pseudonyms
 from mammo_fed.errors import DataError, InvalidSetting, RunFailed
-from mammo_fed.folders import check_private, held
+from mammo_fed.folders import check_private, held, write_private
 from mammo_fed.isolated import Lost, run_isolated
 
 __all__ = ["Ingested", "IngestPlan", "ingest"]
 
 FORMAT: Final = 1
 JOURNAL_NAME: Final = "journal.jsonl"
+# A pseudonym of nobody, by which a salt is recognised.
+SALT_CHECK_NAME: Final = "salt-check"
 LOCK_NAME: Final = ".lock"
 # A mammogram of 13 million pixels takes half a second; JPEG 2000 some seconds.
 SECONDS: Final = 120.0
@@ -119,11 +121,13 @@ class _Ingestion:
 
     def run(self, listed: Sequence[Finding | SkippedFinding]) -> Ingested:
         """Make what is missing, then write the tables."""
+        self._check_salt()
         found = self._named(listed)
         kept = self._journal(found)
         todo = [name for name in found if name not in kept]
         done, reused = len(listed) - len(todo), len(kept)
         self._on_progress(done, len(listed))
+        (self._folder / JOURNAL_NAME).touch(mode=0o600)
         with (self._folder / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
             for answers in self._made(found, todo):
                 for answer in answers:
@@ -148,6 +152,17 @@ class _Ingestion:
             refused=dict(self._refused),
             reused=reused,
         )
+
+    def _check_salt(self) -> None:
+        """With another salt every patient would be a new one to the site's ledger, with all of the budget to spend again."""
+        path, mark = self._folder / SALT_CHECK_NAME, self._pseudonyms.of("salt", "check")
+        if not path.exists():
+            write_private(path, mark.encode())
+        elif path.read_text(encoding="ascii", errors="replace") != mark:
+            raise DataError(
+                f"cohort {self._folder} was made with another salt, and every patient would become a new one to the ledger; "
+                "restore that salt from a backup, over the one that is there now"
+            )
 
     def _named(self, listed: Sequence[Finding | SkippedFinding]) -> dict[str, Finding]:
         """Findings by pseudonym; those that the source gave up are counted."""

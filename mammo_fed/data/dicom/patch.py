@@ -195,6 +195,7 @@ def _write(patch: NDArray[np.float32], path: Path) -> str:
     Image.fromarray(values).save(buffer, format="PNG", compress_level=4)
     content = buffer.getvalue()
     draft = path.with_suffix(".partial")
+    draft.touch(mode=0o600)
     draft.write_bytes(content)
     draft.replace(path)
     return hashlib.sha256(content).hexdigest()

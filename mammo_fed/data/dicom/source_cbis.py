@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
-from mammo_fed.data.dicom.findings import Finding, Masks, SkippedFinding
+from mammo_fed.data.dicom.findings import Finding, Masks, SkippedFinding, files_inside
 from mammo_fed.data.rows import Split
 from mammo_fed.errors import DataError
 
@@ -108,4 +108,4 @@ def _folders(root: Path) -> dict[str, Path]:
 
 
 def _files(folder: Path | None) -> Sequence[Path]:
-    return sorted(folder.rglob("*.dcm")) if folder is not None else []
+    return files_inside(folder, folder.rglob("*.dcm")) if folder is not None else []

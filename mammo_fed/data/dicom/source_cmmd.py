@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
-from mammo_fed.data.dicom.findings import Breast, Finding, Skipped, SkippedFinding
+from mammo_fed.data.dicom.findings import Breast, Finding, Skipped, SkippedFinding, files_inside
 from mammo_fed.data.dicom.reading import read_side_and_view
 from mammo_fed.data.tables import read_table
 
@@ -46,7 +46,7 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
 def _images(root: Path, patient: str, side: str, label: int) -> Iterator[Finding | SkippedFinding]:
     folder = root / patient
     inside = patient and folder.resolve().parent == root.resolve()
-    files = sorted(folder.rglob("*.dcm")) if inside and folder.is_dir() else []
+    files = files_inside(root, folder.rglob("*.dcm")) if inside and folder.is_dir() else []
     if not files:
         yield SkippedFinding(name=f"{patient} {side}", reason="missing_file", detail=f"{folder} holds no DICOM file")
     for path in files:

