@@ -96,6 +96,17 @@ def _init(options: argparse.Namespace, console: Console) -> int:
     )
     folder, size = init_site(options.folder, request)
     policy = folder.file.policy
+    if not request.overrides:
+        warn(
+            console,
+            "no data=... was given: the site holds a made-up cohort, for trials only; a hospital gives data=cohort or "
+            "data=csv, and data.root=PATH",
+        )
+    if policy.delta * policy.public_patients >= 1:
+        warn(
+            console,
+            f"delta={policy.delta:g} is not below 1 / {policy.public_patients} patients: it allows to publish one of them",
+        )
     if options.json:
         print_json({**_about(folder), "public_patients": policy.public_patients, "public_images": policy.public_images})
         return 0

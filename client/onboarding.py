@@ -74,6 +74,10 @@ class SiteRequest:
             )
         if self.max_images_per_patient < 1:
             raise InvalidSetting(f"--max-images-per-patient={self.max_images_per_patient} must be at least 1")
+        for name in ("min_patients", "public_patients", "public_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidSetting(f"--{name.replace('_', '-')}={value} must be at least 1")
         other = [override for override in self.overrides if not re.match(r"data(\.[a-z_]+)?=", override)]
         if other:
             raise InvalidSetting(
@@ -143,6 +147,9 @@ def _measure(request: SiteRequest, data: DataSettings, cache: Path) -> CohortSiz
 
 def _values(request: SiteRequest, network: NetworkSettings, data: DataSettings, size: CohortSize) -> dict[str, object]:
     patients = size.patients if request.public_patients is None else request.public_patients
+    images = size.images if request.public_images is None else request.public_images
+    if patients > images:
+        raise InvalidSetting(f"--public-patients={patients} must not be above --public-images={images}: everybody has an image")
     if math.isinf(request.max_epsilon) and not data.public:
         raise InvalidSetting(
             "--max-epsilon=inf must be a number for a cohort that is not public (data.public=false); 6 is usual"
@@ -168,7 +175,7 @@ def _values(request: SiteRequest, network: NetworkSettings, data: DataSettings, 
         "most_noise_shares": request.share.num_sites if data.public else 1,
         "weights": ("wheel", "none", "timm") if data.public else ("wheel", "none"),
         "public_patients": patients,
-        "public_images": size.images if request.public_images is None else request.public_images,
+        "public_images": images,
         "public_class_balance": data.public,
         **asdict(request.share),
         **asdict(data),

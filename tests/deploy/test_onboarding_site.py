@@ -87,6 +87,37 @@ def test_init_says_what_becomes_public_and_takes_other_numbers(client, federatio
     assert (policy.public_patients, policy.public_images) == (20, 40)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--public-patients", "0"), "--public-patients=0 must be at least 1"),
+        (("--public-images", "0"), "--public-images=0 must be at least 1"),
+        (("--public-patients", "50", "--public-images", "40"), "--public-patients=50 must not be above --public-images=40"),
+    ],
+    ids=["patients", "images", "more patients"],
+)
+def test_init_refuses_numbers_that_no_cohort_has(client, federation, refused, table, cache, tmp_path, given, said):
+    arguments = ("--server", "localhost:18443", "--ca", federation.path / "for-sites" / "ca.crt", "--cache", cache)
+    of_table = ("data=csv", f"data.root={table.path}")
+    assert said in refused(client("init", tmp_path / "s", "--name", "h", *arguments, *of_table, *given))
+    assert not (tmp_path / "s").exists()
+
+
+def test_init_warns_of_a_delta_that_allows_to_publish_a_patient(client, federation, table, cache, tmp_path):
+    arguments = ("--server", "localhost:18443", "--ca", federation.path / "for-sites" / "ca.crt", "--cache", cache)
+    given = ("--delta", "0.5", "data=csv", f"data.root={table.path}")
+    code, _, err = client("init", tmp_path / "s", "--name", "h", *arguments, *given)
+    assert code == 0, err
+    assert "WARNING: delta=0.5 is not below 1 /" in err
+
+
+def test_init_warns_where_no_data_was_given(client, federation, cache, tmp_path):
+    arguments = ("--server", "localhost:18443", "--ca", federation.path / "for-sites" / "ca.crt", "--cache", cache)
+    code, _, err = client("init", tmp_path / "s", "--name", "h", *arguments)
+    assert code == 0, err
+    assert "WARNING: no data=... was given: the site holds a made-up cohort" in err
+
+
 def test_the_policy_of_an_unpublished_cohort_is_stricter(hospital, site):
     assert hospital.file.policy.units == ("patient",)
     assert not hospital.file.policy.public_class_balance
@@ -117,7 +148,7 @@ def test_a_table_is_found_from_any_folder(hospital, table, monkeypatch, tmp_path
         (("data=csv", "data.root=/nowhere/table.csv"), "/nowhere/table.csv"),
         (("--max-epsilon", "0"), "max_epsilon=0.0 must be above 0"),
         (("--delta", "1"), "delta=1.0 must be in (0, 1)"),
-        (("--public-images", "0"), "public_images=0 must be at least 1"),
+        (("--public-images", "0"), "--public-images=0 must be at least 1"),
         (("--max-images-per-patient", "0"), "--max-images-per-patient=0 must be at least 1"),
         (("seed=1",), "seed=1 is not of the site's"),
         (("privacy.target_epsilon=1",), "is not of the site's"),
