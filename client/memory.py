@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from client.policy import SiteFile
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.ledger import Ledger
+from mammo_fed.privacy.filters import FilterKind
+from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger_files import storage_errors, write_durably
 
-__all__ = ["LedgerMemory"]
+__all__ = ["LedgerMemory", "site_ledger"]
+
+
+@contextmanager
+def site_ledger(file: SiteFile, *, usual: FilterKind) -> Iterator[Ledger]:
+    """The ledger that a site's file names, held against what the site remembers of it before and after.
+
+    Args:
+      file: of the site.
+      usual: the filter that an account opens with where the policy leaves it to the run.
+
+    Raises:
+      LedgerError: If the ledger is gone, an older copy, tampered with, or not writable.
+    """
+    policy, memory = file.policy, LedgerMemory(Path(file.folder) / "ledger-head")
+    memory.check_exists(Path(file.ledger))
+    with Ledger.open(
+        Path(file.ledger),
+        site=file.site,
+        budget=Budget(max_epsilon=policy.max_epsilon, delta=policy.delta),
+        filter=usual if policy.filter == "auto" else policy.filter,
+        adopt=policy.filter == "auto",
+    ) as ledger:
+        memory.check_holds(ledger)
+        try:
+            yield ledger
+        finally:
+            memory.keep(ledger)
 
 
 class LedgerMemory:

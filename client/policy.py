@@ -68,7 +68,7 @@ class SitePolicy:
     public_class_balance: bool
     units: tuple[Literal["patient", "image"], ...]
     scopes: tuple[Literal["head"], ...]
-    provenance: tuple[Literal["procedural", "no_dp", "unknown"], ...]
+    provenance: tuple[Literal["procedural", "dp", "no_dp", "unknown"], ...]
     account: str = DEFAULT_ACCOUNT
     filter: Literal["auto", "gdp", "rdp", "declared"] = "auto"
     aggregation: tuple[Literal["plain", "masks", "shared_noise"], ...] = ("plain", "masks")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.memory import LedgerMemory
+from client.memory import site_ledger
 from client.policy import SiteFile, check_declaration, read_site_file
 from client.release import Prepared, Release, check_arrays, event_of
 from client.replies import reply_from_bytes, reply_to_bytes
@@ -37,8 +37,7 @@ from mammo_fed.models.features import Extractor, denormals_flushed
 from mammo_fed.models.networks import network_spec, write_flat_network
 from mammo_fed.privacy.dpsgd import PublicBatches
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.filters import FilterKind
-from mammo_fed.privacy.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger import Ledger
 from mammo_fed.training.local import SiteFeatures
 
 __all__ = ["Site", "open_site"]
@@ -238,23 +237,8 @@ class Site:
             spec = replace(spec, backbones=(network_spec(backbone, path),))
         return Extractor(spec, cache=self._cache)
 
-    @contextmanager
-    def _ledger(self, declaration: Declaration) -> Iterator[Ledger]:
-        policy, memory = self.file.policy, LedgerMemory(self.folder / "ledger-head")
-        usual: FilterKind = "gdp" if declaration.mechanism == "dp_gd" else "declared"
-        memory.check_exists(Path(self.file.ledger))
-        with Ledger.open(
-            Path(self.file.ledger),
-            site=self.file.site,
-            budget=Budget(max_epsilon=policy.max_epsilon, delta=policy.delta),
-            filter=usual if policy.filter == "auto" else policy.filter,
-            adopt=policy.filter == "auto",
-        ) as ledger:
-            memory.check_holds(ledger)
-            try:
-                yield ledger
-            finally:
-                memory.keep(ledger)
+    def _ledger(self, declaration: Declaration) -> AbstractContextManager[Ledger]:
+        return site_ledger(self.file, usual="gdp" if declaration.mechanism == "dp_gd" else "declared")
 
     def _reply(
         self,

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mammo_fed.cli_audit import add_audit_command
 from mammo_fed.cli_data import add_data_commands
+from mammo_fed.cli_gan import add_gan_commands
 from mammo_fed.cli_privacy import add_privacy_commands
 from mammo_fed.cli_reproduce import add_reproduce_command
 from mammo_fed.command_line import CommandLine
@@ -59,6 +60,7 @@ def _command_line() -> CommandLine:
     add_privacy_commands(line.commands, line.common)
     add_audit_command(line.commands, line.common)
     add_data_commands(line.commands, line.common)
+    add_gan_commands(line.commands, line.common)
     report = add("report", "show one run's results, or compare several on one page", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     report.add_argument("--output", type=Path, default=Path("comparison.html"), help="page for several runs")

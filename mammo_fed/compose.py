@@ -23,8 +23,18 @@ from yaml import YAMLError
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings import Settings
+from mammo_fed.settings.gan import GanSettings
 
-__all__ = ["Composed", "compose_settings", "expand_sweep", "read_composed", "read_configuration"]
+__all__ = [
+    "Composed",
+    "ComposedGan",
+    "compose_gan",
+    "compose_settings",
+    "expand_sweep",
+    "read_composed",
+    "read_composed_gan",
+    "read_configuration",
+]
 
 CONFIG_MODULE = "configs"
 
@@ -46,25 +56,22 @@ class Composed:
     sweep_folder: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComposedGan:
+    """A composed configuration of a generator's training; attributes as `Composed`."""
+
+    settings: GanSettings
+    yaml: str
+    folder: Path
+
+
 def compose_settings(overrides: Sequence[str]) -> Composed:
     """Compose the configuration tree with overrides such as `data=mammo_dp` or `privacy.target_epsilon=1`.
 
     Raises:
       InvalidSetting: If an override cannot be parsed, names no setting, or gives a value of the wrong type or range.
     """
-    setup_globals()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
-            _check_keys(overrides, _known_keys())
-            config = compose("config", overrides=list(overrides), return_hydra_config=True)
-        folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
-        job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        values: Any = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
-    except MissingConfigException as error:
-        raise InvalidSetting(_choices(error)) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InvalidSetting(_one_line(error)) from error
+    values, folder, sweep_folder = _composed("config", overrides, command="simulate")
     return Composed(
         settings=Settings.from_mapping(values),
         yaml=OmegaConf.to_yaml(OmegaConf.create(values)),
@@ -73,21 +80,64 @@ def compose_settings(overrides: Sequence[str]) -> Composed:
     )
 
 
+def compose_gan(overrides: Sequence[str]) -> ComposedGan:
+    """Compose what a generator is trained with, from overrides such as `data=mammo_dp` or `gan=mcgan_128`.
+
+    Raises:
+      InvalidSetting: As `compose_settings`.
+    """
+    values, folder, _ = _composed("gan", overrides, command="gan train")
+    return ComposedGan(
+        settings=GanSettings.from_mapping(values), yaml=OmegaConf.to_yaml(OmegaConf.create(values)), folder=folder
+    )
+
+
+def read_composed_gan(folder: Path) -> ComposedGan:
+    """What a generator's training was composed from, read back from its folder.
+
+    Raises:
+      InvalidSetting: If there is none, or it is damaged or of another version.
+    """
+    values, text = _read(folder)
+    return ComposedGan(settings=GanSettings.from_mapping(values), yaml=text, folder=folder)
+
+
+def _composed(name: str, overrides: Sequence[str], *, command: str) -> tuple[Any, Path, Path]:
+    """Plain values, run folder and sweep folder of a configuration."""
+    setup_globals()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
+            _check_keys(overrides, _known_keys(name), command=command)
+            config = compose(name, overrides=list(overrides), return_hydra_config=True)
+        folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
+        job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return OmegaConf.to_container(job, resolve=True, throw_on_missing=True), folder, sweep_folder
+    except MissingConfigException as error:
+        raise InvalidSetting(_choices(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InvalidSetting(_one_line(error)) from error
+
+
 def read_composed(folder: Path) -> Composed:
     """What a run was composed from, read back from the config.yaml of its folder.
 
     Raises:
       InvalidSetting: If there is none, or it is damaged or of another version.
     """
+    values, text = _read(folder)
+    return Composed(settings=Settings.from_mapping(values), yaml=text, folder=folder, sweep_folder=folder)
+
+
+def _read(folder: Path) -> tuple[Any, str]:
     path = folder / "config.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        values: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=True), text
     except OSError as error:
         raise InvalidSetting(f"{path} cannot be read ({error.strerror}); give a run's folder") from error
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise InvalidSetting(f"{path} is not a run's configuration ({_one_line(error)}); restore it from a backup") from error
-    return Composed(settings=Settings.from_mapping(values), yaml=text, folder=folder, sweep_folder=folder)
 
 
 def read_configuration(name: str) -> Any:
@@ -118,20 +168,20 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         raise InvalidSetting(f"{_one_line(error)}; overrides look like privacy.target_epsilon=1") from error
 
 
-@lru_cache(maxsize=1)
-def _known_keys() -> tuple[str, ...]:
+@lru_cache(maxsize=2)
+def _known_keys(name: str) -> tuple[str, ...]:
     """Every key of the default configuration, groups included; needs an initialised Hydra."""
-    return tuple(sorted(_names(OmegaConf.to_container(compose("config"), resolve=False))))
+    return tuple(sorted(_names(OmegaConf.to_container(compose(name), resolve=False))))
 
 
-def _check_keys(overrides: Sequence[str], names: Sequence[str]) -> None:
+def _check_keys(overrides: Sequence[str], names: Sequence[str], *, command: str) -> None:
     """Name an unknown key and its nearest neighbours before Hydra answers with several lines."""
     for override in _parse(overrides):
         key = str(override.key_or_group)
         if override.is_add() or key in names or key.startswith("hydra"):
             continue
         near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see mammo-fed simulate --cfg job"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"see mammo-fed {command} --cfg job"
         raise InvalidSetting(f"{key} is not a setting; {hint}")
 
 

@@ -31,11 +31,12 @@ from mammo_fed.reporting.record import (
     shared_noise_sentence,
     threat_text,
 )
-from mammo_fed.reporting.wording import site_level_sentence
+from mammo_fed.reporting.wording import site_level_sentence, synthetic_sentence
 from mammo_fed.settings import Settings
 from server.admission import Traffic
 from server.budget import TURNED_AWAY, BudgetView, SiteSpending
 from server.public import PublicStart
+from server.synthetic import Overlap, seen_by_generator
 
 __all__ = ["Outcome", "build_record"]
 
@@ -45,12 +46,6 @@ MECHANISM: Final = {
     ("dp_gd", "secure"): "full-batch DP gradient descent, closed form, discrete Gaussian on a grid",
     ("dp_sgd", "float"): "Poisson DP-SGD (Opacus)",
     ("dp_sgd", "secure"): "Poisson DP-SGD, discrete Gaussian on a grid",
-}
-# What the generators behind the known sets saw: (epsilon, delta, trained on).
-SEEN: Final[Mapping[str, tuple[float, float, str]]] = {
-    "procedural": (0.0, 0.0, "no patient (procedural images)"),
-    "no_dp": (math.inf, 0.0, "CBIS-DDSM training images"),
-    "unknown": (math.inf, 0.0, "unknown data"),
 }
 
 
@@ -66,6 +61,7 @@ class Outcome:
     weights_sha256: str
     evaluation: Mapping[str, Evaluation]
     evaluation_public: bool
+    overlap: Overlap
     started: datetime
     seconds: Seconds
     mode: Literal["simulate", "deploy", "reproduce"]
@@ -75,7 +71,7 @@ class Outcome:
 
 def build_record(outcome: Outcome) -> Record:
     """The record of a finished run; nothing in it is about a single patient."""
-    settings, model = outcome.settings, outcome.settings.model
+    settings, model, seen = outcome.settings, outcome.settings.model, _provenance(outcome)
     seconds = outcome.traffic.seconds
     return Record(
         run_id=outcome.declaration.run_id,
@@ -98,9 +94,11 @@ def build_record(outcome: Outcome) -> Record:
             source=outcome.start.source,
             images=outcome.start.images,
             sha256=outcome.start.sha256,
-            provenance=_provenance(outcome.start),
+            provenance=seen,
+            set_sha256=outcome.start.origin.sha256 if outcome.start.origin else "",
+            total=synthetic_sentence(outcome.start.source, seen),
         ),
-        privacy=_privacy(outcome),
+        privacy=_privacy(outcome, seen),
         evaluation=dict(outcome.evaluation),
         federation=FederationSection(
             strategy=settings.federation.strategy,
@@ -156,12 +154,27 @@ def _data(outcome: Outcome) -> DataSection:
     )
 
 
-def _provenance(start: PublicStart) -> Provenance:
-    epsilon, delta, trained_on = SEEN[start.provenance]
-    return Provenance(epsilon=epsilon, delta=delta, trained_on=trained_on)
+def _provenance(outcome: Outcome) -> Provenance:
+    charged = [spending for spending in outcome.budget.sites.values() if spending.epsilon > 0]
+    return seen_by_generator(
+        outcome.start,
+        charged,
+        overlap=outcome.overlap,
+        settings=outcome.settings,
+        run_alone=_run_alone(outcome),
+        patient_epsilons=[
+            (outcome.budget.patient_epsilon if _run_alone(outcome) else outcome.budget.patient_epsilon_account)(spending.site)
+            for spending in charged
+        ],
+    )
 
 
-def _privacy(outcome: Outcome) -> PrivacySection:
+def _run_alone(outcome: Outcome) -> bool:
+    """A real site keeps one ledger for all runs on its patients, whatever the coordinator would like."""
+    return outcome.settings.privacy.ledger == "run" and outcome.mode != "deploy"
+
+
+def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
     privacy, declaration = outcome.settings.privacy, outcome.declaration
     sites = tuple(_site(outcome, spending) for spending in outcome.budget.sites.values())
     noise: Literal["operating system", "injected", "none"] = "operating system"
@@ -169,11 +182,9 @@ def _privacy(outcome: Outcome) -> PrivacySection:
         noise = "injected"
     elif math.isinf(privacy.target_epsilon):
         noise = "none"
-    # A real site keeps one ledger for all runs on its patients, whatever the coordinator would like.
-    run_alone = privacy.ledger == "run" and outcome.mode != "deploy"
+    run_alone = _run_alone(outcome)
     # Rounds and runs follow what came before them: over all runs only the cap that the sites' ledgers enforce is a guarantee.
     charged = [site for site in sites if site.epsilon > 0]
-    seen = _provenance(outcome.start)
     return PrivacySection(
         unit=privacy.unit,
         delta=privacy.delta,
@@ -205,9 +216,7 @@ def _privacy(outcome: Outcome) -> PrivacySection:
         + not_covered_sentences(
             evaluation_public=outcome.evaluation_public,
             synthetic_source=outcome.start.source,
-            synthetic_epsilon=seen.epsilon,
-            synthetic_delta=seen.delta,
-            synthetic_trained_on=seen.trained_on,
+            seen=seen,
             chosen_round=outcome.chosen_round,
         ),
         aggregation=declaration.aggregation,

@@ -7,14 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.data.assemble import synthetic_cohort, synthetic_source
+from mammo_fed.data.assemble import synthetic_cohort, synthetic_provenance, synthetic_source
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint, require_both_classes
+from mammo_fed.data.synthetic_set import SetProvenance
 from mammo_fed.federation.payload import PublicPayload
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, Progress
@@ -29,7 +30,8 @@ from mammo_fed.training.recipe import resolve
 __all__ = ["PublicStart", "make_extractor", "make_public_start"]
 
 FORMAT = 1
-PROVENANCE: Mapping[str, Literal["procedural", "no_dp", "unknown"]] = {
+SetKind: TypeAlias = Literal["procedural", "dp", "no_dp", "unknown"]
+PROVENANCE: Mapping[str, SetKind] = {
     "phantom": "procedural",
     "gan": "no_dp",
     "folder": "unknown",
@@ -45,7 +47,8 @@ class PublicStart:
       head: shape of the head.
       flat: float32, the pretrained (or fresh) head.
       source: "phantom", "gan" or "folder".
-      provenance: "procedural", "no_dp" or "unknown".
+      provenance: "procedural", "dp", "no_dp" or "unknown".
+      origin: where the set comes from, where it says so itself.
       sha256: content hash of the synthetic set.
       images: number of synthetic images.
       network: file of the pretrained network, or None.
@@ -55,7 +58,8 @@ class PublicStart:
     head: HeadSpec
     flat: NDArray[np.float32]
     source: str
-    provenance: Literal["procedural", "no_dp", "unknown"]
+    provenance: SetKind
+    origin: SetProvenance | None
     sha256: str
     images: int
     network: Path | None
@@ -160,6 +164,7 @@ def make_public_start(
         network_path = _network_path(settings, Extractor(extractor_spec(model, seed=0), cache=cache), cohort)
     augmented = "augment" in settings.synthesis.use
     source = synthetic_source(settings.synthesis, settings.data)
+    origin = synthetic_provenance(settings.synthesis)
     return PublicStart(
         payload=PublicPayload(
             whitening=whitening,
@@ -171,7 +176,8 @@ def make_public_start(
         head=head,
         flat=_start(settings, head, features, cohort.labels, network_path, cache=cache, whitening=key),
         source=source,
-        provenance=PROVENANCE[source],
+        provenance=PROVENANCE[source] if origin is None else origin.kind,
+        origin=origin,
         sha256=content,
         images=len(cohort),
     )

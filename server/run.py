@@ -35,6 +35,7 @@ from server.budget import BudgetView
 from server.outcome import Outcome, build_record
 from server.public import PublicStart, make_extractor, make_public_start
 from server.rounds import Deployment, Rounds
+from server.synthetic import check_synthesis, overlap_of
 
 __all__ = ["Hooks", "run_federation", "share_of"]
 
@@ -92,6 +93,9 @@ def run_federation(
     start = make_public_start(
         settings, extractor, cache=cache, progress=lambda done, total: hooks.features("synthetic", done, total)
     )
+    share = share_of(settings)
+    overlap = overlap_of(start, settings, share, here=mode != "deploy", cache=cache)
+    check_synthesis(start, settings, overlap)
     blocks = {name: _blocks(extractor, name, cohort, hooks) for name, cohort in held_out.items()}
     after_features = time.perf_counter()
 
@@ -138,6 +142,7 @@ def run_federation(
         traffic=rounds.traffic,
         weights_sha256=extractor.weights_sha256,
         evaluation={name: _published(metrics, settings) for name, metrics in evaluation.items()},
+        overlap=overlap,
         evaluation_public=all(cohort.public for cohort in held_out.values()),
         chosen_round=chosen,
         site_level_epsilon=rounds.site_level_epsilon,

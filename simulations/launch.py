@@ -94,7 +94,7 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
             public_class_balance=pool.cohort.public,
             units=("patient", "image"),
             scopes=("head",),
-            provenance=("procedural", "no_dp", "unknown"),
+            provenance=("procedural", "dp", "no_dp", "unknown"),
             aggregation=("plain", "masks", "shared_noise"),
             most_noise_shares=settings.federation.num_sites,
             weights=("wheel", "none", "timm", *([settings.model.weights_file] if settings.model.weights_file else [])),

@@ -22,6 +22,7 @@ from mammo_fed.data.phantom_cohorts import phantom_hospitals, phantom_synthetic
 from mammo_fed.data.share import Share
 from mammo_fed.data.sources import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
 from mammo_fed.data.sources_mammo_dp import read_mammo_dp_synthetic
+from mammo_fed.data.synthetic_set import SetProvenance, is_synthetic_set, read_synthetic_set
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.folders import kept_secret
 from mammo_fed.settings import DataSettings, SynthesisSettings
@@ -32,6 +33,7 @@ __all__ = [
     "limit_images_per_patient",
     "load_pool",
     "synthetic_cohort",
+    "synthetic_provenance",
     "synthetic_source",
     "whole_cohort",
 ]
@@ -119,13 +121,17 @@ def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: 
       InvalidSetting: If the GAN images are asked for without a clone to read them from.
     """
     source = synthetic_source(synthesis, data)
+    if (folder := _set_folder(synthesis)) is not None:
+        return _read_set(folder, synthesis.sha256)[0]
+    if synthesis.sha256 is not None:
+        raise InvalidSetting("synthesis.sha256 is given, and there is no synthetic set with a hash: give synthesis.root=SET")
     if source == "folder":
         return read_image_folder(Path(str(synthesis.root)), public=True)
     if source == "gan":
         root = synthesis.root or (data.root if data.source == "mammo_dp" else None)
         if root is None:
             raise InvalidSetting(
-                "synthesis.source=gan reads the GAN images of a clone of RichardObi/mammo_dp: give synthesis.root=CLONE, "
+                "synthesis.source=gan reads a synthetic set or the GAN images of a clone of RichardObi/mammo_dp: give synthesis.root, "
                 "or choose synthesis.source=phantom"
             )
         return _read_synthetic(Path(root))
@@ -138,6 +144,29 @@ def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: 
     }
     arrays = _cached_cohorts(cache, {"drawn": "synthetic", **drawing}, lambda: {"synthetic": phantom_synthetic(**drawing)})
     return arrays["synthetic"]
+
+
+def synthetic_provenance(synthesis: SynthesisSettings) -> SetProvenance | None:
+    """Where the synthetic set comes from, None where it has no provenance of its own.
+
+    Raises:
+      DataError: If the set is damaged, or not the expected one.
+    """
+    folder = _set_folder(synthesis)
+    return None if folder is None else _read_set(folder, synthesis.sha256)[1]
+
+
+def _set_folder(synthesis: SynthesisSettings) -> Path | None:
+    """The folder of the synthetic set that the settings name, None if they name another kind of thing."""
+    if synthesis.source not in ("gan", "folder") or synthesis.root is None:
+        return None
+    folder = Path(synthesis.root).expanduser()
+    return folder if is_synthetic_set(folder) else None
+
+
+@lru_cache(maxsize=2)
+def _read_set(folder: Path, sha256: str | None) -> tuple[Cohort, SetProvenance]:
+    return read_synthetic_set(folder, expected_sha256=sha256)
 
 
 def limit_images_per_patient(cohort: Cohort, rows: NDArray[np.int64], *, most: int) -> NDArray[np.int64]:

@@ -51,7 +51,7 @@ max_images_per_patient = $max_images_per_patient
 units = $units
 # Parts of the model that may be trained here.
 scopes = $scopes
-# Origins of the shared synthetic set: "procedural", "no_dp" (a generator trained without DP), "unknown".
+# Origins of the shared synthetic set: "procedural", "dp" and "no_dp" (a generator of patients, with and without DP), "unknown".
 provenance = $provenance
 # Name of the budget that runs are charged to.
 account = $account
@@ -119,7 +119,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "max_images_per_patient": 16,
     "units": ("patient",),
     "scopes": ("head",),
-    "provenance": ("procedural", "no_dp"),
+    "provenance": ("procedural", "dp", "no_dp"),
     "account": "default",
     "filter": "auto",
     "aggregation": ("plain", "masks"),

@@ -32,7 +32,8 @@ class Declaration:
       model: how features are made; the site checks that it holds the same weights.
       weights_sha256: hash of the backbone weights at the server.
       whitening_sha256: hash of the public statistics that come with the declaration.
-      synthesis_provenance: "procedural", "no_dp" (the generator saw patients without privacy) or "unknown".
+      synthesis_provenance: "procedural", "dp" (the generator saw patients with differential privacy), "no_dp" (without) or
+        "unknown".
       dims: number of features.
       unit, target_epsilon, delta, accountant, mechanism: see mammo_fed.settings.PrivacySettings.
       clipping_norm, mean_clipping_norm, mean_fraction: of the releases.
@@ -53,7 +54,7 @@ class Declaration:
     model: ModelSettings
     weights_sha256: str
     whitening_sha256: str
-    synthesis_provenance: Literal["procedural", "no_dp", "unknown"]
+    synthesis_provenance: Literal["procedural", "dp", "no_dp", "unknown"]
     dims: int
     unit: Literal["patient", "image"]
     target_epsilon: float

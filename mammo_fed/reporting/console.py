@@ -30,7 +30,10 @@ def results_table(record: Record) -> Group:
     guarantee = Text(f"Guarantee: {readable(record.privacy.guarantee)}")
     central = record.federation.central
     site_level = [] if central is None else [Text(f"Each site as a whole: {readable(central.guarantee)}")]
-    return Group(metrics_table(record), privacy_table(record), *warnings, guarantee, *site_level)
+    # Procedural images cost nothing and need no line.
+    costs = record.synthesis.provenance.epsilon > 0 and record.synthesis.total
+    synthetic = [Text(f"Synthetic images: {readable(record.synthesis.total)}")] if costs else []
+    return Group(metrics_table(record), privacy_table(record), *warnings, guarantee, *synthetic, *site_level)
 
 
 def metrics_table(record: Record) -> Table:

@@ -76,6 +76,7 @@ def write_page(folder: Path, record: Record, curves: Curves, *, settings: str = 
         *_site_level(record),
         _plots(record, curves),
         markup.section("How to read this", markup.listing(HOW_TO_READ)),
+        *_with_synthetic(record),
         markup.section("What epsilon does not cover", markup.listing(record.privacy.not_covered)),
         _data(record),
         _how_it_ran(record),
@@ -90,6 +91,12 @@ def _site_level(record: Record) -> list[Html]:
     """What the server's own noise protects; nothing where it added none."""
     central = record.federation.central
     return [] if central is None else [markup.section("Each site as a whole", markup.paragraph(central.guarantee))]
+
+
+def _with_synthetic(record: Record) -> list[Html]:
+    """What set and run guarantee together; nothing for records that do not say."""
+    total = record.synthesis.total
+    return [markup.section("With the synthetic images", markup.paragraph(total))] if total else []
 
 
 def _header(record: Record) -> Html:

@@ -86,25 +86,40 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a generator saw: the cohort, and epsilon and delta towards its patients.
+    """What a generator saw, and what that adds up to with the run.
 
-    Epsilon is 0 where no patient is in it (a phantom, no synthetic set) and infinite without differential privacy.
+    Attributes:
+      epsilon, delta: towards each `unit` that it saw; 0 where no patient is in it, infinite without differential privacy.
+      trained_on: the cohort.
+      overlap: whether images that it saw are trained on in the run too.
+      unit: that the generator's training protects; "" without differential privacy.
+      total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
+      chosen: how the step that it is taken from was chosen.
     """
 
     epsilon: float
     delta: float
     trained_on: str
+    overlap: Literal["none", "some", "unknown"] = "unknown"
+    unit: str = ""
+    total_epsilon: float = math.inf
+    total_delta: float = 0.0
+    total_unit: str = ""
+    chosen: str = ""
 
     def __post_init__(self) -> None:
         _require_epsilon("synthesis.provenance.epsilon", self.epsilon)
         _require_share("synthesis.provenance.delta", self.delta)
+        _require_epsilon("synthesis.provenance.total_epsilon", self.total_epsilon)
+        _require_share("synthesis.provenance.total_delta", self.total_delta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisSection:
     """How the synthetic set was used ("whiten", "pretrain", "augment"), which it was, and what its generator saw.
 
-    `sha256` is over its pixels and labels; `images` counts them.
+    `sha256` is over its pixels and labels; `images` counts them; `set_sha256` is the hash of a set with its own provenance;
+    `total` says in a sentence what set and run guarantee together.
     """
 
     use: tuple[str, ...]
@@ -112,6 +127,8 @@ class SynthesisSection:
     images: int
     sha256: str
     provenance: Provenance
+    set_sha256: str = ""
+    total: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

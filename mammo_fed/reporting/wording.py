@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from mammo_fed.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from mammo_fed.reporting.sections import Provenance
 
 __all__ = [
     "REJECTIONS",
@@ -19,6 +22,7 @@ __all__ = [
     "set_title",
     "shared_noise_sentence",
     "site_level_sentence",
+    "synthetic_sentence",
     "threat_text",
     "warning_sentences",
 ]
@@ -320,9 +324,7 @@ def not_covered_sentences(
     *,
     evaluation_public: bool,
     synthetic_source: str,
-    synthetic_epsilon: float,
-    synthetic_delta: float,
-    synthetic_trained_on: str,
+    seen: Provenance,
     chosen_round: int | None = None,
 ) -> tuple[str, ...]:
     """What the reported epsilon does not cover, one sentence each.
@@ -330,9 +332,7 @@ def not_covered_sentences(
     Args:
       evaluation_public: whether every evaluation cohort is declared public.
       synthetic_source: "phantom", "gan", "folder", or "none" for a run without synthetic images.
-      synthetic_epsilon: of the generator towards the patients it was trained on; infinite without differential privacy.
-      synthetic_delta: of the same guarantee.
-      synthetic_trained_on: the cohort that the generator saw, such as "CBIS-DDSM training images".
+      seen: what the generator saw, and what that adds up to.
       chosen_round: the round whose model was chosen by its score on validation patients, or None where nothing was chosen.
     """
     chosen = (
@@ -351,21 +351,35 @@ def not_covered_sentences(
         "Hyper-parameters (features, clipping norms, learning rates, numbers of steps) were chosen without differential "
         "privacy; what that choice reveals about the patients it was made on is not in epsilon.",
         *chosen,
-        _synthetic_sentence(synthetic_source, synthetic_epsilon, synthetic_delta, synthetic_trained_on),
+        synthetic_sentence(synthetic_source, seen),
     )
 
 
-def _synthetic_sentence(source: str, epsilon: float, delta: float, trained_on: str) -> str:
+def synthetic_sentence(source: str, seen: Provenance) -> str:
+    """What a synthetic set and the run that used it guarantee together, in one sentence."""
     if source == "none":
         return "No synthetic images were used."
-    if source == "phantom":
+    if seen.epsilon == 0:
         return "The synthetic images are procedural: no patient's data went into them, so they cost no privacy."
-    if math.isinf(epsilon):
+    apart = "none of their images is among those that this run trains on"
+    if math.isinf(seen.epsilon):
+        where = apart if seen.overlap == "none" else "above all where they are in the training cohort too"
         return (
-            f"The generator of the synthetic images was trained on {trained_on} without differential privacy: the reported "
-            "epsilon does not cover what it reveals about them, above all where they are in the training cohort too."
+            f"The generator of the synthetic images was trained on {seen.trained_on} without differential privacy: the "
+            f"reported epsilon does not cover what it reveals about them, {where}."
         )
+    trained = (
+        f"The generator of the synthetic images was trained on {seen.trained_on} with (epsilon={epsilon_text(seen.epsilon)}, "
+        f"delta={delta_text(seen.delta)})-differential privacy for each {seen.unit}"
+    )
+    if seen.chosen == "by request":
+        trained += " (which of its steps was taken is a choice that no epsilon covers, if real images led to it)"
+    if seen.overlap == "none":
+        return f"{trained}; {apart}, so that each cohort has its own guarantee."
+    who = "who are in both cohorts are" if seen.overlap == "some" else "who may be in both cohorts are"
+    if math.isinf(seen.total_epsilon):
+        return f"{trained}; patients {who} not protected in all, since this run has no guarantee."
     return (
-        f"The generator of the synthetic images was trained on {trained_on} with (epsilon={epsilon_text(epsilon)}, "
-        f"delta={delta_text(delta)})-differential privacy, which a patient in both cohorts pays on top of the reported epsilon."
+        f"{trained}; patients {who} protected with (epsilon={epsilon_text(seen.total_epsilon)}, "
+        f"delta={delta_text(seen.total_delta)}) for each {seen.total_unit} by training and run composed."
     )

@@ -31,6 +31,8 @@ class PrivacySettings:
       ledger: "run" (a fresh one in the run folder) or a folder whose ledgers carry over all runs.
       noise: "secure" (units rounded to a public grid, integer sums, discrete Gaussian noise) or "float".
       noise_seed: injects the noise for tests and benchmarks on public cohorts; voids the guarantee.
+      require_public_synthesis: whether a synthetic set is refused whose generator saw patients without differential privacy, or
+        patients who (may) train in the run too.
     """
 
     unit: Literal["patient", "image"]
@@ -50,6 +52,7 @@ class PrivacySettings:
     ledger: str
     noise: Literal["secure", "float"]
     noise_seed: int | None
+    require_public_synthesis: bool
 
     def __post_init__(self) -> None:
         if not self.target_epsilon > 0:

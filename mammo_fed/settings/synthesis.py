@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings.checks import Auto, at_least
 
 __all__ = ["SynthesisSettings"]
+
+_HASH: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +20,10 @@ class SynthesisSettings:
     """The centrally shared synthetic set and what it is used for.
 
     Attributes:
-      source: "phantom" (procedural), "gan" (the clone's GAN images), "folder" (images named *_malignant / *_benign), or "auto":
-        gan for data=mammo_dp where the clone has them, else phantom.
-      root: the folder of source="folder".
+      source: "phantom" (procedural), "gan" (a synthetic set from `mammo-fed gan`, or the clone's GAN images), "folder" (such a
+        set, or images named *_malignant / *_benign), or "auto": gan for data=mammo_dp where the clone has them, else phantom.
+      root: the set's folder, or for "gan" a clone.
+      sha256: the hash that a synthetic set must have, 64 hex digits; None takes any that is whole.
       use: of "whiten" (fits the public statistics), "pretrain" (training starts from it) and "augment" (sites train on it
         beside their patients). Whitening is always needed.
       count: number of phantom images.
@@ -33,6 +37,7 @@ class SynthesisSettings:
 
     source: Literal["phantom", "gan", "folder"] | Auto
     root: str | None
+    sha256: str | None
     use: tuple[Literal["whiten", "pretrain", "augment"], ...]
     count: int
     pretrain_scope: Literal["head", "network"]
@@ -46,6 +51,8 @@ class SynthesisSettings:
     sampler: Literal["separate", "mixed"]
 
     def __post_init__(self) -> None:
+        if self.sha256 is not None and not _HASH.fullmatch(self.sha256):
+            raise InvalidSetting(f"synthesis.sha256={self.sha256} must be 64 hex digits; `mammo-fed gan check SET` prints it")
         at_least("synthesis.count", self.count, 16)
         at_least("synthesis.epochs", self.epochs, 1)
         at_least("synthesis.batch_size", self.batch_size, 2)
@@ -60,4 +67,7 @@ class SynthesisSettings:
                 "fitted on patients"
             )
         if self.source == "folder" and not self.root:
-            raise InvalidSetting("synthesis.source=folder needs synthesis.root=FOLDER with *_malignant.png and *_benign.png")
+            raise InvalidSetting(
+                "synthesis.source=folder needs synthesis.root=FOLDER: a set from `mammo-fed gan sample`, or "
+                "*_malignant.png and *_benign.png"
+            )

@@ -1,0 +1,154 @@
+"""A generator's training from first step to last, over interruptions: nothing is shown that no checkpoint holds.
+
+Why that order: under privacy a step that is taken again after a crash has fresh noise. Were a sample of the lost step on the
+disk, somebody would hold two draws of a release that was paid for once. So losses, samples and scalars are written after the
+checkpoint that holds them, and from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from mammo_fed.folders import write_private
+from mammo_fed.settings.gan import GanSettings
+from mammo_fed.synthesis.adversarial import Adversaries, Losses, RealGradient
+from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint
+from mammo_fed.synthesis.mcgan import Generator
+from mammo_fed.synthesis.sampling import draw_images
+
+__all__ = ["LOSSES_NAME", "SAMPLES_NAME", "TENSORBOARD_NAME", "GanProgress", "train_gan"]
+
+LOSSES_NAME: Final = "losses.csv"
+SAMPLES_NAME: Final = "samples"
+TENSORBOARD_NAME: Final = "tensorboard"
+GRID_SIDE: Final = 8
+
+GanProgress = Callable[[int, int, Losses], None]
+
+
+def train_gan(
+    settings: GanSettings, real: RealGradient, folder: Path, *, progress: GanProgress = lambda *_: None
+) -> Adversaries:
+    """Train until the last step, from the newest checkpoint of `folder` if it has one.
+
+    With the same settings on the same machine, a training that was interrupted anywhere ends with the same networks and losses
+    as one that was not, but for noise from the operating system, of which no two trainings have the same.
+
+    Args:
+      settings: of the training.
+      real: the real images' part of the discriminator's gradient; see mammo_fed.synthesis.real_gradients.
+      folder: of the training; checkpoints, losses, samples and TensorBoard's scalars go there.
+      progress: called after every step with (step, steps, its losses).
+
+    Raises:
+      InvalidSetting: If the folder's checkpoints were written under other settings.
+      DataError: If its newest checkpoint is damaged.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    adversaries = Adversaries(settings.gan, seed=settings.seed)
+    identity = settings.sha256()
+    losses: list[Losses] = []
+    if steps := checkpoint_steps(folder):
+        losses = read_checkpoint(folder, steps[-1], adversaries, settings_sha256=identity)
+    with _Shown(folder, settings) as shown:
+        shown.update(adversaries, losses)
+        while adversaries.step < settings.gan.steps:
+            losses.append(adversaries.advance(real))
+            progress(adversaries.step, settings.gan.steps, losses[-1])
+            if adversaries.step % settings.gan.checkpoint_every == 0 or adversaries.step == settings.gan.steps:
+                write_checkpoint(folder, adversaries, losses, settings_sha256=identity)
+                shown.update(adversaries, losses)
+                _forget(folder, keep=settings.gan.keep_checkpoints)
+    return adversaries
+
+
+@dataclass
+class _Shown:
+    """What people look at while it trains."""
+
+    folder: Path
+    settings: GanSettings
+
+    def __enter__(self) -> _Shown:
+        # Slow to import, and of no use to who only draws images.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._last = 0
+        self._writer = SummaryWriter(str(self.folder / TENSORBOARD_NAME))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def update(self, adversaries: Adversaries, losses: list[Losses]) -> None:
+        """Show what the checkpoint that was just read or written holds."""
+        if not losses:
+            return
+        write_private(self.folder / LOSSES_NAME, _table(losses))
+        _write_grid(self.folder, adversaries.average, step=adversaries.step, seed=self.settings.seed)
+        for one in losses[self._last :]:
+            scalars = {"loss/generator": one.generator, "loss/fake": one.fake, "loss/real": one.real}
+            for name, value in scalars.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, one.step)
+        self._last = len(losses)
+        self._writer.flush()
+
+
+def _table(losses: list[Losses]) -> bytes:
+    rows = ["step,generator,fake,real"]
+    rows += [f"{one.step},{one.generator!r},{one.fake!r},{'' if one.real is None else repr(one.real)}" for one in losses]
+    return ("\n".join(rows) + "\n").encode()
+
+
+def read_losses(folder: Path) -> list[Losses]:
+    """The losses of a training, as its newest checkpoint had them."""
+    with (folder / LOSSES_NAME).open(encoding="utf-8", newline="") as file:
+        return [
+            Losses(
+                step=int(row["step"]),
+                generator=float(row["generator"]),
+                fake=float(row["fake"]),
+                real=float(row["real"]) if row["real"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def _write_grid(folder: Path, average: Generator, *, step: int, seed: int) -> None:
+    """Samples of a step, the same latent numbers each time: benign in the left half, malignant in the right."""
+    path = folder / SAMPLES_NAME / f"step_{step:08d}.png"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pixels, labels = draw_images(average, count=GRID_SIDE * GRID_SIDE, seed=seed)
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    Image.fromarray(np.round(grid(pixels, labels) * 255).astype(np.uint8)).save(draft, format="PNG")
+    draft.replace(path)
+
+
+def grid(pixels: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """One picture of many images, benign ones in the left half and malignant ones in the right; those left over are dropped."""
+    halves = []
+    for label in (0, 1):
+        images = pixels[labels == label]
+        across = max(1, int(np.sqrt(len(images) / 2)))
+        rows = [np.concatenate(list(images[at : at + across]), axis=1) for at in range(0, len(images) - across + 1, across)]
+        halves.append(np.concatenate(rows, axis=0))
+    height = min(len(half) for half in halves)
+    return np.concatenate([half[:height] for half in halves], axis=1)
+
+
+def _forget(folder: Path, *, keep: int) -> None:
+    if keep:
+        for step in checkpoint_steps(folder)[:-keep]:
+            checkpoint_path(folder, step).unlink(missing_ok=True)
