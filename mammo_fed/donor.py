@@ -46,6 +46,7 @@ from mammo_fed.typed import build, plain
 __all__ = [
     "DonorCohort",
     "Training",
+    "check_policy",
     "donor_cohort",
     "import_paper_set",
     "new_private_folder",
@@ -174,7 +175,7 @@ def start_training(
     cohort = donor.cohort
     most = settings.privacy.max_images_per_patient
     cohort = cohort.select(limit_images_per_patient(cohort, np.arange(len(cohort)), most=most))
-    _check_policy(settings, site, cohort)
+    check_policy(settings, site, cohort)
     new_private_folder(folder)
     with held(folder / LOCK_NAME, what="mammo-fed gan train"):
         training = _begun(settings, folder, cohort=cohort, donor=donor, site=site)
@@ -239,7 +240,7 @@ def _ledger(settings: GanSettings, folder: Path, site: SiteFile | None) -> Itera
         yield ledger
 
 
-def _check_policy(settings: GanSettings, site: SiteFile | None, cohort: Cohort) -> None:
+def check_policy(settings: GanSettings, site: SiteFile | None, cohort: Cohort) -> None:
     """Hold the training against the donor's policy; budgets are the ledger's matter."""
     privacy, complaints = settings.privacy, []
     if not cohort.public:

@@ -115,7 +115,7 @@ def seen_by_generator(
         delta=promised.delta,
         trained_on=trained_on,
         overlap=overlap,
-        unit=promised.unit,
+        generator_unit=promised.unit,
         total_epsilon=total,
         total_delta=total_delta,
         total_unit=promised.unit if same else "patient",

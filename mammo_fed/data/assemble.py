@@ -131,8 +131,8 @@ def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: 
         root = synthesis.root or (data.root if data.source == "mammo_dp" else None)
         if root is None:
             raise InvalidSetting(
-                "synthesis.source=gan reads a synthetic set or the GAN images of a clone of RichardObi/mammo_dp: give synthesis.root, "
-                "or choose synthesis.source=phantom"
+                "synthesis.source=gan reads a synthetic set, or the GAN images of a clone of RichardObi/mammo_dp: give "
+                "synthesis.root, or choose synthesis.source=phantom"
             )
         return _read_synthetic(Path(root))
     # Seeds of hospitals are even and those of the shared set odd: the set never shares a draw with a patient.

@@ -89,10 +89,10 @@ class Provenance:
     """What a generator saw, and what that adds up to with the run.
 
     Attributes:
-      epsilon, delta: towards each `unit` that it saw; 0 where no patient is in it, infinite without differential privacy.
+      epsilon, delta: towards each `generator_unit` that it saw; 0 where no patient is in it, infinite without privacy.
       trained_on: the cohort.
       overlap: whether images that it saw are trained on in the run too.
-      unit: that the generator's training protects; "" without differential privacy.
+      generator_unit: that its training protects; "" without differential privacy.
       total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
       chosen: how the step that it is taken from was chosen.
     """
@@ -101,7 +101,7 @@ class Provenance:
     delta: float
     trained_on: str
     overlap: Literal["none", "some", "unknown"] = "unknown"
-    unit: str = ""
+    generator_unit: str = ""
     total_epsilon: float = math.inf
     total_delta: float = 0.0
     total_unit: str = ""

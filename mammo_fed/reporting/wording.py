@@ -370,7 +370,7 @@ def synthetic_sentence(source: str, seen: Provenance) -> str:
         )
     trained = (
         f"The generator of the synthetic images was trained on {seen.trained_on} with (epsilon={epsilon_text(seen.epsilon)}, "
-        f"delta={delta_text(seen.delta)})-differential privacy for each {seen.unit}"
+        f"delta={delta_text(seen.delta)})-differential privacy for each {seen.generator_unit}"
     )
     if seen.chosen == "by request":
         trained += " (which of its steps was taken is a choice that no epsilon covers, if real images led to it)"

@@ -49,6 +49,7 @@ class Adversaries:
             self.generator = initialised(Generator(spec), seed=_number(seed, 0, "generator"))
             self.discriminator = initialised(Discriminator(spec), seed=_number(seed, 0, "discriminator"))
             self.average = Generator(spec).requires_grad_(False)
+        self.discriminator.eval()
         self.average.load_state_dict(self.generator.state_dict())
         for module in (self.generator, self.discriminator, self.average):
             # Convolutions on a processor are faster so; no number changes but by rounding.
@@ -67,6 +68,7 @@ class Adversaries:
         settings = self.settings
         fake_loss, real_mean = 0.0, None
         for number in range(self.step * settings.discriminator_steps, (self.step + 1) * settings.discriminator_steps):
+            self.discriminator.follow_norms()
             gradients, real_mean = real(self, number)
             images, labels, draws = self.generated(settings.batch_size, number, "fake")
             parameters = list(self.discriminator.parameters())

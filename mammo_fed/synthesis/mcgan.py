@@ -38,8 +38,7 @@ class McganSpec:
         checkerboard.
       generator_norm: "batch" is possible there: the generator never sees a patient's image.
       discriminator_norm: "instance" or "none"; a batch's statistics would let one patient change another's gradient.
-      spectral: whether the discriminator's convolutions have spectral norm 1 (arXiv:1802.05957); its power iteration looks at
-        weights alone.
+      spectral: whether the discriminator's convolutions have spectral norm 1 (arXiv:1802.05957).
       projection: whether the class also weighs the last map (arXiv:1802.05637), beside its plane at the input.
     """
 
@@ -103,7 +102,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images in [-1, 1] and their class to a logit that is high for real ones.
 
-    Guarantee: no layer mixes the images of a batch: an image's logit is a function of that image, its label and the weights.
+    Guarantee: no layer mixes the images of a batch: an image's logit is a function of that image, its label and the weights;
+    and a pass changes nothing (used in evaluation mode, which only spectral norms tell from training).
     Source: arXiv:2407.12669: the class as a plane beside the image, 6 x 6 convolutions of stride 2.
     """
 
@@ -136,6 +136,18 @@ class Discriminator(nn.Module):
         if self.projected is not None:
             logits = logits + (self.projected(labels) * maps.mean(dim=(2, 3))).sum(dim=1)
         return logits
+
+    def follow_norms(self) -> None:
+        """One power iteration of the spectral norms, where there are any; it looks at weights alone.
+
+        Called once a step. Left to the forward passes, as in training mode, their number (how many patients took part) would
+        show in the weights.
+        """
+        for layer in self.modules():
+            if is_parametrized(layer):
+                layer.train()
+                _ = layer.weight
+                layer.eval()
 
 
 def to_range(pixels: Tensor) -> Tensor:

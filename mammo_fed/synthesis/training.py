@@ -26,7 +26,7 @@ from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, r
 from mammo_fed.synthesis.mcgan import Generator
 from mammo_fed.synthesis.sampling import draw_images
 
-__all__ = ["LOSSES_NAME", "SAMPLES_NAME", "TENSORBOARD_NAME", "GanProgress", "train_gan"]
+__all__ = ["LOSSES_NAME", "SAMPLES_NAME", "TENSORBOARD_NAME", "GanProgress", "read_losses", "train_gan"]
 
 LOSSES_NAME: Final = "losses.csv"
 SAMPLES_NAME: Final = "samples"

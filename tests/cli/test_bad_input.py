@@ -281,7 +281,7 @@ def test_a_synthetic_folder_that_is_missing_is_named_with_the_remedy(refused, tm
 
 
 def test_gan_images_without_a_clone_are_refused_with_the_remedy(refused):
-    assert "give synthesis.root=CLONE, or choose synthesis.source=phantom" in refused("synthesis.source=gan")
+    assert "give synthesis.root, or choose synthesis.source=phantom" in refused("synthesis.source=gan")
 
 
 def test_an_evaluation_set_of_one_class_is_refused(refused, make_table, phantom, tmp_path):

@@ -54,7 +54,7 @@ def _site_privacy(site: str, rounds: int, refused: bool) -> SitePrivacy:
 
 
 def _privacy() -> PrivacySection:
-    provenance = {"synthetic_epsilon": math.inf, "synthetic_delta": 0.0, "synthetic_trained_on": "CBIS-DDSM training images"}
+    seen = Provenance(epsilon=math.inf, delta=0.0, trained_on="CBIS-DDSM training images")
     return PrivacySection(
         unit="patient",
         delta=1e-4,
@@ -69,7 +69,7 @@ def _privacy() -> PrivacySection:
             _site_privacy(site, ROUNDS if row else 7, refused=not row) for row, site in enumerate(sorted(SITES, reverse=True))
         ),
         guarantee=guarantee_sentence(unit="patient", epsilon=6.0, delta=1e-4, noise="operating system", ledger="run"),
-        not_covered=not_covered_sentences(evaluation_public=True, synthetic_source="gan", **provenance),
+        not_covered=not_covered_sentences(evaluation_public=True, synthetic_source="gan", seen=seen),
     )
 
 

@@ -35,8 +35,11 @@ KEYS = {
     "data": {"source", "fingerprint", "sites"},
     "data.sites.0": {"site", "patients", "images", "malignant_fraction"},
     "model": {"backbone", "weights_sha256", "scope", "parameters_trained"},
-    "synthesis": {"use", "source", "images", "sha256", "provenance"},
-    "synthesis.provenance": {"epsilon", "delta", "trained_on"},
+    "synthesis": {"use", "source", "images", "sha256", "provenance", "set_sha256", "total"},
+    "synthesis.provenance": {
+        *("epsilon", "delta", "trained_on", "overlap"),
+        *("generator_unit", "total_epsilon", "total_delta", "total_unit", "chosen"),
+    },
     "privacy": {
         *("unit", "delta", "accountant", "target_epsilon", "sites", "guarantee", "not_covered"),
         *("mechanism", "rounds", "local_steps", "noise", "relation", "ledger"),
@@ -70,7 +73,8 @@ FREE = {"seeds", "versions", "evaluation"}
 # Added after the first records were written: a record without them is still read.
 ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "mismatches", "unanswered", "ledger_head"} | {
     *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
-    *("rejected", "central"),
+    *("rejected", "central", "set_sha256", "total", "overlap", "generator_unit", "total_epsilon", "total_delta", "total_unit"),
+    "chosen",
 }
 
 

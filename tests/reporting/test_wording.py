@@ -1,12 +1,14 @@
 """The sentences state the guarantee's facts, and the digits never flatter."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.reporting.sections import Provenance
 from mammo_fed.reporting.wording import (
     budget_text,
     delta_text,
@@ -23,10 +25,22 @@ PATIENT = {"unit": "patient", "epsilon": 6.0, "delta": 1e-4, "noise": "operating
 PUBLIC_PHANTOM = {
     "evaluation_public": True,
     "synthetic_source": "phantom",
-    "synthetic_epsilon": 0.0,
-    "synthetic_delta": 0.0,
-    "synthetic_trained_on": "nothing",
+    "seen": Provenance(epsilon=0.0, delta=0.0, trained_on="nothing"),
 }
+
+PRIVATE = Provenance(
+    epsilon=3.0,
+    delta=1e-5,
+    trained_on="site A",
+    generator_unit="patient",
+    total_epsilon=6.37,
+    total_delta=1e-4,
+    total_unit="patient",
+)
+
+
+def last_sentence(seen):
+    return not_covered_sentences(**{**PUBLIC_PHANTOM, "synthetic_source": "folder", "seen": seen})[-1]
 
 
 def test_a_patient_level_run_is_described_in_full():
@@ -131,20 +145,38 @@ def test_a_phantom_costs_no_privacy():
 
 
 def test_a_generator_without_privacy_is_named_as_not_covered():
-    changes = {"synthetic_source": "gan", "synthetic_epsilon": math.inf, "synthetic_trained_on": "CBIS-DDSM training images"}
-    last = not_covered_sentences(**{**PUBLIC_PHANTOM, **changes})[-1]
+    last = last_sentence(Provenance(epsilon=math.inf, delta=0.0, trained_on="CBIS-DDSM training images"))
     assert "trained on CBIS-DDSM training images without differential privacy" in last
     assert "epsilon does not cover" in last
 
 
 def test_a_private_generator_adds_its_own_epsilon():
-    changes = {
-        "synthetic_source": "gan",
-        "synthetic_epsilon": 3.0,
-        "synthetic_delta": 1e-5,
-        "synthetic_trained_on": "site A",
-    }
-    assert "(epsilon=3, delta=1e-05)" in not_covered_sentences(**{**PUBLIC_PHANTOM, **changes})[-1]
+    sentence = last_sentence(PRIVATE)
+    assert "(epsilon=3, delta=1e-05)-differential privacy for each patient" in sentence
+    assert "who may be in both cohorts are protected with (epsilon=6.37, delta=1e-04) for each patient" in sentence
+
+
+def test_a_private_generator_of_the_same_patients_says_so():
+    assert "patients who are in both cohorts" in last_sentence(replace(PRIVATE, overlap="some"))
+
+
+def test_a_private_generator_of_others_leaves_each_cohort_its_own_guarantee():
+    sentence = last_sentence(replace(PRIVATE, overlap="none"))
+    assert "each cohort has its own guarantee" in sentence
+    assert "6.37" not in sentence
+
+
+def test_a_private_generator_beside_a_run_without_guarantee_promises_nothing_in_all():
+    assert "not protected in all" in last_sentence(replace(PRIVATE, total_epsilon=math.inf))
+
+
+def test_a_generator_of_a_chosen_step_says_that_the_choice_is_not_covered():
+    assert "a choice that no epsilon covers" in last_sentence(replace(PRIVATE, chosen="by request"))
+
+
+def test_a_generator_of_others_without_privacy_is_still_not_covered():
+    sentence = last_sentence(Provenance(epsilon=math.inf, delta=0.0, trained_on="some", overlap="none"))
+    assert "does not cover what it reveals about them, none of their images" in sentence
 
 
 @pytest.mark.parametrize(("public", "words"), [(True, "public cohorts"), (False, "sites' policies allow")])

@@ -1,0 +1,108 @@
+"""A hospital whose patients are not public trains a generator: under its policy, charged to its ledger, telling nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from client.folder import SiteFolder
+from client.memory import site_ledger
+from mammo_fed.compose import compose_gan
+from mammo_fed.data.synthetic_set import read_provenance
+from mammo_fed.donor import read_training, sample_set, settings_at, start_training
+from mammo_fed.errors import InvalidSetting, PolicyRefused, PrivacyRefused
+
+TINY = (
+    "gan.image_size=32",
+    "gan.channels=4",
+    "gan.latent=8",
+    "gan.embedding=4",
+    "gan.batch_size=8",
+    "gan.steps=4",
+    "gan.checkpoint_every=2",
+    "threads=1",
+)
+
+
+@pytest.fixture
+def hospital(make_site, table) -> SiteFolder:
+    """A site with a table of patients who are not public."""
+    return make_site("hospital-p", "data=csv", f"data.root={table.path}")
+
+
+def settings(*overrides: str):
+    return compose_gan([*TINY, *overrides]).settings
+
+
+def test_gan_donor_site_is_charged_in_its_own_ledger_beside_its_runs(hospital, tmp_path):
+    start_training(settings("privacy.target_epsilon=2"), tmp_path / "run", site_folder=hospital.path)
+    training = read_training(tmp_path / "run")
+    with site_ledger(hospital.file, usual="declared") as ledger:
+        assert ledger.events() == training.events
+        assert 1.99 < ledger.epsilon(accountant="pld") <= 2.0
+    assert training.at_site
+    # All runs of the site together stay below its cap of 6.
+    start_training(settings("privacy.target_epsilon=4", "seed=1"), tmp_path / "second", site_folder=hospital.path)
+    with pytest.raises(PrivacyRefused):
+        start_training(settings("privacy.target_epsilon=5", "seed=2"), tmp_path / "third", site_folder=hospital.path)
+
+
+def test_gan_donor_site_tells_of_its_patients_what_its_policy_declares(hospital, tmp_path, table):
+    """Numbers of the policy, a random fingerprint, no digests: and none of the table's names anywhere in the set."""
+    wanted = settings("privacy.target_epsilon=2")
+    start_training(wanted, tmp_path / "run", site_folder=hospital.path)
+    sample_set(settings_at(wanted, hospital.file), tmp_path / "run", tmp_path / "set", count=10, seed=0)
+    provenance = read_provenance(tmp_path / "set")
+    policy = hospital.file.policy
+    assert (provenance.donor.patients, provenance.donor.images) == (policy.public_patients, policy.public_images)
+    assert provenance.donor.image_digests == ()
+    assert provenance.donor.fingerprint != read_training(tmp_path / "run").cohort
+    assert provenance.kind == "dp"
+    assert provenance.privacy is not None
+    assert provenance.privacy.ledger == "site"
+    told = (tmp_path / "set" / "provenance.json").read_text() + (tmp_path / "set" / "images.csv").read_text()
+    rows = Path(table.path).read_text().splitlines()
+    names = {value for row in rows[1:] for value in row.split(",") if len(value) > 6}
+    assert names
+    assert not [name for name in names if name in told]
+    assert str(tmp_path) not in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        ((), "target_epsilon=inf"),
+        (("privacy.target_epsilon=2", "privacy.noise_seed=1"), "noise_seed"),
+        (("privacy.target_epsilon=2", "privacy.noise=float"), "noise=float"),
+        (("privacy.target_epsilon=2", "privacy.unit=image"), "unit=image"),
+        (("privacy.target_epsilon=2", "privacy.delta=1e-3"), "delta"),
+    ],
+)
+def test_gan_donor_site_refuses_what_its_policy_forbids(hospital, tmp_path, overrides, word):
+    with pytest.raises(PolicyRefused, match=word):
+        start_training(settings(*overrides), tmp_path / "run", site_folder=hospital.path)
+    with site_ledger(hospital.file, usual="declared") as ledger:
+        assert ledger.events() == ()
+
+
+def test_gan_patients_who_are_not_public_need_their_site(table, tmp_path):
+    wanted = settings("data=csv", f"data.root={table.path}", "data.public=false", "privacy.target_epsilon=2")
+    with pytest.raises(InvalidSetting, match="--site"):
+        start_training(wanted, tmp_path / "run")
+
+
+def test_gan_donor_site_enforces_its_number_of_images(hospital, tmp_path):
+    limited = replace(hospital.file, policy=replace(hospital.file.policy, max_images_per_patient=1))
+    assert settings_at(settings("privacy.max_images_per_patient=9"), limited).privacy.max_images_per_patient == 1
+
+
+def test_gan_training_at_a_site_goes_on_there_only(hospital, tmp_path):
+    wanted = settings("privacy.target_epsilon=2")
+    start_training(wanted, tmp_path / "run", site_folder=hospital.path)
+    values = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert values["at_site"]
+    with pytest.raises(InvalidSetting, match="another site"):
+        start_training(wanted, tmp_path / "run")
