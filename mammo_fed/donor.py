@@ -186,7 +186,7 @@ def start_training(
         gradients = private_gradients(
             real,
             charged=training.event,
-            public_images=training.public_images,
+            public_units=training.donor.patients if settings.privacy.unit == "patient" else training.public_images,
             noise=NoiseSource(injected_seed=settings.privacy.noise_seed),
             mode=settings.privacy.noise,
         )

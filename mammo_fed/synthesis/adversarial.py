@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,22 @@ from mammo_fed.synthesis.mcgan import Discriminator, Generator, McganSpec, initi
 
 __all__ = ["Adversaries", "Losses", "RealGradient", "public_generator", "real_loss"]
 
-RealGradient: TypeAlias = Callable[["Adversaries", int], tuple[list[Tensor], float | None]]
-"""Gradient of the real images' terms at the discriminator's weights, for discriminator step number n, and their mean loss:
-None where it must not be shown."""
+NORM_FLOOR: Final = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealGradient:
+    """The real images' part of the discriminator's gradient.
+
+    Attributes:
+      step: from the networks and the number of the discriminator step to that gradient, and the mean loss of real images: None
+        where it must not be shown.
+      clipping_norm: largest norm of a unit's part, or None where nothing is clipped. Generated images are then clipped alike,
+        so that the discriminator does not hear of them only.
+    """
+
+    step: Callable[[Adversaries, int], tuple[list[Tensor], float | None]]
+    clipping_norm: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +62,10 @@ class Adversaries:
             self.generator = initialised(Generator(spec), seed=_number(seed, 0, "generator"))
             self.discriminator = initialised(Discriminator(spec), seed=_number(seed, 0, "discriminator"))
             self.average = Generator(spec).requires_grad_(False)
+        # Draws are made on the processor, so that they are the same wherever the networks are.
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for network in (self.generator, self.discriminator, self.average):
+            network.to(self.device)
         self.discriminator.eval()
         self.average.load_state_dict(self.generator.state_dict())
         for module in (self.generator, self.discriminator, self.average):
@@ -61,7 +78,7 @@ class Adversaries:
 
     def advance(self, real: RealGradient) -> Losses:
         """One step of the generator and those of the discriminator before it."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             return self._advance(real)
 
     def _advance(self, real: RealGradient) -> Losses:
@@ -69,16 +86,11 @@ class Adversaries:
         fake_loss, real_mean = 0.0, None
         for number in range(self.step * settings.discriminator_steps, (self.step + 1) * settings.discriminator_steps):
             self.discriminator.follow_norms()
-            gradients, real_mean = real(self, number)
-            images, labels, draws = self.generated(settings.batch_size, number, "fake")
-            parameters = list(self.discriminator.parameters())
-            logits = self.discriminator(augmented(images, settings.augment, draws), labels)
-            loss = judged(logits, real=False, loss=settings.loss, smoothing=settings.smoothing).mean()
-            fakes = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for parameter, own, beside in zip(parameters, gradients, fakes, strict=True):
-                parameter.grad = own if beside is None else own + beside
+            gradients, real_mean = real.step(self, number)
+            fakes, fake_loss = self._fake_gradients(number, clipping_norm=real.clipping_norm)
+            for parameter, own, beside in zip(self.discriminator.parameters(), gradients, fakes, strict=True):
+                parameter.grad = own + beside
             self.of_discriminator.step()
-            fake_loss = float(loss.detach())
         generator = self._generator_step()
         self._follow()
         self.step += 1
@@ -94,7 +106,27 @@ class Adversaries:
         """Latent numbers, alternating labels and augmentation numbers, all public."""
         draw = public_generator(self.seed, number, purpose)
         latent = torch.randn(count, self.spec.latent, generator=draw)
-        return latent, torch.arange(count) % 2, draws_for(count, draw)
+        draws = draws_for(count, draw)
+        return latent.to(self.device), torch.arange(count, device=self.device) % 2, draws.to(self.device)
+
+    def _fake_gradients(self, number: int, *, clipping_norm: float | None) -> tuple[list[Tensor], float]:
+        """Mean gradient and loss of generated images, each clipped if there is a norm; no real image is in it."""
+        settings, parameters = self.settings, list(self.discriminator.parameters())
+        images, labels, draws = self.generated(settings.batch_size, number, "fake")
+        seen = augmented(images, settings.augment, draws)
+        losses = judged(self.discriminator(seen, labels), real=False, loss=settings.loss, smoothing=settings.smoothing)
+        if clipping_norm is None:
+            return gradients_of(losses.mean(), parameters), float(losses.mean().detach())
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for row in range(len(seen)):
+            logit = self.discriminator(seen[row : row + 1], labels[row : row + 1])
+            loss = judged(logit, real=False, loss=settings.loss, smoothing=settings.smoothing).sum()
+            own = gradients_of(loss, parameters)
+            norm = float(torch.stack([part.norm() for part in own]).norm())
+            factor = min(1.0, clipping_norm / max(norm, NORM_FLOOR)) / len(seen)
+            for part, one in zip(total, own, strict=True):
+                part += one * factor
+        return total, float(losses.mean().detach())
 
     def _generator_step(self) -> float:
         settings = self.settings
@@ -134,9 +166,10 @@ def real_loss(adversaries: Adversaries, images: Tensor, labels: Tensor, *, numbe
     """
     settings, discriminator = adversaries.settings, adversaries.discriminator
     draw = public_generator(adversaries.seed, number, purpose)
-    draws = draws_for(len(images), draw)
+    images, labels = images.to(adversaries.device), labels.to(adversaries.device)
+    draws = draws_for(len(images), draw).to(adversaries.device)
     if settings.mirror:
-        mirrored = torch.rand(len(images), generator=draw) < 0.5
+        mirrored = (torch.rand(len(images), generator=draw) < 0.5).to(adversaries.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     seen = augmented(images, settings.augment, draws)
     loss = judged(discriminator(seen, labels), real=True, loss=settings.loss, smoothing=settings.smoothing)
@@ -144,8 +177,8 @@ def real_loss(adversaries: Adversaries, images: Tensor, labels: Tensor, *, numbe
         wrong = discriminator(seen, 1 - labels)
         loss = loss + settings.mismatch * judged(wrong, real=False, loss=settings.loss, smoothing=settings.smoothing)
     if settings.loss == "wgan_gp" and settings.gradient_penalty > 0:
-        latent = torch.randn(len(images), adversaries.spec.latent, generator=draw)
-        mix = torch.rand(len(images), generator=draw)
+        latent = torch.randn(len(images), adversaries.spec.latent, generator=draw).to(adversaries.device)
+        mix = torch.rand(len(images), generator=draw).to(adversaries.device)
         with torch.no_grad():
             # In evaluation mode: batch statistics must not depend on how many images a patient has.
             adversaries.generator.eval()

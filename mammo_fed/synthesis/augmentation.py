@@ -57,9 +57,9 @@ def _moved(images: Tensor, draws: Tensor) -> Tensor:
     most = round(side * MOVED)
     shifts = (draws * (2 * most + 1)).floor().long() - most
     padded = torch.nn.functional.pad(images, (most,) * 4, mode="reflect")
-    rows = torch.arange(side)[None] + most + shifts[:, :1]
-    columns = torch.arange(side)[None] + most + shifts[:, 1:]
-    batch = torch.arange(len(images))[:, None, None]
+    places = torch.arange(side, device=images.device)[None] + most
+    rows, columns = places + shifts[:, :1], places + shifts[:, 1:]
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[batch, 0, rows[:, :, None], columns[:, None, :]][:, None]
 
 
@@ -67,7 +67,7 @@ def _covered(images: Tensor, draws: Tensor) -> Tensor:
     """A square of half the side covered by mid grey, its centre anywhere."""
     side = images.shape[-1]
     half = side * COVERED / 2
-    places = torch.arange(side, dtype=images.dtype)
+    places = torch.arange(side, dtype=images.dtype, device=images.device)
     within = ((places[None, None] - (draws * side)[:, :, None]).abs() < half).to(images.dtype)
     hidden = within[:, 0, :, None] * within[:, 1, None, :]
     return images * (1 - hidden[:, None])

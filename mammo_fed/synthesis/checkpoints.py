@@ -41,13 +41,13 @@ def write_checkpoint(run: Path, adversaries: Adversaries, losses: Sequence[Losse
     tensors: dict[str, Tensor] = {}
     for name, module in _modules(adversaries).items():
         tensors |= {
-            f"{name}.{key}": value.detach().clone(memory_format=torch.contiguous_format)
+            f"{name}.{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for key, value in module.state_dict().items()
         }
     for name, optimizer in _optimizers(adversaries).items():
         for place, values in optimizer.state_dict()["state"].items():
             tensors |= {
-                f"{name}.{place}.{key}": torch.as_tensor(value).clone(memory_format=torch.contiguous_format)
+                f"{name}.{place}.{key}": torch.as_tensor(value).cpu().clone(memory_format=torch.contiguous_format)
                 for key, value in values.items()
             }
     rows = [(one.step, one.generator, one.fake, math.nan if one.real is None else one.real) for one in losses]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mammo_fed.errors import InvalidSetting
 
 __all__ = ["Discriminator", "Generator", "GeneratorNorm", "McganSpec", "Upsampling", "from_range", "initialised", "to_range"]
 
+Network = TypeVar("Network", bound=nn.Module)
 Upsampling = Literal["transposed", "resize"]
 GeneratorNorm = Literal["batch", "instance", "none"]
 SLOPE: Final = 0.2
@@ -160,7 +161,7 @@ def from_range(images: Tensor) -> Tensor:
     return ((images + 1) / 2).clamp(0, 1)
 
 
-def initialised(module: nn.Module, *, seed: int) -> nn.Module:
+def initialised(module: Network, *, seed: int) -> Network:
     """DCGAN's initial weights, drawn from `seed`; changes `module` and returns it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -90,19 +90,25 @@ def calibrated(event: PrivacyEvent, *, target_epsilon: float, delta: float, acco
 
 
 def private_gradients(
-    real: RealImages, *, charged: PrivacyEvent, public_images: int, noise: NoiseSource, mode: NoiseMode
+    real: RealImages, *, charged: PrivacyEvent, public_units: int, noise: NoiseSource, mode: NoiseMode
 ) -> RealGradient:
     """Real gradients of which every unit's part is clipped and which carry noise; their loss is shown to nobody.
 
     Guarantee: step n is one step of `charged` (see noisy_unit_gradients): a unit's loss is a function of its own images, the
     networks and draws that depend on seed, step and the unit's index; the divisor is public.
     Neighbouring cohorts: one unit's images zeroed out, sizes public.
+
+    Args:
+      real: the donor's images.
+      charged: the event that the ledger has reserved.
+      public_units: number of units, declared public.
+      noise, mode: where noise and draws come from, afresh for every step.
     """
     order = np.argsort(real.units, kind="stable")
     num_units = int(real.units.max()) + 1 if len(real.units) else 0
     bounds = np.searchsorted(real.units[order], np.arange(num_units + 1))
-    # Every unit's gradient is clipped to one norm whatever the number of its images: the divisor counts images, as sites' do.
-    batch = charged.sample_rate * public_images
+    # A unit's part has one norm whatever the number of its images: the divisor counts units.
+    batch = charged.sample_rate * public_units
 
     def step(adversaries: Adversaries, number: int) -> tuple[list[Tensor], None]:
         def unit_loss(unit: int) -> Tensor | None:
@@ -126,7 +132,7 @@ def private_gradients(
         )
         return gradients, None
 
-    return step
+    return RealGradient(step=step, clipping_norm=charged.clipping_norm)
 
 
 def plain_gradients(real: RealImages, *, batch_size: int) -> RealGradient:
@@ -141,4 +147,4 @@ def plain_gradients(real: RealImages, *, batch_size: int) -> RealGradient:
         loss = real_loss(adversaries, real.images[rows], real.labels[rows], number=number, purpose="real").mean()
         return gradients_of(loss, list(adversaries.discriminator.parameters())), float(loss.detach())
 
-    return step
+    return RealGradient(step=step, clipping_norm=None)

@@ -40,6 +40,7 @@ def draw_images(
     if count < 2:
         raise InvalidSetting(f"count={count} must be at least 2: one image of each class")
     was_training = generator.training
+    device = next(generator.parameters()).device
     generator.eval()
     # Latent numbers by image, so that the first images are the same however many are drawn.
     labels = torch.arange(count) % 2
@@ -48,7 +49,7 @@ def draw_images(
         for start in range(0, count, AT_A_TIME):
             latent = torch.randn(AT_A_TIME, generator.spec.latent, generator=public_generator(seed, start, "sample"))
             some = labels[start : start + AT_A_TIME]
-            drawn.append(from_range(generator(latent[: len(some)], some))[:, 0])
+            drawn.append(from_range(generator(latent[: len(some)].to(device), some.to(device)))[:, 0].cpu())
             progress(start + len(some), count)
     generator.train(was_training)
     pixels = torch.cat(drawn).float().numpy()

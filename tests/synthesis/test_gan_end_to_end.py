@@ -191,7 +191,7 @@ def test_gan_commands_answer_in_json_and_name_what_is_wrong(cli, tiny, private_s
     assert code == 2
     assert "did you mean gan.steps" in err
     assert cli("gan", "train", *tiny, "gan.image_size=48")[0] == 2
-    assert cli("gan", "train", *tiny, "--cfg", "job")[1].startswith("seed:")
+    assert cli("gan", "train", *tiny, "--cfg", "job")[1].startswith("data:")
     run = private_set.parent / "run"
     code, _, err = cli("gan", "train", *tiny, f"hydra.run.dir={run}")
     assert code == 2
@@ -205,9 +205,7 @@ def test_gan_commands_answer_in_json_and_name_what_is_wrong(cli, tiny, private_s
     assert cli("gan", "sample", run, "--output", tmp_path / "s", "--step", "3")[0] == 2
 
 
-def test_gan_evaluate_writes_a_page_with_real_and_synthetic_side_by_side(
-    cli, tiny, donor_data, plain_set, private_set, tmp_path
-):
+def test_gan_evaluate_shows_real_and_synthetic_side_by_side(cli, tiny, donor_data, plain_set, private_set, tmp_path):
     code, out, err = cli(
         "gan",
         "evaluate",

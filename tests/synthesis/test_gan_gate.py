@@ -57,9 +57,9 @@ def release_of(settings, unit, mode, *, gradients=private_gradients):
             units=units,
             present=np.any(features != 0, axis=1),
         )
-        step = gradients(real, charged=event, public_images=1, noise=Quiet(injected_seed=None), mode=mode)
+        step = gradients(real, charged=event, public_units=1, noise=Quiet(injected_seed=None), mode=mode)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.gan.precision == "bfloat16"):
-            found, shown = step(Adversaries(settings.gan, seed=0), 3)
+            found, shown = step.step(Adversaries(settings.gan, seed=0), 3)
         assert shown is None
         return torch.cat([gradient.flatten() for gradient in found]).numpy()
 
@@ -96,13 +96,13 @@ def test_gate_catches_a_penalty_beside_the_clipping(gan_settings):
         step = private_gradients(real, **named)
 
         def with_term(adversaries, number):
-            gradients, shown = step(adversaries, number)
+            gradients, shown = step.step(adversaries, number)
             rows = np.flatnonzero(real.present)
             loss = real_loss(adversaries, real.images[rows], real.labels[rows], number=number, purpose="all").sum()
             own = torch.autograd.grad(loss, list(adversaries.discriminator.parameters()), allow_unused=True)
             return [g if one is None else g + one for g, one in zip(gradients, own, strict=True)], shown
 
-        return with_term
+        return replace(step, step=with_term)
 
     release = release_of(gan_settings(), "patient", "secure", gradients=beside)
     assert not max(largest_move(release, dims=DIMS, unit="patient").values()) <= CLIP * SLACK
@@ -153,9 +153,9 @@ def test_gan_public_draws_do_not_depend_on_who_takes_part(gan_settings, images):
             max_images_per_patient=2,
         )
         step = private_gradients(
-            replace(real, present=present), charged=event, public_images=12, noise=Quiet(injected_seed=None), mode="secure"
+            replace(real, present=present), charged=event, public_units=12, noise=Quiet(injected_seed=None), mode="secure"
         )
-        step(adversaries, 0)
+        step.step(adversaries, 0)
         drawn = adversaries.generated(8, 0, "fake")
         found.append((torch.rand(3), drawn[0], drawn[2], adversaries.generator.state_dict()))
     for one, other in zip(found[0][:3], found[1][:3], strict=True):
@@ -178,5 +178,5 @@ def test_gan_losses_of_real_images_are_not_shown_under_privacy(gan_settings, ima
         clipping_norm=1.0,
         max_images_per_patient=2,
     )
-    step = private_gradients(real, charged=event, public_images=4, noise=NoiseSource(injected_seed=None), mode="secure")
+    step = private_gradients(real, charged=event, public_units=4, noise=NoiseSource(injected_seed=None), mode="secure")
     assert Adversaries(settings.gan, seed=0).advance(step).real is None
