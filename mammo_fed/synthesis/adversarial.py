@@ -78,7 +78,9 @@ class Adversaries:
 
     def advance(self, real: RealGradient) -> Losses:
         """One step of the generator and those of the discriminator before it."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+        half = self.settings.precision == "bfloat16"
+        # Without its cache, which would keep weights from before the discriminator's step.
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half, cache_enabled=False):
             return self._advance(real)
 
     def _advance(self, real: RealGradient) -> Losses:
