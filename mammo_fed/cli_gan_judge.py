@@ -24,7 +24,7 @@ EPILOG: Final = """
 what the sets are held against is given as key=value, as for `gan train`: data=mammo_dp, donor.num_sites=4 donor.index=0, ...
 Every figure depends on real images and no epsilon covers it. The page shows real images: it stays at the donor's site.
 """
-DESCRIPTORS: Final = ("efficientnet", "inception", "radiomics")
+DESCRIPTORS: Final = ("efficientnet", "inception")
 
 
 def add_judge_command(add: Callable[[str, str, Command], argparse.ArgumentParser]) -> None:
@@ -37,6 +37,7 @@ def add_judge_command(add: Callable[[str, str, Command], argparse.ArgumentParser
         "--output", type=Path, metavar="FOLDER", help="new folder for page and figures; default none is written"
     )
     evaluate.add_argument("--descriptor", choices=DESCRIPTORS, default="efficientnet", help="what images are compared by")
+    evaluate.add_argument("--frd", action="store_true", help="the Frechet radiomics distance too, by frd-score; slow")
     evaluate.add_argument("--side", type=int, help="pixels at which all are compared; default the smallest set's")
     evaluate.add_argument("--no-baselines", action="store_true", help="leave out noise and an untrained generator")
     evaluate.add_argument("--site", type=Path, metavar="FOLDER", help="hold them against this site's cohort")
@@ -57,6 +58,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         sets,
         site_folder=options.site,
         name=options.descriptor,
+        radiomics=options.frd,
         side=options.side,
         baselines=not options.no_baselines,
         progress=(lambda _: None) if options.json else lambda line: say(console, line),
@@ -68,6 +70,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     Console().print(_table(verdict, FIDELITY, title=verdict.title))
     Console().print(_table(verdict, LINES, title="classes, artefacts, memorisation"))
     for one in verdict.judged:
+        if one.radiomics is not None:
+            say(console, f"Frechet radiomics distance of {one.name}: {one.radiomics:.3f}")
         if len(one.quality.memorisation.copies) and one.kind != "real":
             warn(console, f"{one.name}: {len(one.quality.memorisation.copies)} images are copies of training images")
     if page is not None:

@@ -24,7 +24,7 @@ from mammo_fed.reporting.quality_page import QualityRow, quality_page
 from mammo_fed.reporting.typed_json import dumps, plain
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries
-from mammo_fed.synthesis.descriptors import descriptor
+from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
 from mammo_fed.synthesis.quality import Quality, at_side, judge, noise_images, reference
 from mammo_fed.synthesis.sampling import draw_images
 
@@ -39,13 +39,17 @@ LEAST: Final = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judged:
-    """One set: its name, where it comes from in a word, images at the common side, labels, and what it is worth."""
+    """One set: its name, where it comes from in a word, images at the common side, labels, and what it is worth.
+
+    `radiomics` is its Frechet radiomics distance to the training masses, where that was asked for.
+    """
 
     name: str
     kind: str
     pixels: NDArray[np.float32]
     labels: NDArray[np.int64]
     quality: Quality
+    radiomics: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +70,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Figures without images, for JSON."""
-        rows = [{"name": one.name, "kind": one.kind, "images": len(one.pixels), **_figures(one.quality)} for one in self.judged]
+        rows = [_row(one) for one in self.judged]
         return {"title": self.title, "side": self.side, "sets": rows}
 
 
@@ -76,6 +80,7 @@ def judge_sets(
     *,
     site_folder: Path | None,
     name: str,
+    radiomics: bool,
     side: int | None,
     baselines: bool,
     progress: Callable[[str], None],
@@ -87,6 +92,7 @@ def judge_sets(
       sets: folders of sets, or of images named *_malignant.png and *_benign.png.
       site_folder: of the site whose cohort it is, or None.
       name: of the descriptor.
+      radiomics: whether the Frechet radiomics distance is computed too.
       side: pixels at which all are compared; None is the smallest side among them.
       baselines: whether noise and an untrained generator are judged too.
       progress: told what is being judged.
@@ -120,7 +126,9 @@ def judge_sets(
     for title, kind, pixels, labels in rows:
         progress(f"judging {title}")
         quality = judge(pixels, labels, real, seed=settings.seed)
-        judged.append(Judged(name=title, kind=kind, pixels=at_side(pixels, at), labels=labels, quality=quality))
+        images = at_side(pixels, at)
+        distance = radiomics_distance(real.train, images) if radiomics and title != "real, train" else None
+        judged.append(Judged(name=title, kind=kind, pixels=images, labels=labels, quality=quality, radiomics=distance))
     title = f"Against {len(train):,} masses of {train.name}, at {at} pixels, by {name}; held out: {held_out.name}"
     return Verdict(title=title, public=train.public and held_out.public, side=at, judged=tuple(judged))
 
@@ -135,6 +143,11 @@ def write_verdict(verdict: Verdict, folder: Path) -> Path:
         ]
         write_private(draft / PAGE_NAME, quality_page(verdict.title, rows, public=verdict.public).encode())
     return folder / PAGE_NAME
+
+
+def _row(one: Judged) -> dict[str, Any]:
+    values = {"name": one.name, "kind": one.kind, "images": len(one.pixels), **_figures(one.quality)}
+    return values if one.radiomics is None else {**values, "radiomics": one.radiomics}
 
 
 def _figures(quality: Quality) -> Mapping[str, Any]:

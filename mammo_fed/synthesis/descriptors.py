@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import InvalidSetting, WeightsError
@@ -19,7 +19,7 @@ from mammo_fed.models.backbones import BackboneSpec
 from mammo_fed.models.features import Extractor, ExtractorSpec
 from mammo_fed.synthesis.quality import Descriptor
 
-__all__ = ["DESCRIPTORS", "descriptor"]
+__all__ = ["DESCRIPTORS", "descriptor", "radiomics_distance"]
 
 NETWORK: Final = "tf_efficientnet_lite0"
 TAP: Final = 4
@@ -32,8 +32,8 @@ def descriptor(name: str, *, cache: ArrayCache) -> Descriptor:
     """A descriptor by name.
 
     Args:
-      name: of DESCRIPTORS: "efficientnet" (middle layer of an ImageNet network that is installed with mammo-fed), "inception"
-        (torchmetrics, fetches its weights), "radiomics" (frd-score).
+      name: of DESCRIPTORS: "efficientnet" (middle layer of an ImageNet network that is installed with mammo-fed), or
+        "inception" (torchmetrics, fetches its weights).
       cache: for the network's hash.
 
     Raises:
@@ -75,28 +75,37 @@ def _inception(_: ArrayCache) -> Descriptor:
     return describe
 
 
-def _radiomics(_: ArrayCache) -> Descriptor:
-    try:
-        from frd_score import frd
-    except ImportError as error:
-        raise InvalidSetting('--descriptor=radiomics needs frd-score: pip install "mammo-fed[quality]"') from error
-    from PIL import Image
-
-    def describe(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            files = []
-            for number, image in enumerate(pixels):
-                path = Path(folder) / f"{number:06d}.png"
-                Image.fromarray(np.round(image * 255).astype(np.uint8)).save(path)
-                files.append(path)
-            found = frd.compute_features(files)
-        return np.asarray(found, np.float32)
-
-    return describe
-
-
 DESCRIPTORS: Final[Mapping[str, Callable[[ArrayCache], Descriptor]]] = {
     "efficientnet": _efficientnet,
     "inception": _inception,
-    "radiomics": _radiomics,
 }
+
+
+def radiomics_distance(real: NDArray[np.float32], generated: NDArray[np.float32]) -> float:
+    """Frechet radiomics distance as frd-score computes it, with its own defaults; lower is better.
+
+    Args:
+      real, generated: float32 in [0, 1], shape (images, side, side); they are written as PNG files for it, and removed.
+
+    Raises:
+      InvalidSetting: If frd-score or pyradiomics is not installed.
+
+    Source: arXiv:2412.01496.
+    """
+    try:
+        import radiomics  # noqa: F401 - asked for here, as frd-score would fail in one of its processes
+        from frd_score import frd
+    except ImportError as error:
+        raise InvalidSetting(
+            '--frd needs frd-score (pip install "mammo-fed[quality]") and pyradiomics, whose release on PyPI does not build on '
+            "Python 3.10 and later: install it from its repository, AIM-Harvard/pyradiomics"
+        ) from error
+    with tempfile.TemporaryDirectory() as root:
+        folders = []
+        for name, pixels in (("real", real), ("generated", generated)):
+            folder = Path(root) / name
+            folder.mkdir(mode=0o700)
+            for number, image in enumerate(pixels):
+                Image.fromarray(np.round(image * 255).astype(np.uint8)).save(folder / f"{number:06d}.png")
+            folders.append(str(folder))
+        return float(frd.compute_frd(folders, num_workers=os.cpu_count() or 1))

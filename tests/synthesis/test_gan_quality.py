@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +13,9 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from mammo_fed.data.cohort import Cohort
+from mammo_fed.data.patches import read_patch
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.synthesis.descriptors import descriptor
+from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
 from mammo_fed.synthesis.fidelity import frechet_distance, neighbourhood
 from mammo_fed.synthesis.memorisation import memorisation, thumbnails
 from mammo_fed.synthesis.quality import judge, noise_images, reference
@@ -187,12 +192,31 @@ def test_quality_refuses_to_enlarge():
         reference(cohort_of(*blobs(10, seed=0), "train"), cohort_of(*blobs(10, seed=1), "held"), side=64, describe=lambda p: p)
 
 
-def test_quality_descriptors_of_the_literature_name_the_package_that_they_need(monkeypatch):
-    import sys
-
-    for name, module in (("inception", "torchmetrics.image.fid"), ("radiomics", "frd_score")):
+def test_quality_extras_of_the_literature_name_the_package_that_they_need(monkeypatch, images):
+    for module in ("torchmetrics.image.fid", "radiomics"):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(InvalidSetting, match="mammo-fed\\[quality\\]"):
-            descriptor(name, cache=None)
+    with pytest.raises(InvalidSetting, match=r"mammo-fed\[quality\]"):
+        descriptor("inception", cache=None)
+    with pytest.raises(InvalidSetting, match="pyradiomics"):
+        radiomics_distance(images(3), images(3))
     with pytest.raises(InvalidSetting, match="must be one of"):
         descriptor("other", cache=None)
+
+
+def test_quality_radiomics_distance_is_what_frd_score_says_of_the_images(monkeypatch, images):
+    """A stand-in for the package, which cannot be built here: it is given two folders with every image as a PNG."""
+    seen = {}
+
+    def compute_frd(folders, *, num_workers):
+        for folder in folders:
+            paths = sorted(Path(folder).iterdir())
+            seen[Path(folder).name] = np.stack([read_patch(path) for path in paths])
+        return 3.5
+
+    package = ModuleType("frd_score")
+    package.frd = SimpleNamespace(compute_frd=compute_frd)
+    monkeypatch.setitem(sys.modules, "frd_score", package)
+    monkeypatch.setitem(sys.modules, "radiomics", ModuleType("radiomics"))
+    assert radiomics_distance(images(3, seed=1), images(2, seed=2)) == 3.5
+    np.testing.assert_allclose(seen["real"], images(3, seed=1), atol=0.6 / 255)
+    np.testing.assert_allclose(seen["generated"], images(2, seed=2), atol=0.6 / 255)
