@@ -28,13 +28,15 @@ from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
 from mammo_fed.synthesis.quality import Quality, at_side, judge, noise_images, reference
 from mammo_fed.synthesis.sampling import draw_images
 
-__all__ = ["Judged", "Verdict", "judge_sets", "write_verdict"]
+__all__ = ["HELD_OUT_ROW", "Judged", "Verdict", "judge_sets", "write_verdict"]
 
 # Of the sets that a source keeps apart from training, the first that is there.
 HELD_OUT: Final = ("val", "test")
 PAGE_NAME: Final = "quality.html"
 FIGURES_NAME: Final = "quality.json"
 LEAST: Final = 64
+HELD_OUT_ROW: Final = "real, held out"
+TRAIN_ROW: Final = "real, train"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,8 +113,8 @@ def judge_sets(
     progress(f"real masses: {len(train):,} to learn from, {len(held_out):,} held out, compared at {at} pixels")
     real = reference(train, held_out, side=at, describe=descriptor(name, cache=cache))
     rows: list[tuple[str, str, NDArray[np.float32], NDArray[np.int64]]] = [
-        ("real, held out", "real", held_out.pixels, held_out.labels),
-        ("real, train", "real", train.pixels, train.labels),
+        (HELD_OUT_ROW, "real", held_out.pixels, held_out.labels),
+        (TRAIN_ROW, "real", train.pixels, train.labels),
     ]
     rows += [(title, kind, cohort.pixels, cohort.labels) for title, cohort, kind in read]
     if baselines:
@@ -127,7 +129,7 @@ def judge_sets(
         progress(f"judging {title}")
         quality = judge(pixels, labels, real, seed=settings.seed)
         images = at_side(pixels, at)
-        distance = radiomics_distance(real.train, images) if radiomics and title != "real, train" else None
+        distance = radiomics_distance(real.train, images) if radiomics and title != TRAIN_ROW else None
         judged.append(Judged(name=title, kind=kind, pixels=images, labels=labels, quality=quality, radiomics=distance))
     title = f"Against {len(train):,} masses of {train.name}, at {at} pixels, by {name}; held out: {held_out.name}"
     return Verdict(title=title, public=train.public and held_out.public, side=at, judged=tuple(judged))
@@ -138,7 +140,7 @@ def write_verdict(verdict: Verdict, folder: Path) -> Path:
     with new_folder(folder, last=PAGE_NAME) as draft:
         write_private(draft / FIGURES_NAME, dumps(plain(verdict.as_dict())).encode())
         rows = [
-            QualityRow(name=one.name, kind=one.kind, pixels=one.pixels, labels=one.labels, figures=_figures(one.quality))
+            QualityRow(name=one.name, kind=one.kind, pixels=one.pixels, labels=one.labels, figures=_row(one))
             for one in verdict.judged
         ]
         write_private(draft / PAGE_NAME, quality_page(verdict.title, rows, public=verdict.public).encode())
@@ -146,7 +148,10 @@ def write_verdict(verdict: Verdict, folder: Path) -> Path:
 
 
 def _row(one: Judged) -> dict[str, Any]:
-    values = {"name": one.name, "kind": one.kind, "images": len(one.pixels), **_figures(one.quality)}
+    values: dict[str, Any] = {"name": one.name, "kind": one.kind, "images": len(one.pixels), **_figures(one.quality)}
+    if one.name == HELD_OUT_ROW:
+        # Trained and tested on the same patients: no figure of worth.
+        values |= {"tstr": None, "tstr_ci": None}
     return values if one.radiomics is None else {**values, "radiomics": one.radiomics}
 
 

@@ -22,6 +22,7 @@ __all__ = ["QualityRow", "quality_page"]
 ACROSS: Final = 6
 DOWN: Final = 4
 MOST_CURVES: Final = len(SERIES)
+NO_VALUE: Final = "\N{EN DASH}"
 NOT_TO_BE_SHARED: Final = (
     "This page shows patients' images, and every figure depends on them. It is for this site's own people: do not send it."
 )
@@ -64,7 +65,7 @@ class QualityRow:
       name, kind: of the set.
       pixels: float32 in [0, 1], shape (images, side, side); all rows of one side.
       labels: int64, shape (images,).
-      figures: by the names of COLUMNS and LINES, and "tstr" and "tstr_ci".
+      figures: by the names of COLUMNS and LINES, and "tstr" and "tstr_ci", which may be None.
     """
 
     name: str
@@ -85,6 +86,7 @@ def quality_page(title: str, rows: Sequence[QualityRow], *, public: bool) -> str
     warning = markup.paragraph(PUBLIC) if public else markup.paragraph(NOT_TO_BE_SHARED, kind="warning")
     return markup.document(
         "mammo-fed: synthetic masses beside real ones",
+        Html("<header><h1>Synthetic masses beside real ones</h1></header>"),
         warning,
         markup.paragraph(title),
         markup.section("Near to real masses, and of use", _figures(rows, COLUMNS, tstr=True, caption="Fidelity and classes")),
@@ -101,8 +103,9 @@ def _figures(rows: Sequence[QualityRow], columns: Sequence[tuple[str, str, str]]
     for row in rows:
         cells = [form.format(row.figures[name]) for name, _, form in columns]
         if tstr:
-            low, high = row.figures["tstr_ci"]
-            cells.append(f"{row.figures['tstr']:.3f} [{low:.3f}, {high:.3f}]")
+            interval = row.figures["tstr_ci"]
+            shown = f"{row.figures['tstr']:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else NO_VALUE
+            cells.append(shown)
         body.append((row.name, row.kind, *cells))
     return markup.table(head, body, caption=caption)
 
@@ -114,6 +117,8 @@ def _spectra(rows: Sequence[QualityRow]) -> str:
             power = radial_power(row.pixels)[1:]
             lines += axes.plot(np.arange(1, len(power) + 1), power, color=colour, linestyle=dash)
         axes.set_yscale("log")
+        # The page takes no mathematics in its text.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         legend(axes, lines, [row.name for row in rows[:MOST_CURVES]])
 
     return draw("spectra", paint, label="power spectra of the sets", xlabel="Cycles per image", ylabel="Power")

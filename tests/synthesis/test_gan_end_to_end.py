@@ -225,6 +225,7 @@ def test_gan_evaluate_shows_real_and_synthetic_side_by_side(cli, tiny, donor_dat
     assert rows["real, train"]["frechet"] == pytest.approx(0, abs=1e-3)
     assert rows["real, train"]["copies"] == rows["real, train"]["images"]
     assert {"real, held out", "noise, classes mean nothing", "untrained weights"} < rows.keys()
+    assert rows.pop("real, held out")["tstr"] is None
     assert all(0 <= row["tstr"] <= 1 and np.isfinite(row["frechet"]) for row in rows.values())
     page = (tmp_path / "q" / "quality.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 2 * len(rows) - 2
