@@ -132,7 +132,7 @@ def _promise(training: Any, composed: ComposedGan) -> str:
 
 
 def _sample(options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.donor import sample_set
+    from mammo_fed.donated import sample_set
 
     composed = read_composed_gan(options.run)
     with _Bar(console, "images", quiet=options.json) as bar:
@@ -151,7 +151,7 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
 
 
 def _import(options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.donor import import_paper_set
+    from mammo_fed.donated import import_paper_set
 
     _tell(import_paper_set(options.clone, options.output), options, console, folder=options.output)
     return 0

@@ -19,19 +19,13 @@ from mammo_fed.data.assemble import limit_images_per_patient, load_pool
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.data.share import Share
-from mammo_fed.data.sources_mammo_dp import read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.data.synthetic_set import (
     Donor,
-    GeneratorOrigin,
-    SetPrivacy,
-    SetProvenance,
     image_digests,
-    write_synthetic_set,
 )
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused
 from mammo_fed.folders import held, kept_secret, write_private
-from mammo_fed.privacy.accounting import epsilon, patient_epsilon
-from mammo_fed.privacy.events import PrivacyEvent, events_to_json
+from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger import Budget, Ledger
 from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.settings.gan import GanSettings
@@ -39,7 +33,7 @@ from mammo_fed.synthesis.adversarial import RealGradient, mcgan_spec
 from mammo_fed.synthesis.checkpoints import checkpoint_steps, read_average
 from mammo_fed.synthesis.mcgan import Generator
 from mammo_fed.synthesis.real_gradients import gan_event, plain_gradients, private_gradients, real_images
-from mammo_fed.synthesis.sampling import draw_images, weights_sha256
+from mammo_fed.synthesis.sampling import weights_sha256
 from mammo_fed.synthesis.training import GanProgress, train_gan
 from mammo_fed.typed import build, plain
 
@@ -48,10 +42,10 @@ __all__ = [
     "Training",
     "check_policy",
     "donor_cohort",
-    "import_paper_set",
+    "last_step",
+    "load_average",
     "new_private_folder",
     "read_training",
-    "sample_set",
     "settings_at",
     "share_of_donor",
     "start_training",
@@ -62,9 +56,6 @@ LOCK_NAME: Final = ".lock"
 LEDGER_NAME: Final = "ledger"
 FORMAT: Final = "mammo-fed gan training 1"
 RUN_PREFIX: Final = "gan-"
-LICENCES: Final = {"phantom": "CC0-1.0 (procedural)", "mammo_dp": "CC-BY-3.0 (derived from CBIS-DDSM)"}
-UNKNOWN_LICENCE: Final = "as the donor decides"
-PAPER_LICENCE: Final = "Apache-2.0 (RichardObi/mammo_dp; derived from CBIS-DDSM, CC-BY-3.0)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +211,7 @@ def _charged(
         task = settings.sha256()
         stored = ledger.stored_reply(run_id=training.run_id, round_index=0, task_hash=task)
         if stored is not None:
-            if _average(settings, folder, _last_step(settings, folder))[1] != json.loads(stored)["generator_sha256"]:
+            if load_average(settings, folder, last_step(settings, folder))[1] != json.loads(stored)["generator_sha256"]:
                 raise LedgerError(f"{folder} does not hold the generator that was paid for; restore it from a backup")
             return
         reservation = ledger.reserve(run_id=training.run_id, round_index=0, task_hash=task, events=events)
@@ -323,75 +314,27 @@ def read_training(folder: Path) -> Training:
         raise DataError(f"{path} is not what was written there; restore it from a backup") from error
 
 
-def sample_set(
-    settings: GanSettings,
-    run: Path,
-    output: Path,
-    *,
-    count: int,
-    seed: int,
-    step: int | None = None,
-    licence: str | None = None,
-    progress: Any = lambda *_: None,
-) -> SetProvenance:
-    """Draw a synthetic set from a finished training and write it with its provenance; post-processing, charged nothing.
-
-    Args:
-      settings: of the training.
-      run: its folder.
-      output: new folder of the set.
-      count, seed: number of images, and of their latent numbers.
-      step: another step than the last; the provenance says that it was chosen.
-      licence: of the images; None is that of the donor's source.
-      progress: called with (images done, images in all).
+def new_private_folder(folder: Path) -> None:
+    """Make the folder of a training, readable by its owner only; one that is there is closed to others.
 
     Raises:
-      DataError: If the training is not finished, or has no checkpoint of `step`.
+      InvalidSetting: If it cannot be made.
     """
-    training = read_training(run)
-    last = _last_step(settings, run)
-    chosen = last if step is None else step
-    average, digest = _average(settings, run, chosen)
-    pixels, labels = draw_images(average, count=count, seed=seed, progress=progress)
-    provenance = SetProvenance(
-        generator=GeneratorOrigin(
-            kind="mcgan",
-            sha256=digest,
-            settings_sha256=training.settings_sha256,
-            step=chosen,
-            chosen="last" if chosen == last else "by request",
-        ),
-        donor=training.donor,
-        privacy=_promise(settings, training),
-        seed=seed,
-        licence=licence or LICENCES.get(training.donor.source, UNKNOWN_LICENCE),
-    )
-    return write_synthetic_set(output, pixels, labels, provenance=provenance)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise InvalidSetting(f"hydra.run.dir={folder} cannot be made ({error.strerror}); choose another folder") from error
 
 
-def _promise(settings: GanSettings, training: Training) -> SetPrivacy | None:
-    privacy, events = settings.privacy, training.events
-    if not events:
-        return None
-    return SetPrivacy(
-        unit=privacy.unit,
-        epsilon=epsilon(events, delta=privacy.delta, accountant=privacy.accountant),
-        delta=privacy.delta,
-        patient_epsilon=patient_epsilon(events, delta=privacy.delta, accountant="pld"),
-        accountant=privacy.accountant,
-        noise="injected" if training.injected else "operating system",
-        events=events_to_json(events),
-        ledger="site" if training.at_site else "run",
-    )
-
-
-def _average(settings: GanSettings, run: Path, step: int) -> tuple[Generator, str]:
+def load_average(settings: GanSettings, run: Path, step: int) -> tuple[Generator, str]:
+    """The averaged generator of a step, and the hash of its weights."""
     average = Generator(mcgan_spec(settings.gan))
     read_average(run, step, average)
     return average, weights_sha256(average)
 
 
-def _last_step(settings: GanSettings, run: Path) -> int:
+def last_step(settings: GanSettings, run: Path) -> int:
     """The step of the finished training.
 
     Raises:
@@ -404,45 +347,3 @@ def _last_step(settings: GanSettings, run: Path) -> int:
             f"{run} has reached step {reached} of {settings.gan.steps}: go on with `mammo-fed gan train --resume {run}`"
         )
     return steps[-1]
-
-
-def import_paper_set(clone: Path, output: Path) -> SetProvenance:
-    """The 3,000 images of arXiv:2407.12669 as a synthetic set: their generator saw CBIS-DDSM's training images without privacy.
-
-    Args:
-      clone: of RichardObi/mammo_dp.
-      output: new folder of the set.
-
-    Raises:
-      DataError: If the clone lacks the synthetic or the training images.
-    """
-    synthetic, train = read_mammo_dp_synthetic(clone), read_mammo_dp(clone, split="train")
-    provenance = SetProvenance(
-        generator=GeneratorOrigin(kind="external", sha256="", settings_sha256="", step=0, chosen="unknown"),
-        donor=Donor(
-            name="CBIS-DDSM training images",
-            source="mammo_dp",
-            public=True,
-            patients=train.num_patients,
-            images=len(train),
-            fingerprint=train.content_hash,
-            image_digests=image_digests(train),
-        ),
-        privacy=None,
-        seed=0,
-        licence=PAPER_LICENCE,
-    )
-    return write_synthetic_set(output, synthetic.pixels, synthetic.labels, provenance=provenance)
-
-
-def new_private_folder(folder: Path) -> None:
-    """Make the folder of a training, readable by its owner only; one that is there is closed to others.
-
-    Raises:
-      InvalidSetting: If it cannot be made.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError as error:
-        raise InvalidSetting(f"hydra.run.dir={folder} cannot be made ({error.strerror}); choose another folder") from error

@@ -12,7 +12,8 @@ from client.folder import SiteFolder
 from client.memory import site_ledger
 from mammo_fed.compose import compose_gan
 from mammo_fed.data.synthetic_set import read_provenance
-from mammo_fed.donor import read_training, sample_set, settings_at, start_training
+from mammo_fed.donated import sample_set
+from mammo_fed.donor import read_training, settings_at, start_training
 from mammo_fed.errors import InvalidSetting, PolicyRefused, PrivacyRefused
 
 TINY = (

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mammo_fed.donor import read_training, sample_set, start_training
+from mammo_fed.donated import sample_set
+from mammo_fed.donor import read_training, start_training
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused
 from mammo_fed.privacy.accounting import epsilon
 from mammo_fed.privacy.ledger import Budget, Ledger
