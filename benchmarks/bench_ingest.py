@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
-from mammo_fed.data.phantom import EXTERNAL_STYLE
-from mammo_fed.data.phantom_cohorts import phantom_cohort
+from mammo_fed.data.phantom.hospitals import phantom_cohort
+from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 
 DISTINCT = 12
 BARE = """
@@ -88,7 +88,7 @@ def main() -> None:
             paths = sorted(str(path) for path in root.rglob("*.dcm"))
             seconds: dict[str, list[float]] = {"ingest": [], "bare, 1 process": [], f"bare, {options.jobs} processes": []}
             for repeat in range(options.repeats):
-                ingest = [sys.executable, "-m", "mammo_fed.cli", "data", "ingest", str(root), f"{folder}/cohort-{repeat}"]
+                ingest = [sys.executable, "-m", "mammo_fed.cli.main", "data", "ingest", str(root), f"{folder}/cohort-{repeat}"]
                 seconds["ingest"].append(timed([*ingest, "--public", "--jobs", str(options.jobs), "--json"]))
                 seconds["bare, 1 process"].append(timed([sys.executable, str(script), "1", *paths]))
                 seconds[f"bare, {options.jobs} processes"].append(

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mammo_fed.compose import compose_settings
-from mammo_fed.reporting.record import Record
-from server.run import Hooks
-from simulations.launch import simulate
+from mammo_fed.reporting.record.record import Record
+from mammo_fed.server.run import Hooks
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.launch import simulate
 
 KINDS = ("none", "masks", "shared_noise")
 COMMON = ("data=phantom", "engine.wire=true", "federation.rounds=8")

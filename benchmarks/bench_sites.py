@@ -34,7 +34,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "deploy"))
 from real_federation import RealFederation, real_federation
 
-from client.app import app
+from mammo_fed.client.rounds.app import app
 from mammo_fed.federation.flwr_internals.messages import quiet
 
 SITE = ("data=phantom", "data.image_size=32", "data.images_train=1600", "data.images_test=640", "data.images_external=24")

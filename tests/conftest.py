@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from mammo_fed.cli import main
+from mammo_fed.cli.main import main
 from mammo_fed.data.cohort import MALIGNANT, Cohort
-from mammo_fed.data.phantom_cohorts import PhantomFederation, phantom_hospitals
-from mammo_fed.reporting.record import Record, SitePrivacy, read_record
+from mammo_fed.data.phantom.hospitals import PhantomFederation, phantom_hospitals
+from mammo_fed.reporting.record.record import Record, SitePrivacy, read_record
 
 # No doctests in here; collecting several files of one name as modules would clash.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
@@ -127,7 +127,7 @@ def start_cli() -> Callable[..., subprocess.Popen[str]]:
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "mammo_fed.cli", *arguments],
+            [sys.executable, "-m", "mammo_fed.cli.main", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

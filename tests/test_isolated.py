@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from mammo_fed.isolated import Lost, run_isolated
+from mammo_fed.common.worker_pool import Lost, run_isolated
 
 
 def misbehave(task: str) -> str:

@@ -7,7 +7,7 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("mammo_fed", "server", "client", "simulations")
+PACKAGES = ("mammo_fed",)
 
 
 def modules() -> list[str]:
@@ -23,7 +23,3 @@ def test_a_module_has_a_docstring_and_the_public_names_that_it_says(name):
     public = module.__all__
     assert len(set(public)) == len(public)
     assert [one for one in public if not hasattr(module, one) or one.startswith("_")] == []
-
-
-def test_modules_of_every_package_are_looked_at():
-    assert {name.split(".")[0] for name in modules()} == {"mammo_fed", "server", "client", "simulations"}

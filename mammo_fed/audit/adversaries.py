@@ -21,7 +21,7 @@ from mammo_fed.audit.gate import Silence
 from mammo_fed.audit.subject import Subject
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.models.whitening import centre_and_normalise
-from mammo_fed.privacy.mechanisms import LogisticData, private_descent, private_mean
+from mammo_fed.privacy.mechanisms.full_batch import LogisticData, private_descent, private_mean
 from mammo_fed.training.local import LocalSteps, SiteFeatures, train_head
 
 __all__ = ["Forecast", "Play", "Question", "Saturating", "evidence", "honest"]

@@ -11,8 +11,8 @@ from mammo_fed.audit.canaries import CANARIES, CanaryKind
 from mammo_fed.audit.membership import Membership
 from mammo_fed.audit.subject import Mechanism, Subject, sensitivity
 from mammo_fed.audit.trials import CanaryResult, Progress, audit_canary
-from mammo_fed.privacy.accounting import epsilon
-from mammo_fed.typed import plain
+from mammo_fed.common.serialization import plain
+from mammo_fed.privacy.accounting.pricing import epsilon
 
 __all__ = ["AuditReport", "audit_subject"]
 

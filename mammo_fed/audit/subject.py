@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from mammo_fed.audit.claims import Claim
 from mammo_fed.audit.gate import Silence, largest_move
 from mammo_fed.models.heads import HeadSpec
-from mammo_fed.privacy.discrete import operating_system_words
-from mammo_fed.privacy.grid import SecureDraws
-from mammo_fed.privacy.noise import Draws, NoiseMode, NoiseSource
-from mammo_fed.privacy.planning import Schedule
+from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
+from mammo_fed.privacy.noise.integer_grid import SecureDraws
+from mammo_fed.privacy.noise.source import Draws, NoiseMode, NoiseSource
+from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 
 __all__ = ["Mechanism", "Subject", "one_thread", "sensitivity"]

@@ -8,8 +8,8 @@ import unicodedata
 from pathlib import Path
 from typing import Final
 
+from mammo_fed.common.private_files import SECRET_BYTES, check_private, kept_secret
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.folders import SECRET_BYTES, check_private, kept_secret
 
 __all__ = ["Pseudonyms"]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError
 from mammo_fed.models.backbones import BackboneSpec
 from mammo_fed.models.features import ExtractorSpec
@@ -21,7 +22,6 @@ from mammo_fed.models.heads import HeadSpec, malignancy_score
 from mammo_fed.models.pooling import Window
 from mammo_fed.models.whitening import Whitening, centre_and_normalise
 from mammo_fed.settings import ModelSettings
-from mammo_fed.typed import build, canonical_json
 
 __all__ = ["Classifier", "extractor_spec", "read_classifier"]
 

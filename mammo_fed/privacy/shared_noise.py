@@ -12,8 +12,9 @@ every integer m their convolution is
 and by Poisson summation the last sum depends on m by no more than a factor of 1 +- 2.1 exp(-2 pi^2 c^2). With scales of at
 least 64, c^2 is at least 2048 and that factor 1 +- 1e-17000. So k shares of scale s are, coordinate by coordinate, one
 discrete Gaussian of scale s sqrt(k) up to a factor that adds less than 1e-16000 to epsilon over any number of coordinates that
-fits into memory, and mammo_fed.privacy.grid's argument prices that one: k s^2 >= (z 2^30)^2 + 16 for a noise multiplier z. A
-share beyond those counted is independent of all data: adding it is post-processing. So is reduction modulo 2^64.
+fits into memory, and the argument of mammo_fed.privacy.noise.integer_grid prices that one: k s^2 >= (z 2^30)^2 + 16 for a
+noise multiplier z. A share beyond those counted is independent of all data: adding it is post-processing. So is reduction
+modulo 2^64.
 
 Source: distributed discrete Gaussian mechanism, arXiv:2102.06387; convolution, Peikert, CRYPTO 2010, Thm 3.1.
 """
@@ -29,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting import AccountantName, epsilon
+from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.grid import GRID_STEPS, ROUNDING_VARIANCE, SecureDraws
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE, SecureDraws
 
 __all__ = [
     "Adversaries",
@@ -94,7 +95,7 @@ def noisy_share(total: NDArray[np.int64], *, charged: PrivacyEvent, draws: Secur
     Edge cases: a noise multiplier of 0 adds no noise.
 
     Args:
-      total: int64, shape (dims,), from mammo_fed.privacy.grid.grid_sum.
+      total: int64, shape (dims,), from mammo_fed.privacy.noise.integer_grid.grid_sum.
       charged: the event that was reserved.
       draws: for this release alone.
 
@@ -145,7 +146,7 @@ def adversary_epsilons(
     Args:
       events: of the run, with their numbers of shares; where a site adds all of the noise, every figure is the same.
       min_survivors: the smallest number of sites in a sum.
-      delta, accountant: as mammo_fed.privacy.accounting.epsilon.
+      delta, accountant: as mammo_fed.privacy.accounting.pricing.epsilon.
     """
 
     def price(honest: int) -> float:

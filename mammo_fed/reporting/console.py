@@ -10,8 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mammo_fed.reporting.record import Record
-from mammo_fed.reporting.wording import (
+from mammo_fed.reporting.record.record import Record
+from mammo_fed.reporting.record.statements import (
     budget_text,
     delta_text,
     epsilon_text,

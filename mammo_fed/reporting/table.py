@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.record import write_atomically
-from mammo_fed.reporting.wording import LOOSE_ABOVE, epsilon_text, readable, set_title
+from mammo_fed.reporting.record.record import write_atomically
+from mammo_fed.reporting.record.statements import LOOSE_ABOVE, epsilon_text, readable, set_title
 from mammo_fed.training.statistics import METRICS, Interval, Summary
 
 __all__ = [

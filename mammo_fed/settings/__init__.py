@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings.central import CentralSettings, SecureSettings
 from mammo_fed.settings.checks import at_least
@@ -17,7 +18,6 @@ from mammo_fed.settings.federation import FederationSettings
 from mammo_fed.settings.model import ModelSettings
 from mammo_fed.settings.privacy import PrivacySettings
 from mammo_fed.settings.synthesis import SynthesisSettings
-from mammo_fed.typed import build, canonical_json, plain
 
 __all__ = [
     "CentralSettings",

@@ -30,7 +30,7 @@ class FederationSettings:
       keep_optimizer: a site's local optimizer goes on from round to round, as in one long training.
       release: which model is the result: "average" of the last rounds (see `tail`), or "best_val", the round with the highest
         validation AUPRC (benign), which epsilon does not cover.
-      strategy: Flower's strategy by name, or "FedAgree" (mammo_fed.federation.agreement).
+      strategy: Flower's strategy by name, or "FedAgree" (mammo_fed.federation.strategies.fed_agree).
       fraction: part of the sites that trains in a round, in (0, 1].
       min_nodes: sites to wait for, >= 1; "auto" is all of them.
       tail: part of the last rounds whose models are averaged, in (0, 1].

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings.checks import at_least
 from mammo_fed.settings.data import DataSettings
-from mammo_fed.typed import build, canonical_json, plain
 
 __all__ = ["DonorSettings", "GanPrivacySettings", "GanSettings", "McganSettings"]
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.models.features import resize
-from mammo_fed.privacy.accounting import AccountantName
-from mammo_fed.privacy.calibration import calibrate
+from mammo_fed.privacy.accounting.calibration import calibrate
+from mammo_fed.privacy.accounting.pricing import AccountantName
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise import NoiseMode, NoiseSource
-from mammo_fed.privacy.unit_gradients import noisy_unit_gradients
+from mammo_fed.privacy.mechanisms.per_unit_gradients import noisy_unit_gradients
+from mammo_fed.privacy.noise.source import NoiseMode, NoiseSource
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries, RealGradient, gradients_of, public_generator, real_loss
 from mammo_fed.synthesis.mcgan import to_range

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mammo_fed.folders import write_private
+from mammo_fed.common.private_files import write_private
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries, Losses, RealGradient
 from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint

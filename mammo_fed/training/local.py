@@ -11,11 +11,17 @@ from torch import Tensor
 
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
-from mammo_fed.privacy.dpsgd import LocalOptimizer, OptimizerState, PoissonData, PublicBatches, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.grid import SecureDraws
-from mammo_fed.privacy.mechanisms import LogisticData, gradient_grid_sum, mean_grid_sum, private_descent, private_mean
-from mammo_fed.privacy.noise import Draws
+from mammo_fed.privacy.mechanisms.full_batch import (
+    LogisticData,
+    gradient_grid_sum,
+    mean_grid_sum,
+    private_descent,
+    private_mean,
+)
+from mammo_fed.privacy.mechanisms.poisson_sgd import LocalOptimizer, OptimizerState, PoissonData, PublicBatches, poisson_steps
+from mammo_fed.privacy.noise.integer_grid import SecureDraws
+from mammo_fed.privacy.noise.source import Draws
 from mammo_fed.privacy.shared_noise import noisy_share
 
 __all__ = ["LocalSteps", "SiteFeatures", "gradient_share", "mean_share", "release_mean", "train_head"]
@@ -51,7 +57,7 @@ class LocalSteps:
 
 
 def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: Draws) -> NDArray[np.float32]:
-    """The site's private mean feature, float32, shape (dims,); see mammo_fed.privacy.mechanisms.private_mean."""
+    """The site's private mean feature, float32, shape (dims,); see mammo_fed.privacy.mechanisms.full_batch.private_mean."""
     return private_mean(site.features, site.units, charged=charged, public_count=site.public_count, noise=noise)
 
 
@@ -99,8 +105,8 @@ def train_head(
 ) -> NDArray[np.float32]:
     """Private steps from the head `flat`.
 
-    Guarantee: that of the mechanism for `charged`: mammo_fed.privacy.mechanisms.private_descent in closed form, else
-    mammo_fed.privacy.dpsgd.poisson_steps.
+    Guarantee: that of the mechanism for `charged`: mammo_fed.privacy.mechanisms.full_batch.private_descent in closed form, else
+    mammo_fed.privacy.mechanisms.poisson_sgd.poisson_steps.
 
     Args:
       site: the site's features.

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from mammo_fed.privacy.planning import auto_rounds
+from mammo_fed.privacy.schedule import auto_rounds
 from mammo_fed.settings import Settings
 
 __all__ = ["Recipe", "resolve"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mammo_fed.audit.canaries import CANARIES
-from mammo_fed.audited import FinishedRun
-from mammo_fed.cli_audit import CANARIES as CHOICES
+from mammo_fed.audit.finished_run import FinishedRun
+from mammo_fed.cli.audit import CANARIES as CHOICES
 
 QUICK = ("--trials", "30", "--shadows", "8", "--jobs", "1")
 

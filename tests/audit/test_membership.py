@@ -9,7 +9,7 @@ from scipy.stats import norm
 from mammo_fed.audit.membership import infer_membership
 from mammo_fed.audit.shadows import Model, Population, train_shadow
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.planning import Schedule
+from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.training.local import SiteFeatures
 
 

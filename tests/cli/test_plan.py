@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from mammo_fed.privacy.accounting import epsilon, patient_epsilon
+from mammo_fed.privacy.accounting.filters import adaptive_epsilon, as_steps, open_filter
+from mammo_fed.privacy.accounting.gdp import gaussian_epsilon, gaussian_mu
+from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.filters import adaptive_epsilon, as_steps, open_filter
-from mammo_fed.privacy.gaussian import gaussian_epsilon, gaussian_mu
-from mammo_fed.privacy.ledger import Budget, Ledger
-from mammo_fed.privacy.planning import plan_schedule
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.privacy.schedule import plan_schedule
 
 DELTA = 1e-4
 SAMPLED = ("--mechanism", "dp_sgd", "--images", "1100")

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from client.policy import SiteFile, SitePolicy
-from client.site import Site
-from mammo_fed.compose import compose_settings
-from mammo_fed.federation.payload import PublicPayload
-from mammo_fed.federation.task import Declaration, RoundTask
+from mammo_fed.client.policy import SiteFile, SitePolicy
+from mammo_fed.client.rounds.site import Site
+from mammo_fed.federation.protocol.payload import PublicPayload
+from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
 from mammo_fed.models.whitening import fit_whitening
-from server.run import share_of
+from mammo_fed.server.run import share_of
+from mammo_fed.settings.compose import compose_settings
 
 OVERRIDES = [
     "model=efficientnet_lite0",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mammo_fed.privacy.ledger_report import export_ledger, verify_ledger
+from mammo_fed.privacy.ledger.report import export_ledger, verify_ledger
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
 STRESS = os.environ.get("MAMMO_FED_STRESS") == "1"

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from client.app import app
-from client.policy import SitePolicy, check_declaration
-from mammo_fed.compose import compose_settings
+from mammo_fed.client.policy import SitePolicy, check_declaration
+from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
-from mammo_fed.federation.messages import pack_array
-from mammo_fed.federation.task import Declaration
-from simulations.in_process import InProcessGrid
+from mammo_fed.federation.protocol.messages import pack_array
+from mammo_fed.federation.protocol.task import Declaration
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.in_process import InProcessGrid
 
 POLICY = SitePolicy(
     max_epsilon=6.0,

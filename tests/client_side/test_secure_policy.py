@@ -6,22 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.policy import check_declaration, read_site_file
-from client.replies import reply_from_bytes, reply_to_bytes
-from client.site import Site
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.policy import check_declaration, read_site_file
+from mammo_fed.client.rounds.site import Site
+from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused
-from mammo_fed.federation.secure import Roster, parcels_for
-from mammo_fed.federation.secure_messages import Question
-from mammo_fed.federation.task import Declaration, RoundTask
+from mammo_fed.federation.protocol.secure_messages import Question
+from mammo_fed.federation.protocol.task import Declaration, RoundTask
+from mammo_fed.federation.public_start import make_public_start
+from mammo_fed.federation.secure_aggregation.double_masks import Roster, parcels_for
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
-from mammo_fed.privacy.accounting import epsilon
-from server.public import make_public_start
-from server.run import declare_run, share_of
-from simulations.launch import site_file
+from mammo_fed.privacy.accounting.pricing import epsilon
+from mammo_fed.server.run import declare_run, share_of
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.launch import site_file
 
 DIMS = 20
 USES = ("masks", "shared_noise")

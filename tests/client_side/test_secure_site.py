@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.secure_site import SecureRounds
+from mammo_fed.client.rounds.masked_sums import SecureRounds
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.federation.flwr_internals.secagg import key_pair
-from mammo_fed.federation.secure import Member, Roster, Terms, parcels_for
-from mammo_fed.federation.secure_messages import Question
+from mammo_fed.federation.protocol.secure_messages import Question
+from mammo_fed.federation.secure_aggregation.double_masks import Member, Roster, Terms, parcels_for
 
 NAMES = ("east", "north", "south", "west")
 TERMS = Terms(run_id="run1", round_index=1, min_survivors=3, colluders=0)

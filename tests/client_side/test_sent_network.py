@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.site import Site
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.rounds.site import Site
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, WeightsError
-from server.public import make_extractor, make_public_start
-from server.run import declare_run, share_of
-from simulations.launch import site_file
+from mammo_fed.federation.public_start import make_extractor, make_public_start
+from mammo_fed.server.run import declare_run, share_of
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.launch import site_file
 
 PRETRAINED = (
     "model=pooled",

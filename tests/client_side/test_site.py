@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from client.app import app
-from client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
-from client.replies import reply_from_bytes, reply_to_bytes
-from client.site import Site
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
+from mammo_fed.client.rounds.app import app
+from mammo_fed.client.rounds.site import Site
+from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, become_server
-from mammo_fed.federation.messages import Reply, pack_array, pack_declaration, read_reply, task_config
-from mammo_fed.federation.schedule import plan_for_site
-from mammo_fed.federation.task import Declaration, RoundTask
+from mammo_fed.federation.protocol.messages import Reply, pack_array, pack_declaration, read_reply, task_config
+from mammo_fed.federation.protocol.site_schedule import plan_for_site
+from mammo_fed.federation.protocol.task import Declaration, RoundTask
+from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
-from mammo_fed.privacy.accounting import epsilon
-from mammo_fed.privacy.ledger import Budget, Ledger
-from mammo_fed.privacy.ledger_report import show_ledger
+from mammo_fed.privacy.accounting.pricing import epsilon
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger.report import show_ledger
+from mammo_fed.server.run import declare_run, share_of
 from mammo_fed.settings import Settings
-from server.public import make_public_start
-from server.run import declare_run, share_of
-from simulations.launch import site_file
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.launch import site_file
 
 DIMS = 20
 

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.policy import SiteFile, read_site_file
-from client.site import Site
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.policy import SiteFile, read_site_file
+from mammo_fed.client.rounds.site import Site
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused
-from mammo_fed.federation.messages import Reply
-from mammo_fed.federation.task import Declaration, RoundTask
+from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.task import Declaration, RoundTask
+from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
-from mammo_fed.privacy.accounting import patient_epsilon
-from mammo_fed.privacy.ledger_report import show_ledger
-from server.public import make_public_start
-from server.run import declare_run, share_of
-from simulations.launch import site_file
+from mammo_fed.privacy.accounting.pricing import patient_epsilon
+from mammo_fed.privacy.ledger.report import show_ledger
+from mammo_fed.server.run import declare_run, share_of
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.launch import site_file
 
 DIMS = 20
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import evaluation_cohorts, load_pool, whole_cohort
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.partition import fold_rows
+from mammo_fed.data.run_cohorts import evaluation_cohorts, load_pool, whole_cohort
 from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.settings.compose import compose_settings
 
 
 def cohort_of(patients, labels) -> Cohort:

@@ -12,7 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, fingerprint
-from mammo_fed.data.phantom import (
+from mammo_fed.data.phantom.hospitals import phantom_cohort, phantom_hospitals, phantom_synthetic
+from mammo_fed.data.phantom.masses import (
     EXTERNAL_STYLE,
     PhantomStyle,
     any_style,
@@ -23,8 +24,7 @@ from mammo_fed.data.phantom import (
     draw_texture,
     site_style,
 )
-from mammo_fed.data.phantom_cohorts import phantom_cohort, phantom_hospitals, phantom_synthetic
-from mammo_fed.data.phantom_shape import draw_outline, profile, spicules
+from mammo_fed.data.phantom.shapes import draw_outline, profile, spicules
 from mammo_fed.errors import InvalidSetting
 
 SEEDS = range(200)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
-from mammo_fed.data.sources import (
+from mammo_fed.data.source_readers import (
     available_splits,
     check_disjoint,
     read_csv,

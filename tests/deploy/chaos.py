@@ -13,7 +13,7 @@ from pathlib import Path
 
 from real_federation import RealFederation
 
-from mammo_fed.privacy.ledger_report import show_ledger, verify_ledger
+from mammo_fed.privacy.ledger.report import show_ledger, verify_ledger
 
 RESUMES = 6
 
@@ -101,7 +101,7 @@ class Ordeal:
             ("kill the superexec", lambda: self._kill("flower-superexec")),
             ("power loss of the server", self._power_loss),
             (f"kill the SuperNode of {site}", lambda: self._kill("flwr_internals.supernode", folder)),
-            (f"kill the executor of {site}", lambda: self._kill("client.executor", folder)),
+            (f"kill the executor of {site}", lambda: self._kill("mammo_fed.client.operations.executor", folder)),
             (f"kill the site-client of {site}", lambda: self._kill_client(site)),
         ]
         if self.federation.lines:
@@ -141,7 +141,7 @@ class Ordeal:
         self.federation.start_server(*(() if begun else self.overrides), resume=begun)
 
     def _kill_client(self, site: str) -> None:
-        self._kill("client.cli", str(self.federation.site(site)))
+        self._kill("mammo_fed.client.operations.cli", str(self.federation.site(site)))
         self.federation.clients[site].kill()
         self.federation.clients[site].wait()
         back = self._clock() + self._random.uniform(0.5, 10.0)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from client.cli import main as site_client
-from client.folder import SiteFolder
-from server.cli import main as flower_server
-from server.folder import FederationFolder
+from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.operations.cli import main as site_client
+from mammo_fed.server.operations.cli import main as flower_server
+from mammo_fed.server.operations.folder import FederationFolder
 
 if TYPE_CHECKING:
     from network_trial import NetworkTrial

@@ -29,8 +29,8 @@ from google.protobuf.message import Message as Protobuf
 from real_federation import RealFederation
 
 from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER, Control, Node
-from mammo_fed.federation.keys import SiteKey
-from server.folder import FederationFolder
+from mammo_fed.federation.identity.keys import SiteKey
+from mammo_fed.server.operations.folder import FederationFolder
 
 HOSTILE_PYPROJECT = """[project]
 name = "mammo-fed"
@@ -45,12 +45,20 @@ fab-include = ["**/*.py"]
 
 [tool.flwr.app.components]
 serverapp = "coordinator:app"
-clientapp = "client.app:app"
+clientapp = "mammo_fed.client.rounds.app:app"
 
 [tool.flwr.app.config]
 """
 MARKED = 'import pathlib\npathlib.Path({folder!r}, "ran-" + __name__).touch()\n'
-SHADOWS = ("client/__init__.py", "client/app.py", "mammo_fed/__init__.py", "evil/__init__.py", "sitecustomize.py", "torch.py")
+SHADOWS = (
+    "client/__init__.py",
+    "mammo_fed/client/__init__.py",
+    "mammo_fed/client/rounds/app.py",
+    "mammo_fed/__init__.py",
+    "evil/__init__.py",
+    "sitecustomize.py",
+    "torch.py",
+)
 COORDINATOR = """
 import pathlib, pickle, time
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mammo_fed.federation.flwr_internals.environment import flower_environment
-from mammo_fed.reporting.record import Record, read_record
+from mammo_fed.reporting.record.record import Record, read_record
 
 SMALL_SITE = (
     "data=phantom",
@@ -135,11 +135,19 @@ class RealFederation:
         return self.root / name
 
     def start_server(self, *arguments: str, resume: bool = False) -> None:
-        command = [sys.executable, "-m", "server.cli", "run", str(self.fed), f"hydra.run.dir={self.run_folder}", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "mammo_fed.server.operations.cli",
+            "run",
+            str(self.fed),
+            f"hydra.run.dir={self.run_folder}",
+            *arguments,
+        ]
         self.server = self._spawn([*command, "--resume"] if resume else command, "server.out")
 
     def start_client(self, name: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", "client.cli", "run", str(self.site(name)), *arguments]
+        command = [sys.executable, "-m", "mammo_fed.client.operations.cli", "run", str(self.site(name)), *arguments]
         if name in self.lines:
             command = ["ip", "netns", "exec", self.lines[name].name, *command]
         self.clients[name] = self._spawn(command, f"{name}.out")
@@ -250,7 +258,7 @@ def _init(federation: RealFederation, data: Sequence[str]) -> None:
     hosts = ["127.0.0.1", *(line.here for line in federation.lines.values())]
     bind = "0.0.0.0" if federation.lines else "127.0.0.1"  # noqa: S104 - a test's own namespaces
     _call(
-        "server.cli",
+        "mammo_fed.server.operations.cli",
         "init",
         federation.fed,
         "--name",
@@ -265,7 +273,7 @@ def _init(federation: RealFederation, data: Sequence[str]) -> None:
         folder = federation.site(name)
         host = federation.lines[name].here if name in federation.lines else "127.0.0.1"
         _call(
-            "client.cli",
+            "mammo_fed.client.operations.cli",
             "init",
             folder,
             "--name",
@@ -283,7 +291,7 @@ def _init(federation: RealFederation, data: Sequence[str]) -> None:
         text = (folder / "site.toml").read_text(encoding="utf-8").splitlines()
         text = [f"cache = {json.dumps(str(federation.cache))}" if line.startswith("cache = ") else line for line in text]
         (folder / "site.toml").write_text("\n".join(text) + "\n", encoding="utf-8")
-        _call("server.cli", "register", federation.fed, folder / "keys" / f"{name}.pub")
+        _call("mammo_fed.server.operations.cli", "register", federation.fed, folder / "keys" / f"{name}.pub")
 
 
 def _call(module: str, *arguments: object) -> None:

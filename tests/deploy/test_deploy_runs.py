@@ -11,7 +11,7 @@ import pytest
 from real_federation import SMALL_RUN, real_federation
 from safetensors.numpy import load_file
 
-from mammo_fed.reporting.record import read_record
+from mammo_fed.reporting.record.record import read_record
 
 NUM_SITES = 4
 INJECTED = ("privacy.noise_seed=5", "federation.rounds=3", f"federation.num_sites={NUM_SITES}")
@@ -89,7 +89,7 @@ def test_deploy_of_four_sites_stopped_and_resumed_equals_the_simulation(tmp_path
         for name, client in federation.clients.items():
             client.send_signal(signal.SIGTERM)
             assert client.wait(60) == 0, federation.said(f"{name}.out")
-        assert not federation.processes("client.executor")
+        assert not federation.processes("mammo_fed.client.operations.executor")
 
 
 @pytest.mark.slow

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from client.folder import SiteFolder
-from client.memory import site_ledger
-from mammo_fed.compose import compose_gan
-from mammo_fed.data.synthetic_set import read_provenance
-from mammo_fed.donated import sample_set
-from mammo_fed.donor import read_training, settings_at, start_training
+from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.generator.export import sample_set
+from mammo_fed.client.generator.training import read_training, settings_at, start_training
+from mammo_fed.client.rounds.ledger_guard import site_ledger
+from mammo_fed.data.sources.synthetic_set import read_provenance
 from mammo_fed.errors import InvalidSetting, PolicyRefused, PrivacyRefused
+from mammo_fed.settings.compose import compose_gan
 
 TINY = (
     "gan.image_size=32",

@@ -20,16 +20,16 @@ from network_probe import exchange, http
 from network_trial import NetworkTrial
 from real_federation import SMALL_RUN
 
-from client.folder import SiteFolder
-from mammo_fed.compose import compose_settings
+from mammo_fed.client.folder import SiteFolder
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.federation.flwr_internals.control import bundle
-from mammo_fed.federation.messages import Reason, pack_declaration, task_config
-from mammo_fed.federation.task import Declaration, RoundTask
+from mammo_fed.federation.protocol.messages import Reason, pack_declaration, task_config
+from mammo_fed.federation.protocol.task import Declaration, RoundTask
+from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
-from server.public import make_public_start
-from server.run import declare_run
+from mammo_fed.server.run import declare_run
+from mammo_fed.settings.compose import compose_settings
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ class Hospital:
 
     def processes(self) -> list[int]:
         return [
-            *self.trial.federation.processes("client.executor"),
+            *self.trial.federation.processes("mammo_fed.client.operations.executor"),
             *self.trial.federation.processes("flwr_internals.supernode"),
         ]
 

@@ -15,7 +15,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from mammo_fed.federation.flwr_internals.health import healthy
-from server.certificates import make_authority, make_key, make_server_certificate
+from mammo_fed.server.operations.authority import make_authority, make_key, make_server_certificate
 
 # Of this machine, and in no certificate unless it is asked for.
 HOST = "127.0.0.2"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from client.cli import _command_line as site_client
-from server.cli import _command_line as flower_server
+from mammo_fed.client.operations.cli import _command_line as site_client
+from mammo_fed.server.operations.cli import _command_line as flower_server
 
 ROOT = Path(__file__).parents[2]
 PARSERS = {"site-client": site_client, "flower-server": flower_server}

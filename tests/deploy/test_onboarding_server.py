@@ -8,10 +8,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from mammo_fed.compose import read_composed
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.federation.keys import SiteKey, make_private_key, public_key_of, read_public_key
-from server.folder import FederationFolder
+from mammo_fed.federation.identity.keys import SiteKey, make_private_key, public_key_of, read_public_key
+from mammo_fed.server.operations.folder import FederationFolder
+from mammo_fed.settings.compose import read_composed
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.folder import NetworkSettings, SiteFolder
-from client.policy import SiteFile, SitePolicy, read_site_file
-from client.site import Site
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.folder import NetworkSettings, SiteFolder
+from mammo_fed.client.policy import SiteFile, SitePolicy, read_site_file
+from mammo_fed.client.rounds.site import Site
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.federation.keys import read_public_key
-from mammo_fed.federation.site_template import example_site
-from mammo_fed.privacy.ledger import Budget, Ledger
+from mammo_fed.federation.identity.keys import read_public_key
+from mammo_fed.federation.identity.site_template import example_site
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.settings import DataSettings
-from simulations.launch import site_file
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.launch import site_file
 
 
 def edit(site: SiteFolder, old: str, new: str) -> None:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from client.checks import check_site
+from mammo_fed.client.operations.checks import check_site
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.federation.certificates import parse_certificate, read_authority, read_certificate
-from server.certificates import Credentials, check_host, make_authority, make_key, make_server_certificate
-from server.folder import FederationFolder
+from mammo_fed.federation.identity.certificates import parse_certificate, read_authority, read_certificate
+from mammo_fed.server.operations.authority import Credentials, check_host, make_authority, make_key, make_server_certificate
+from mammo_fed.server.operations.folder import FederationFolder
 
 HOSTS = ("fed.example.org", "10.1.2.3")
 

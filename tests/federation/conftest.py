@@ -9,9 +9,9 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from mammo_fed.federation.aggregation import Aggregator
-from mammo_fed.federation.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, pack_array
-from simulations.in_process import InProcessGrid
+from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, pack_array
+from mammo_fed.federation.strategies.aggregator import Aggregator
+from mammo_fed.simulations.in_process import InProcessGrid
 
 
 @pytest.fixture

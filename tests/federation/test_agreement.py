@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mammo_fed.compose import compose_settings
-from mammo_fed.federation.aggregation import Aggregator
-from mammo_fed.federation.agreement import Standing, agreement, shortened
+from mammo_fed.federation.strategies.aggregator import Aggregator
+from mammo_fed.federation.strategies.fed_agree import Standing, agreement, shortened
+from mammo_fed.settings.compose import compose_settings
 
 DIMS = 400
 NAMES = tuple(f"site-{number}" for number in range(1, 5))

@@ -11,14 +11,14 @@ from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mammo_fed.compose import compose_settings
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.federation.aggregation import Aggregator
-from mammo_fed.federation.central import noisy_average
-from mammo_fed.privacy.accounting import epsilon
+from mammo_fed.federation.strategies.aggregator import Aggregator
+from mammo_fed.federation.strategies.site_level_dp import noisy_average
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.settings import CentralSettings, FederationSettings
+from mammo_fed.settings.compose import compose_settings
 
 DELTA = 1e-4
 SITES = 4

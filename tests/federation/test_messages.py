@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.flwr_internals.messages import become_server, stamp, through_the_wire
-from mammo_fed.federation.messages import (
+from mammo_fed.federation.protocol.messages import (
     ARRAYS,
     CONFIG,
     PRIVACY,
@@ -28,7 +28,7 @@ from mammo_fed.federation.messages import (
     read_task,
     task_config,
 )
-from mammo_fed.federation.task import RoundTask
+from mammo_fed.federation.protocol.task import RoundTask
 from mammo_fed.privacy.events import PrivacyEvent
 
 EVENT = PrivacyEvent(

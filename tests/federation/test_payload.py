@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mammo_fed.compose import compose_settings
 from mammo_fed.errors import DataError
-from mammo_fed.federation.payload import PublicPayload, synthetic_sha256
-from mammo_fed.federation.task import Declaration
+from mammo_fed.federation.protocol.payload import PublicPayload, synthetic_sha256
+from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.models.whitening import Whitening
+from mammo_fed.settings.compose import compose_settings
 
 WIDTH, DIMS = 5, 3
 

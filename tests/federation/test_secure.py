@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.flwr_internals.secagg import key_pair
-from mammo_fed.federation.secure import (
+from mammo_fed.federation.protocol.secure_messages import (
+    Answer,
+    Opened,
+    Question,
+    pack_answer,
+    pack_parcels,
+    pack_question,
+    read_answer,
+    read_parcels,
+    read_question,
+)
+from mammo_fed.federation.secure_aggregation.double_masks import (
     SEED_BYTES,
     Member,
     Parcel,
@@ -21,18 +32,7 @@ from mammo_fed.federation.secure import (
     secure_task_hash,
     take,
 )
-from mammo_fed.federation.secure_messages import (
-    Answer,
-    Opened,
-    Question,
-    pack_answer,
-    pack_parcels,
-    pack_question,
-    read_answer,
-    read_parcels,
-    read_question,
-)
-from mammo_fed.federation.secure_sum import (
+from mammo_fed.federation.secure_aggregation.opening import (
     LARGEST,
     WEIGHTED_STEPS,
     open_sum,

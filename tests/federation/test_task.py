@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mammo_fed.compose import compose_settings
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.federation.task import Declaration, RoundTask, task_hash
+from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
+from mammo_fed.settings.compose import compose_settings
 
 TASK = RoundTask(
     run_id="run1",

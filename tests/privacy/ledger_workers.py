@@ -17,7 +17,7 @@ import numpy as np
 
 from mammo_fed.errors import LedgerError, PrivacyRefused
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 
 TASK = "c0ffee" * 8
 DELTA = 1e-4

@@ -11,12 +11,12 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting import ACCOUNTANTS, delta_at, epsilon, patient_epsilon
-from mammo_fed.privacy.calibration import calibrate
+from mammo_fed.privacy.accounting.calibration import calibrate
+from mammo_fed.privacy.accounting.composition import Release
+from mammo_fed.privacy.accounting.gdp import gaussian_delta, gaussian_epsilon, gaussian_mu
+from mammo_fed.privacy.accounting.pld import pld_delta, pld_epsilon
+from mammo_fed.privacy.accounting.pricing import ACCOUNTANTS, delta_at, epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
-from mammo_fed.privacy.pld import pld_delta, pld_epsilon
-from mammo_fed.privacy.releases import Release
 
 EVERY = sorted(ACCOUNTANTS)
 SAMPLING = [name for name in EVERY if name != "gdp"]

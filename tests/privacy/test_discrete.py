@@ -11,17 +11,30 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from mammo_fed.compose import compose_settings
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
-from mammo_fed.privacy import discrete
-from mammo_fed.privacy.discrete import LARGEST_SIGMA, discrete_gaussian, operating_system_words, uniform_below_exp
-from mammo_fed.privacy.dpsgd import PoissonData, poisson_steps
+from mammo_fed.privacy.accounting.gdp import gaussian_delta
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.gaussian import gaussian_delta
-from mammo_fed.privacy.grid import GRID_STEPS, MOST_UNITS, ROUNDING_VARIANCE, SecureDraws, grid_sigma, grid_sum, noisy_release
-from mammo_fed.privacy.logistic import LogisticData, unit_gradients
-from mammo_fed.privacy.mechanisms import private_descent, private_mean
+from mammo_fed.privacy.mechanisms.full_batch import private_descent, private_mean
+from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, unit_gradients
+from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
+from mammo_fed.privacy.noise import discrete_gaussian as discrete
+from mammo_fed.privacy.noise.discrete_gaussian import (
+    LARGEST_SIGMA,
+    discrete_gaussian,
+    operating_system_words,
+    uniform_below_exp,
+)
+from mammo_fed.privacy.noise.integer_grid import (
+    GRID_STEPS,
+    MOST_UNITS,
+    ROUNDING_VARIANCE,
+    SecureDraws,
+    grid_sigma,
+    grid_sum,
+    noisy_release,
+)
+from mammo_fed.settings.compose import compose_settings
 
 CLIP = 0.5
 ALL_ONES = (1 << 64) - 1

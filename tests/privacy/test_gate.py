@@ -9,12 +9,12 @@ import torch
 from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
-from mammo_fed.privacy.discrete import operating_system_words
-from mammo_fed.privacy.dpsgd import PoissonData, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.grid import GRID_STEPS, SecureDraws, grid_sum
-from mammo_fed.privacy.logistic import unit_gradients
-from mammo_fed.privacy.mechanisms import LogisticData, clipped_logistic_sum, private_descent, private_mean
+from mammo_fed.privacy.mechanisms.full_batch import LogisticData, clipped_logistic_sum, private_descent, private_mean
+from mammo_fed.privacy.mechanisms.logistic_gradients import unit_gradients
+from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
+from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, SecureDraws, grid_sum
 
 DIMS = 6
 SLACK = 1 + 1e-5

@@ -8,7 +8,7 @@ from torch import nn
 from mammo_fed.audit.gate import HOSTILE, largest_move
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, head_loss, load_flat
-from mammo_fed.privacy.ghost import clipped_gradient_sum
+from mammo_fed.privacy.mechanisms.ghost_clipping import clipped_gradient_sum
 
 DIMS = 7
 KINDS = ["linear", "mlp"]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from ledger_workers import DELTA, TASK, event, open_ledger
 
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
-from mammo_fed.privacy.accounting import epsilon
-from mammo_fed.privacy.gaussian import gaussian_mu
-from mammo_fed.privacy.ledger import Budget, Ledger
-from mammo_fed.privacy.ledger_report import export_ledger, show_ledger, verify_ledger
-from mammo_fed.privacy.ledger_store import Journal
+from mammo_fed.privacy.accounting.gdp import gaussian_mu
+from mammo_fed.privacy.accounting.pricing import epsilon
+from mammo_fed.privacy.ledger.journal import Journal
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger.report import export_ledger, show_ledger, verify_ledger
 
 OTHER_TASK = "decade" * 8
 PATIENTS = ["p1", "p2", "p3"]

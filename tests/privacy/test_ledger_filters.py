@@ -11,8 +11,7 @@ from opacus.accountants.analysis.rdp import compute_rdp
 from scipy.stats import norm
 
 from mammo_fed.errors import InvalidSetting, PolicyRefused, PrivacyRefused
-from mammo_fed.privacy.accounting import epsilon
-from mammo_fed.privacy.filters import (
+from mammo_fed.privacy.accounting.filters import (
     PrivacyFilter,
     adaptive_epsilon,
     as_steps,
@@ -20,7 +19,8 @@ from mammo_fed.privacy.filters import (
     rdp_to_epsilon,
     schedule_epsilon,
 )
-from mammo_fed.privacy.gaussian import gaussian_delta, gaussian_epsilon
+from mammo_fed.privacy.accounting.gdp import gaussian_delta, gaussian_epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon
 
 GDP = PrivacyFilter(kind="gdp", order=None)
 RDP_5 = PrivacyFilter(kind="rdp", order=5)

@@ -12,8 +12,8 @@ import pytest
 from ledger_workers import TASK, Nursery, digest, event, open_ledger
 
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.filters import PrivacyFilter, adaptive_epsilon, as_steps
-from mammo_fed.privacy.ledger_report import show_ledger, verify_ledger
+from mammo_fed.privacy.accounting.filters import PrivacyFilter, adaptive_epsilon, as_steps
+from mammo_fed.privacy.ledger.report import show_ledger, verify_ledger
 
 STRESS = os.environ.get("MAMMO_FED_STRESS") == "1"
 MOUNT, UMOUNT = shutil.which("mount"), shutil.which("umount")

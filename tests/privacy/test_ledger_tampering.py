@@ -10,8 +10,8 @@ import pytest
 from ledger_workers import TASK, event, open_ledger
 
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.ledger_report import export_ledger, verify_ledger
-from mammo_fed.privacy.ledger_store import TABLES
+from mammo_fed.privacy.ledger.journal import TABLES
+from mammo_fed.privacy.ledger.report import export_ledger, verify_ledger
 
 COLUMNS = {"kind": "TEXT", "payload": "BLOB", "mac": "BLOB"}
 

@@ -12,10 +12,16 @@ from hypothesis.extra import numpy as hnp
 from mammo_fed.audit.gate import Silence
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
-from mammo_fed.privacy.dpsgd import PoissonData, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
-from mammo_fed.privacy.grid import SecureDraws
-from mammo_fed.privacy.mechanisms import LogisticData, clip_factors, clipped_logistic_sum, private_descent, private_mean
+from mammo_fed.privacy.mechanisms.full_batch import (
+    LogisticData,
+    clip_factors,
+    clipped_logistic_sum,
+    private_descent,
+    private_mean,
+)
+from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
+from mammo_fed.privacy.noise.integer_grid import SecureDraws
 
 EVENT = PrivacyEvent(
     mechanism="gradient",

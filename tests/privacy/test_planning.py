@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting import epsilon
+from mammo_fed.privacy.accounting.gdp import gaussian_epsilon, gaussian_mu
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.gaussian import gaussian_epsilon, gaussian_mu
-from mammo_fed.privacy.planning import (
+from mammo_fed.privacy.schedule import (
     Schedule,
     auto_rounds,
     calibrate,

@@ -6,10 +6,10 @@ import torch
 
 from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
-from mammo_fed.privacy.discrete import operating_system_words
-from mammo_fed.privacy.dpsgd import PoissonData, PublicBatches, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.grid import SecureDraws
+from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, PublicBatches, poisson_steps
+from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
+from mammo_fed.privacy.noise.integer_grid import SecureDraws
 
 DIMS = 6
 NOISES = ["secure", "float"]

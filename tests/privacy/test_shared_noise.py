@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from mammo_fed.audit.gate import HOSTILE, largest_move
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec
-from mammo_fed.privacy.accounting import epsilon
-from mammo_fed.privacy.discrete import operating_system_words
+from mammo_fed.privacy.accounting.gdp import gaussian_epsilon, gaussian_mu
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
-from mammo_fed.privacy.gaussian import gaussian_epsilon, gaussian_mu
-from mammo_fed.privacy.grid import GRID_STEPS, ROUNDING_VARIANCE, SecureDraws, grid_sigma
-from mammo_fed.privacy.ledger_rules import schedule_unit
-from mammo_fed.privacy.planning import plan_schedule
+from mammo_fed.privacy.ledger.rules import schedule_unit
+from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE, SecureDraws, grid_sigma
+from mammo_fed.privacy.schedule import plan_schedule
 from mammo_fed.privacy.shared_noise import (
     adversary_epsilons,
     exposed,

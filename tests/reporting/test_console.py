@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from mammo_fed.reporting.console import results_table
-from mammo_fed.reporting.record import Evaluation
+from mammo_fed.reporting.record.record import Evaluation
 
 
 def printed(record):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.page import Curves, ScoredSet, write_comparison_page, write_page
-from mammo_fed.reporting.record import Evaluation
+from mammo_fed.reporting.pages.run_page import Curves, ScoredSet, write_comparison_page, write_page
+from mammo_fed.reporting.record.record import Evaluation
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(1)>"

@@ -9,8 +9,8 @@ import pytest
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError
-from mammo_fed.reporting import plots
-from mammo_fed.reporting.plots import ScoredSet, TradeOffPoint
+from mammo_fed.reporting.plots import plots
+from mammo_fed.reporting.plots.plots import ScoredSet, TradeOffPoint
 
 HOSTILE = '_<script>alert("$x^2$")</script> & 病院'
 

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mammo_fed.common.typed_json import build, plain
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.record import (
+from mammo_fed.reporting.record.record import (
     RECORD_NAME,
     Evaluation,
     SiteData,
@@ -24,7 +25,6 @@ from mammo_fed.reporting.record import (
     read_record,
     write_atomically,
 )
-from mammo_fed.reporting.typed_json import build, plain
 
 KEYS = {
     "": {
@@ -260,7 +260,7 @@ def test_a_write_that_fails_leaves_the_old_record_and_no_rest(record, tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from mammo_fed.reporting.record import write_atomically
+from mammo_fed.reporting.record.record import write_atomically
 path = Path(sys.argv[1])
 print("ready", flush=True)
 while True:
@@ -307,6 +307,8 @@ def test_a_record_with_injected_noise_guarantees_nothing(record):
 
 
 def test_the_reporting_layer_needs_neither_torch_nor_flower():
-    code = "import sys, mammo_fed.reporting.page, mammo_fed.reporting.console; print(*sys.modules)"
+    code = "import sys, mammo_fed.reporting.pages.run_page, mammo_fed.reporting.console; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "flwr", "server", "client", "simulations", "matplotlib.pyplot"} & set(loaded)
+    assert not {"torch", "flwr", "mammo_fed.server", "mammo_fed.client", "mammo_fed.simulations", "matplotlib.pyplot"} & set(
+        loaded
+    )

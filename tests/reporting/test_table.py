@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.plots import ScoredSet
+from mammo_fed.reporting.pages.table_page import Comparison, Stratified, TablePage, write_table_page
+from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots.table_plots import series_of, utility_plot
 from mammo_fed.reporting.table import ABSENT, CSV_COLUMNS, Published, TableRow, table_cells, write_table
-from mammo_fed.reporting.table_page import Comparison, Stratified, TablePage, write_table_page
-from mammo_fed.reporting.table_plots import series_of, utility_plot
 from mammo_fed.training.statistics import METRICS, Scores, paired_difference, subgroups, summarise
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(1)>"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.reporting.sections import Provenance
-from mammo_fed.reporting.wording import (
+from mammo_fed.reporting.record.sections import Provenance
+from mammo_fed.reporting.record.statements import (
     budget_text,
     delta_text,
     epsilon_text,

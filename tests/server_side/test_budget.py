@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mammo_fed.federation.messages import Reply
-from mammo_fed.privacy.accounting import epsilon
+from mammo_fed.cli.progress import RunProgress
+from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.progress import RunProgress
-from server.budget import BudgetView
+from mammo_fed.server.rounds.budget import BudgetView
 
 STEP = PrivacyEvent(
     mechanism="gradient",

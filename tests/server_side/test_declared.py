@@ -9,13 +9,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from mammo_fed.compose import compose_settings
-from mammo_fed.federation.messages import Reply
-from mammo_fed.federation.schedule import plan_for_site
-from mammo_fed.federation.task import Declaration
-from mammo_fed.reporting.wording import REJECTIONS, RejectionReason, warning_sentences
-from server.budget import TURNED_AWAY, BudgetView
-from server.judging import declaration_fault
+from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.site_schedule import plan_for_site
+from mammo_fed.federation.protocol.task import Declaration
+from mammo_fed.reporting.record.statements import REJECTIONS, RejectionReason, warning_sentences
+from mammo_fed.server.rounds.budget import TURNED_AWAY, BudgetView
+from mammo_fed.server.rounds.reply_checks import declaration_fault
+from mammo_fed.settings.compose import compose_settings
 
 IMAGES, PATIENTS = 200, 110
 

@@ -20,7 +20,7 @@ from mammo_fed.federation.flwr_internals.messages import (
     empty_run,
     stamp,
 )
-from server.delivery import Delivery, Waiting
+from mammo_fed.server.rounds.delivery import Delivery, Waiting
 
 RUN_ID = 9
 NODE, OTHER = 11, 12

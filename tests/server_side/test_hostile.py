@@ -18,16 +18,16 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from client.app import app
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache, default_cache_root
-from mammo_fed.federation.messages import Reply, pack_reply, read_reply, read_task
-from mammo_fed.reporting.record import Record, read_record
-from server.app import make_app
-from server.run import Hooks, share_of
-from simulations.in_process import run_in_process
-from simulations.launch import site_file
+from mammo_fed.data.run_cohorts import load_pool
+from mammo_fed.federation.protocol.messages import Reply, pack_reply, read_reply, read_task
+from mammo_fed.reporting.record.record import Record, read_record
+from mammo_fed.server.app import make_app
+from mammo_fed.server.run import Hooks, share_of
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.in_process import run_in_process
+from mammo_fed.simulations.launch import site_file
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import server.public
-from mammo_fed.compose import compose_settings
+import mammo_fed.federation.public_start
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
-from server.public import make_public_start
+from mammo_fed.settings.compose import compose_settings
 
 
 def head(settings, store: ArrayCache) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_a_pretrained_head_is_kept_and_another_seed_or_norm_has_its_own(small, c
     def never(*_: object, **__: object) -> np.ndarray:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(server.public, "pretrain_head", never)
+    monkeypatch.setattr(mammo_fed.federation.public_start, "pretrain_head", never)
     again = head(settings, store)
     assert np.array_equal(first, again)
     assert again.flags.writeable

@@ -13,21 +13,21 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import load_file
 
-from client.app import app
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import InvalidSetting, RunFailed
-from mammo_fed.federation.messages import ARRAYS, read_declaration, read_reply
-from mammo_fed.privacy.ledger_report import show_ledger
-from mammo_fed.reporting.record import Record, read_record
+from mammo_fed.federation.protocol.messages import ARRAYS, read_declaration, read_reply
+from mammo_fed.privacy.ledger.report import show_ledger
+from mammo_fed.reporting.record.record import Record, read_record
+from mammo_fed.server.rounds.budget import BudgetView
+from mammo_fed.server.rounds.checkpoint import CheckpointFolder
+from mammo_fed.server.rounds.rounds import Deployment
+from mammo_fed.server.run import Hooks, run_federation, share_of
 from mammo_fed.settings import Settings
-from server.budget import BudgetView
-from server.checkpoint import CheckpointFolder
-from server.rounds import Deployment
-from server.run import Hooks, run_federation, share_of
-from simulations.in_process import run_in_process
-from simulations.launch import site_file
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.in_process import run_in_process
+from mammo_fed.simulations.launch import site_file
 
 INJECTED = ("privacy.noise_seed=5", "federation.rounds=2", "federation.num_sites=2", "federation.resend_after=60")
 FIRST_NODE = 2

@@ -14,22 +14,22 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from rich.console import Console
 
-from client.app import app
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import PrivacyRefused, RunFailed
-from mammo_fed.federation.messages import Reply, pack_reply, read_reply
+from mammo_fed.federation.protocol.messages import Reply, pack_reply, read_reply
 from mammo_fed.models.classifier import Classifier, read_classifier
-from mammo_fed.privacy.accounting import epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.ledger_report import show_ledger, verify_ledger
+from mammo_fed.privacy.ledger.report import show_ledger, verify_ledger
 from mammo_fed.reporting.console import results_table
-from mammo_fed.reporting.record import Record, Rejected, SitePrivacy, read_record
-from server.app import make_app
-from server.run import Hooks, share_of
-from simulations.in_process import run_in_process
-from simulations.launch import site_file
+from mammo_fed.reporting.record.record import Record, Rejected, SitePrivacy, read_record
+from mammo_fed.server.app import make_app
+from mammo_fed.server.run import Hooks, share_of
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.in_process import run_in_process
+from mammo_fed.simulations.launch import site_file
 
 INJECTED = ("privacy.noise_seed=5", "federation.rounds=2")
 HOSTILE = "site-4"

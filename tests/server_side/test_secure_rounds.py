@@ -14,26 +14,26 @@ import pytest
 from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.app import app
-from mammo_fed.compose import compose_settings
-from mammo_fed.data.assemble import load_pool
+from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.messages import read_reply, read_task
-from mammo_fed.federation.secure_messages import SECURE, read_question
-from mammo_fed.federation.secure_sum import WEIGHTED_STEPS
+from mammo_fed.federation.protocol.messages import read_reply, read_task
+from mammo_fed.federation.protocol.secure_messages import SECURE, read_question
+from mammo_fed.federation.secure_aggregation.opening import WEIGHTED_STEPS
 from mammo_fed.models.classifier import Classifier, read_classifier
-from mammo_fed.privacy.grid import GRID_STEPS
-from mammo_fed.privacy.ledger_report import show_ledger
-from mammo_fed.reporting.record import Record, read_record
+from mammo_fed.privacy.ledger.report import show_ledger
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS
+from mammo_fed.reporting.record.record import Record, read_record
+from mammo_fed.server.app import make_app
+from mammo_fed.server.rounds.checkpoint import CheckpointFolder
+from mammo_fed.server.rounds.rounds import Deployment
+from mammo_fed.server.rounds.secure_sum import SecureSum
+from mammo_fed.server.run import Hooks, run_federation, share_of
 from mammo_fed.settings import Settings
-from server.app import make_app
-from server.checkpoint import CheckpointFolder
-from server.rounds import Deployment
-from server.run import Hooks, run_federation, share_of
-from server.secure_round import SecureSum
-from simulations.in_process import InProcessGrid, run_in_process
-from simulations.launch import site_file
+from mammo_fed.settings.compose import compose_settings
+from mammo_fed.simulations.in_process import InProcessGrid, run_in_process
+from mammo_fed.simulations.launch import site_file
 
 FIVE = ("federation.num_sites=5", "federation.secure.min_survivors=3", "privacy.noise_seed=5", "federation.rounds=2")
 # A quantised update is half a step off in every coordinate; the model is written in float32.

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
-from mammo_fed.data.phantom import site_style
-from mammo_fed.data.phantom_cohorts import phantom_cohort, phantom_synthetic
+from mammo_fed.data.phantom.hospitals import phantom_cohort, phantom_synthetic
+from mammo_fed.data.phantom.masses import site_style
 
 SIDE = 32
 FOLDERS = {"train": "cbis-ddsm/train", "val": "cbis-ddsm/val", "test": "cbis-ddsm/test", "external": "bcdr/test"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mammo_fed.reporting.record import comparable
+from mammo_fed.reporting.record.record import comparable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

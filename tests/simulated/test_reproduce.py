@@ -15,8 +15,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mammo_fed.errors import InvalidSetting
-from simulations.experiments import backbones, experiments, select
-from simulations.reproduce import Plan, jobs_of, run_jobs
+from mammo_fed.simulations.reproduction.experiments import backbones, experiments, select
+from mammo_fed.simulations.reproduction.jobs import Plan, jobs_of, run_jobs
 
 ROWS = "dbr9,dbr15,image-phantom-1-1"
 SMALL = (

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from mammo_fed.data.cohort import MALIGNANT
-from mammo_fed.privacy.accounting import epsilon, patient_epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.ledger import Budget, Ledger
-from mammo_fed.reporting.record import comparable
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.reporting.record.record import comparable
 from mammo_fed.settings import Settings
 from mammo_fed.training.evaluation import evaluate_scores
 

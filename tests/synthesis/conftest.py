@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mammo_fed.compose import compose_gan
+from mammo_fed.settings.compose import compose_gan
 from mammo_fed.settings.gan import GanSettings
 
 TINY = (

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from client.policy import SitePolicy, check_declaration
-from mammo_fed.data.synthetic_set import read_provenance
+from mammo_fed.client.policy import SitePolicy, check_declaration
+from mammo_fed.data.sources.synthetic_set import read_provenance
 from mammo_fed.errors import PolicyRefused
-from mammo_fed.privacy.accounting import epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import events_from_json
-from mammo_fed.privacy.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 
 # A donor among the two hospitals of the small federation, trained at the same seed: its patients train later too.
 DONOR = ("donor.num_sites=2", "donor.index=0", "donor.name=hospital-1")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
-from mammo_fed.privacy.discrete import operating_system_words
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.grid import SecureDraws
-from mammo_fed.privacy.noise import NoiseSource
+from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
+from mammo_fed.privacy.noise.integer_grid import SecureDraws
+from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.synthesis.adversarial import Adversaries, real_loss
 from mammo_fed.synthesis.real_gradients import RealImages, private_gradients
 

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mammo_fed.donated import sample_set
-from mammo_fed.donor import read_training, start_training
+from mammo_fed.client.generator.export import sample_set
+from mammo_fed.client.generator.training import read_training, start_training
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused
-from mammo_fed.privacy.accounting import epsilon
-from mammo_fed.privacy.ledger import Budget, Ledger
+from mammo_fed.privacy.accounting.pricing import epsilon
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.synthesis.adversarial import Adversaries
 from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint
 from mammo_fed.synthesis.mcgan import Generator
@@ -206,7 +206,7 @@ def test_gan_networks_have_the_shape_that_was_asked_for(gan_settings, size, upsa
 
 
 def test_gan_networks_of_the_paper_have_its_widths():
-    from mammo_fed.compose import compose_gan
+    from mammo_fed.settings.compose import compose_gan
     from mammo_fed.synthesis.adversarial import mcgan_spec
 
     spec = mcgan_spec(compose_gan(["gan=mcgan_paper"]).settings.gan)
@@ -219,7 +219,7 @@ def test_gan_networks_of_the_paper_have_its_widths():
 
 def test_gan_the_128_pixel_networks_take_a_step(images, tmp_path):
     """The paper's widths, on a processor: a batch of two."""
-    from mammo_fed.compose import compose_gan
+    from mammo_fed.settings.compose import compose_gan
     from mammo_fed.synthesis.real_gradients import RealImages, plain_gradients
 
     settings = compose_gan(["gan=mcgan_128", "gan.batch_size=2"]).settings
@@ -242,8 +242,8 @@ def test_gan_the_128_pixel_networks_take_a_step(images, tmp_path):
     ],
 )
 def test_gan_policy_of_patients_who_are_not_public(gan_settings, overrides, word, images):
+    from mammo_fed.client.generator.training import check_policy
     from mammo_fed.data.cohort import Cohort
-    from mammo_fed.donor import check_policy
 
     names = np.array([f"i{row}" for row in range(4)])
     cohort = Cohort(
@@ -265,7 +265,7 @@ def test_gan_policy_of_patients_who_are_not_public(gan_settings, overrides, word
 @pytest.mark.slow
 def test_gan_resume_after_kill_9_is_exact(tiny, tmp_path):
     """Three trainings as processes of their own: one whole, one killed twice without warning and resumed."""
-    command = [sys.executable, "-m", "mammo_fed.cli", "gan", "train"]
+    command = [sys.executable, "-m", "mammo_fed.cli.main", "gan", "train"]
     steps = ("gan.steps=60", "gan.checkpoint_every=7")
     subprocess.run([*command, *tiny, *steps, f"hydra.run.dir={tmp_path / 'whole'}"], check=True, capture_output=True)
     first = [*command, *tiny, *steps, f"hydra.run.dir={tmp_path / 'killed'}"]

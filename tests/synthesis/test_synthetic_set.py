@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mammo_fed.data.cohort import Cohort
-from mammo_fed.data.synthetic_set import (
+from mammo_fed.data.sources.synthetic_set import (
     Donor,
     GeneratorOrigin,
     SetPrivacy,

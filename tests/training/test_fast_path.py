@@ -13,9 +13,9 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.models.backbones import Backbone, BackboneSpec
 from mammo_fed.models.features import Extractor, ExtractorSpec
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
-from mammo_fed.privacy.dpsgd import PoissonData, poisson_steps
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.grid import SecureDraws
+from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
+from mammo_fed.privacy.noise.integer_grid import SecureDraws
 
 NETWORK = BackboneSpec(name="tf_efficientnet_lite0", weights="none", tap=4)
 SIZE, IMAGES, DIMS, SEED = 64, 24, 320, 11

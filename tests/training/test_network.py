@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mammo_fed.data.phantom_cohorts import phantom_synthetic
+from mammo_fed.data.phantom.hospitals import phantom_synthetic
 from mammo_fed.models.backbones import Backbone, BackboneSpec, load_backbone
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.training.network import NetworkPretraining, _batches, pretrain_network

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mammo_fed.compose import compose_settings
+from mammo_fed.settings.compose import compose_settings
 from mammo_fed.training.recipe import resolve
 
 

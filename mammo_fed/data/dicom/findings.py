@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.data.rows import Split
+from mammo_fed.data.sources.rows import Split
 from mammo_fed.errors import DataError
 
 __all__ = [

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.data.cohort_folder import COHORT_NAME, PATCHES, CohortRow, write_cohort_folder
+from mammo_fed.common.private_files import check_private, held, write_private
+from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import REASONS, Finding, Masks, Outline, Reason, SkippedFinding
 from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
 from mammo_fed.data.pseudonyms import Pseudonyms
+from mammo_fed.data.sources.cohort_folder import COHORT_NAME, PATCHES, CohortRow, write_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting, RunFailed
-from mammo_fed.folders import check_private, held, write_private
-from mammo_fed.isolated import Lost, run_isolated
 
 __all__ = ["Ingested", "IngestPlan", "ingest"]
 

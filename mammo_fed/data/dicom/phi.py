@@ -18,10 +18,10 @@ from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
 from scipy import ndimage
 
+from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import Skipped
 from mammo_fed.data.dicom.reading import read_header
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.isolated import Lost, run_isolated
 
 __all__ = ["HeaderAudit", "audit_headers", "shows_text"]
 

@@ -46,8 +46,8 @@ publisher = "mammo-fed"
 fab-include = ["pyproject.toml"]
 
 [tool.flwr.app.components]
-serverapp = "server.deployed:app"
-clientapp = "client.app:app"
+serverapp = "mammo_fed.server.operations.executor_app:app"
+clientapp = "mammo_fed.client.rounds.app:app"
 
 [tool.flwr.app.config]
 """

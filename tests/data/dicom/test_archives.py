@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
+from mammo_fed.data.dicom.archives.registry import SOURCES
 from mammo_fed.data.dicom.findings import Box, Breast, Finding, Masks, Outline, SkippedFinding
-from mammo_fed.data.dicom.sources import SOURCES
 from mammo_fed.errors import DataError
 from tests.data.dicom.making import gradient, mammogram, write
 

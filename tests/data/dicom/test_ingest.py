@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
-from mammo_fed.data.cohort_folder import check_cohort_folder, read_cohort_folder
 from mammo_fed.data.dicom.findings import Box, Breast, Finding, Masks, SkippedFinding, files_inside
 from mammo_fed.data.dicom.geometry import CropRule
 from mammo_fed.data.dicom.ingest import Ingested, IngestPlan, ingest
 from mammo_fed.data.dicom.patch import PatchRecipe
 from mammo_fed.data.preflight import CHECKS
 from mammo_fed.data.pseudonyms import Pseudonyms
+from mammo_fed.data.sources.cohort_folder import check_cohort_folder, read_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting
 from tests.data.dicom.making import gradient, mammogram, write
 

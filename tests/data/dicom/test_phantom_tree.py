@@ -10,18 +10,18 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from mammo_fed.cli import main
+from mammo_fed.cli.main import main
 from mammo_fed.data.cohort import Cohort
-from mammo_fed.data.cohort_folder import check_cohort_folder
+from mammo_fed.data.dicom.archives.registry import SOURCES
 from mammo_fed.data.dicom.geometry import CropRule
 from mammo_fed.data.dicom.ingest import Ingested, IngestPlan, ingest
 from mammo_fed.data.dicom.patch import PatchRecipe
 from mammo_fed.data.dicom.phantom_tree import FORMS, Drawn, Form, PhantomTree, write_phantom_tree
-from mammo_fed.data.dicom.sources import SOURCES
 from mammo_fed.data.dicom.writing import DEPTHS, ENCODINGS, Depth, largest_value
-from mammo_fed.data.phantom import EXTERNAL_STYLE
-from mammo_fed.data.phantom_cohorts import phantom_cohort
+from mammo_fed.data.phantom.hospitals import phantom_cohort
+from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 from mammo_fed.data.pseudonyms import Pseudonyms
+from mammo_fed.data.sources.cohort_folder import check_cohort_folder
 from mammo_fed.errors import InvalidSetting
 
 SIZE = 32

@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
-import simulations.in_process
-from mammo_fed.cli import main
+from mammo_fed.cli.main import main
 from mammo_fed.data.cohort import concatenate
 from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
 from mammo_fed.data.dicom.phi import audit_headers, shows_text
-from mammo_fed.data.phantom import EXTERNAL_STYLE
-from mammo_fed.data.phantom_cohorts import phantom_cohort
+from mammo_fed.data.phantom.hospitals import phantom_cohort
+from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
+from mammo_fed.simulations import in_process
 from tests.data.dicom.making import gradient, mammogram, write
 
 # One attribute of every VR that holds text, a date or a number that people type.
@@ -87,14 +87,14 @@ def found_in(content: bytes) -> list[str]:
 
 def test_planted_identifiers_are_found_in_no_artefact_log_or_message_of_a_run(archive, tmp_path, monkeypatch, capfd, caplog):
     messages: list[bytes] = []
-    wire = simulations.in_process.through_the_wire
+    wire = in_process.through_the_wire
 
     def recorded(message: Any) -> Any:
         sent = wire(message)
         messages.extend(record.deflate() for record in sent.content.values())
         return sent
 
-    monkeypatch.setattr(simulations.in_process, "through_the_wire", recorded)
+    monkeypatch.setattr(in_process, "through_the_wire", recorded)
     caplog.set_level(logging.DEBUG, "mammo_fed")
     out = tmp_path / "work"
     out.mkdir()

@@ -1,1 +1,0 @@
-"""One hospital's side: what touches a patient happens here, and is charged first."""

@@ -1,0 +1,188 @@
+"""mammo-fed reproduce: the paper's table beside ours, and the rows past it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mammo_fed.errors import InvalidSetting
+
+__all__ = ["add_reproduce_command"]
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+DEFAULTS = {
+    "experiment": "all",
+    "seeds": "42,43,44",
+    "cv_seeds": "0,1,2,3,4",
+    "epochs": "300",
+    "every": "3",
+    "backbone": "lite0",
+    "jobs": "",
+    "hydra.run.dir": "runs/reproduce",
+}
+EPILOG = """
+keys of this command (key=value), beside any setting of `mammo-fed simulate`:
+  experiment=all             rows by key (dbr156, patient-phantom-4-6) or group (paper, real, augment, synthetic,
+                             pretrain, beyond, ...), comma-separated; --list shows them
+  seeds=42,43,44             runs of each row
+  cv_seeds=0,1,2,3,4         runs of each cross-validated row and fold; cv_seeds= leaves cross-validation out
+  epochs=300                 of the paper's rows
+  every=3                    epochs between two models that the choice by validation score can take; 1 is the paper's
+  backbone=lite0|swin_tiny   of the paper's rows; swin_tiny is the paper's, with weights from timm's hub
+  jobs=N                     runs at a time; default one for each processor
+  hydra.run.dir=FOLDER       default runs/reproduce; a second time it goes on where it stopped
+
+needs a clone of RichardObi/mammo_dp: MAMMO_DP_ROOT=CLONE, or data.root=CLONE
+examples:
+  mammo-fed reproduce experiment=dbr156,image-phantom-1-6 epochs=30
+  mammo-fed reproduce experiment=all synthesis.epochs=10
+  flower-server run FEDERATION $(mammo-fed reproduce experiment=dbr156 --print-overrides) seed=1
+"""
+
+
+def add_reproduce_command(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add `reproduce` to the command line."""
+    text = "run the paper's experiments and ours, and write one table; resumable"
+    parser = commands.add_parser(
+        "reproduce",
+        help=text,
+        description=text,
+        parents=[common],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="rows to run and settings to change")
+    parser.add_argument("--list", action="store_true", help="show the rows and stop")
+    parser.add_argument(
+        "--print-overrides",
+        dest="overrides_of",
+        action="store_true",
+        help="print one row's settings for `mammo-fed simulate` or `flower-server run`, and stop",
+    )
+    parser.set_defaults(command=_reproduce)
+
+
+def _reproduce(options: argparse.Namespace, console: Console) -> int:
+    from mammo_fed.simulations.reproduction.experiments import backbones, select
+    from mammo_fed.simulations.reproduction.jobs import Plan, overrides_of
+
+    own, overrides = dict(DEFAULTS), []
+    for override in options.overrides:
+        key, _, value = override.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(override)
+    rows = select(own["experiment"])
+    if options.list:
+        for row in rows:
+            sys.stdout.write(f"{row.key:<24}{row.title}  ({', '.join(row.groups)})\n")
+        return 0
+    if own["backbone"] not in backbones():
+        raise InvalidSetting(f"backbone={own['backbone']} must be one of {', '.join(backbones())}")
+    plan = Plan(
+        rows=rows,
+        seeds=_numbers("seeds", own["seeds"]),
+        cv_seeds=_numbers("cv_seeds", own["cv_seeds"], empty=True),
+        epochs=_number("epochs", own["epochs"]),
+        every=_number("every", own["every"]),
+        overrides=tuple(overrides),
+        paper_overrides=backbones()[own["backbone"]],
+    )
+    if options.overrides_of:
+        sys.stdout.writelines(f"{override}\n" for override in overrides_of(plan, rows))
+        return 0
+    jobs = _number("jobs", own["jobs"] or str(len(os.sched_getaffinity(0))))
+    return _run(plan, Path(own["hydra.run.dir"]), jobs, own, options, console)
+
+
+def _run(plan: Any, folder: Path, processes: int, own: dict[str, str], options: argparse.Namespace, console: Console) -> int:
+    from mammo_fed.common.logs import log_to_file
+    from mammo_fed.simulations.reproduction.jobs import jobs_of, run_jobs
+    from mammo_fed.simulations.reproduction.results import collect, write_results
+
+    jobs = jobs_of(plan, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting(f"hydra.run.dir={folder} cannot be made ({error.strerror}); choose another folder") from error
+    try:
+        with log_to_file(folder / "reproduce.log"), _Bars(console, quiet=options.json) as bars:
+            run_jobs(jobs, processes=processes, prepared=bars.prepared, finished=bars.finished)
+    except KeyboardInterrupt:
+        console.print("interrupted; finished runs are kept, and the same command goes on from there", style="yellow")
+        return INTERRUPTED
+    page = write_results(folder, collect(plan, jobs), settings={**own, "overrides": " ".join(plan.overrides)})
+    if options.json:
+        sys.stdout.write((folder / "record.json").read_text(encoding="utf-8"))
+        return 0
+    sys.stdout.write((folder / "table.md").read_text(encoding="utf-8"))
+    console.print(f"table:  {(folder / 'table.csv').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page:   {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+class _Bars:
+    """One bar for the networks, one for the runs; a line now and then where there is no terminal."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._quiet, self._console = quiet, console
+        self._bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        self._network = self._bars.add_task("networks", total=1, visible=False)
+        self._runs = self._bars.add_task("runs", total=1, visible=False)
+        self._said = 0
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def prepared(self, name: str, done: int, total: int) -> None:
+        """Networks have run over `done` of `total` images of a set."""
+        self._bars.update(self._network, description=f"networks, {name}", completed=done, total=total, visible=done < total)
+        if done == total:
+            self._say(f"networks: {name}, {total} images")
+
+    def finished(self, job: Any, done: int, total: int) -> None:
+        """`done` of `total` runs are done, the last of them `job`."""
+        self._bars.update(self._runs, completed=done, total=total, visible=True)
+        logger.info("%d of %d runs are done, the last %s", done, total, job.folder.name)
+        if done == total or 20 * done // total > self._said:
+            self._said = 20 * done // total
+            self._say(f"{done} of {total} runs ({job.key})")
+
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _number(key: str, text: str) -> int:
+    numbers = _numbers(key, text)
+    if len(numbers) != 1:
+        raise InvalidSetting(f"{key}={text} must be one whole number, such as {key}={DEFAULTS[key] or 2}")
+    return numbers[0]
+
+
+def _numbers(key: str, text: str, *, empty: bool = False) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+    whole: Callable[[str], bool] = str.isdecimal
+    if not all(map(whole, parts)) or not (parts or empty) or (key in ("epochs", "every", "jobs") and [*map(int, parts)] < [1]):
+        raise InvalidSetting(
+            f"{key}={text} must be whole numbers (epochs, every and jobs at least 1), such as {key}={DEFAULTS[key] or 2}"
+        )
+    if len(set(map(int, parts))) != len(parts):
+        raise InvalidSetting(f"{key}={text} must not repeat a number")
+    return tuple(map(int, parts))

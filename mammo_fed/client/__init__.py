@@ -1,0 +1,1 @@
+"""One hospital's side of a federation."""

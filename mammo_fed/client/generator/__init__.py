@@ -1,0 +1,1 @@
+"""A generator that learns from one site's patients."""

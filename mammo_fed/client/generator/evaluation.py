@@ -1,0 +1,193 @@
+"""Several synthetic sets, judged against the same real masses, and the page that shows them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.generator.training import donor_cohort, share_of_donor
+from mammo_fed.common.private_files import new_folder, write_private
+from mammo_fed.common.typed_json import dumps, plain
+from mammo_fed.data.cache import ArrayCache, default_cache_root
+from mammo_fed.data.cohort import Cohort
+from mammo_fed.data.run_cohorts import evaluation_cohorts
+from mammo_fed.data.share import Share
+from mammo_fed.data.sources.image_folder import read_image_folder
+from mammo_fed.data.sources.synthetic_set import is_synthetic_set, read_synthetic_set
+from mammo_fed.errors import DataError
+from mammo_fed.reporting.pages.quality_page import QualityRow, quality_page
+from mammo_fed.settings.gan import GanSettings
+from mammo_fed.synthesis.adversarial import Adversaries
+from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
+from mammo_fed.synthesis.quality import Quality, at_side, judge, noise_images, reference
+from mammo_fed.synthesis.sampling import draw_images
+
+__all__ = ["HELD_OUT_ROW", "Judged", "Verdict", "judge_sets", "write_verdict"]
+
+# Of the sets that a source keeps apart from training, the first that is there.
+HELD_OUT: Final = ("val", "test")
+PAGE_NAME: Final = "quality.html"
+FIGURES_NAME: Final = "quality.json"
+LEAST: Final = 64
+HELD_OUT_ROW: Final = "real, held out"
+TRAIN_ROW: Final = "real, train"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """One set: its name, where it comes from in a word, images at the common side, labels, and what it is worth.
+
+    `radiomics` is its Frechet radiomics distance to the training masses, where that was asked for.
+    """
+
+    name: str
+    kind: str
+    pixels: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    quality: Quality
+    radiomics: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verdict:
+    """All sets, and the real masses they were held against: rows "real, held out" and "real, train" are among them.
+
+    Attributes:
+      title: what was compared, and how.
+      public: whether the real masses are declared public.
+      side: pixels at which all were compared.
+      judged: the rows.
+    """
+
+    title: str
+    public: bool
+    side: int
+    judged: tuple[Judged, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Figures without images, for JSON."""
+        rows = [_row(one) for one in self.judged]
+        return {"title": self.title, "side": self.side, "sets": rows}
+
+
+def judge_sets(
+    settings: GanSettings,
+    sets: Sequence[Path],
+    *,
+    site_folder: Path | None,
+    name: str,
+    radiomics: bool,
+    side: int | None,
+    baselines: bool,
+    progress: Callable[[str], None],
+) -> Verdict:
+    """Judge sets against a donor's masses and held-out patients of the same source.
+
+    Args:
+      settings: `data`, `donor` and `seed` say which masses, `gan` which untrained generator is the baseline.
+      sets: folders of sets, or of images named *_malignant.png and *_benign.png.
+      site_folder: of the site whose cohort it is, or None.
+      name: of the descriptor.
+      radiomics: whether the Frechet radiomics distance is computed too.
+      side: pixels at which all are compared; None is the smallest side among them.
+      baselines: whether noise and an untrained generator are judged too.
+      progress: told what is being judged.
+
+    Raises:
+      DataError: If a set or the masses cannot be read, or the source keeps no patients apart.
+    """
+    site = None if site_folder is None else SiteFolder.open(site_folder).file
+    train = donor_cohort(settings, site).cohort
+    share = site.share if site else share_of_donor(settings)
+    held_out = _held_out(settings if site is None else replace(settings, data=site.data), share=share)
+    read = [_read(folder) for folder in sets]
+    smallest = min(train.image_size[0], held_out.image_size[0], *(cohort.image_size[0] for _, cohort, _ in read))
+    at = side or max(smallest, LEAST)
+    cache = ArrayCache(Path(settings.cache or default_cache_root()).expanduser())
+    progress(f"real masses: {len(train):,} to learn from, {len(held_out):,} held out, compared at {at} pixels")
+    real = reference(train, held_out, side=at, describe=descriptor(name, cache=cache))
+    rows: list[tuple[str, str, NDArray[np.float32], NDArray[np.int64]]] = [
+        (HELD_OUT_ROW, "real", held_out.pixels, held_out.labels),
+        (TRAIN_ROW, "real", train.pixels, train.labels),
+    ]
+    rows += [(title, kind, cohort.pixels, cohort.labels) for title, cohort, kind in read]
+    if baselines:
+        count = max(LEAST, min(1000, *(len(cohort) for _, cohort, _ in read)))
+        rows.append(("noise, classes mean nothing", "baseline", *noise_images(count, side=at, seed=settings.seed)))
+        untrained = Adversaries(settings.gan, seed=settings.seed).average
+        drawn, labels = draw_images(untrained, count=count, seed=settings.seed)
+        if drawn.shape[-1] >= at:
+            rows.append(("untrained weights", "baseline", drawn, labels))
+    judged = []
+    for title, kind, pixels, labels in rows:
+        progress(f"judging {title}")
+        quality = judge(pixels, labels, real, seed=settings.seed)
+        images = at_side(pixels, at)
+        distance = radiomics_distance(real.train, images) if radiomics and title != TRAIN_ROW else None
+        judged.append(Judged(name=title, kind=kind, pixels=images, labels=labels, quality=quality, radiomics=distance))
+    title = f"Against {len(train):,} masses of {train.name}, at {at} pixels, by {name}; held out: {held_out.name}"
+    return Verdict(title=title, public=train.public and held_out.public, side=at, judged=tuple(judged))
+
+
+def write_verdict(verdict: Verdict, folder: Path) -> Path:
+    """Write page and figures into a new folder, readable by its owner only; returns the page."""
+    with new_folder(folder, last=PAGE_NAME) as draft:
+        write_private(draft / FIGURES_NAME, dumps(plain(verdict.as_dict())).encode())
+        rows = [
+            QualityRow(name=one.name, kind=one.kind, pixels=one.pixels, labels=one.labels, figures=_row(one))
+            for one in verdict.judged
+        ]
+        write_private(draft / PAGE_NAME, quality_page(verdict.title, rows, public=verdict.public).encode())
+    return folder / PAGE_NAME
+
+
+def _row(one: Judged) -> dict[str, Any]:
+    values: dict[str, Any] = {"name": one.name, "kind": one.kind, "images": len(one.pixels), **_figures(one.quality)}
+    if one.name == HELD_OUT_ROW:
+        # Trained and tested on the same patients: no figure of worth.
+        values |= {"tstr": None, "tstr_ci": None}
+    return values if one.radiomics is None else {**values, "radiomics": one.radiomics}
+
+
+def _figures(quality: Quality) -> Mapping[str, Any]:
+    near, lines, copies = quality.neighbourhood, quality.artefacts, quality.memorisation
+    return {
+        "frechet": quality.frechet,
+        "precision": near.precision,
+        "recall": near.recall,
+        "density": near.density,
+        "coverage": near.coverage,
+        "consistency": quality.consistency,
+        "tstr": quality.tstr,
+        "tstr_ci": list(quality.tstr_ci),
+        "checkerboard_half": lines.checkerboard_half,
+        "checkerboard_quarter": lines.checkerboard_quarter,
+        "fine_detail": lines.fine_detail,
+        "wrapped": lines.wrapped,
+        "nearest_ratio": copies.ratio,
+        "nearer_to_train": copies.nearer_to_train,
+        "copies": len(copies.copies),
+    }
+
+
+def _read(folder: Path) -> tuple[str, Cohort, str]:
+    """Name, images and kind of a set."""
+    if is_synthetic_set(folder):
+        cohort, provenance = read_synthetic_set(folder)
+        return folder.name, cohort, provenance.kind
+    return folder.name, read_image_folder(folder, public=True, remedy="give the folder of a synthetic set"), "unknown"
+
+
+def _held_out(settings: GanSettings, *, share: Share) -> Cohort:
+    cache = ArrayCache(Path(settings.cache or default_cache_root()).expanduser())
+    found = evaluation_cohorts(settings.data, share, cache=cache)
+    for name in HELD_OUT:
+        if name in found:
+            return found[name]
+    raise DataError(f"data={settings.data.source} keeps no patients apart (val or test): there is nobody to judge by")

@@ -1,0 +1,119 @@
+"""The synthetic sets that leave a donor: drawn from a finished training, or imported with their true provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from mammo_fed.client.generator.training import Training, last_step, load_average, read_training
+from mammo_fed.data.sources.mammo_dp import read_mammo_dp, read_mammo_dp_synthetic
+from mammo_fed.data.sources.synthetic_set import (
+    Donor,
+    GeneratorOrigin,
+    SetPrivacy,
+    SetProvenance,
+    image_digests,
+    write_synthetic_set,
+)
+from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
+from mammo_fed.privacy.events import events_to_json
+from mammo_fed.settings.gan import GanSettings
+from mammo_fed.synthesis.sampling import draw_images
+
+__all__ = ["import_paper_set", "sample_set"]
+
+LICENCES: Final = {"phantom": "CC0-1.0 (procedural)", "mammo_dp": "CC-BY-3.0 (derived from CBIS-DDSM)"}
+UNKNOWN_LICENCE: Final = "as the donor decides"
+PAPER_LICENCE: Final = "Apache-2.0 (RichardObi/mammo_dp; derived from CBIS-DDSM, CC-BY-3.0)"
+
+
+def sample_set(
+    settings: GanSettings,
+    run: Path,
+    output: Path,
+    *,
+    count: int,
+    seed: int,
+    step: int | None = None,
+    licence: str | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> SetProvenance:
+    """Draw a synthetic set from a finished training and write it with its provenance; post-processing, charged nothing.
+
+    Args:
+      settings: of the training.
+      run: its folder.
+      output: new folder of the set.
+      count, seed: number of images, and of their latent numbers.
+      step: another step than the last; the provenance says that it was chosen.
+      licence: of the images; None is that of the donor's source.
+      progress: called with (images done, images in all).
+
+    Raises:
+      DataError: If the training is not finished, or has no checkpoint of `step`.
+    """
+    training = read_training(run)
+    last = last_step(settings, run)
+    chosen = last if step is None else step
+    average, digest = load_average(settings, run, chosen)
+    pixels, labels = draw_images(average, count=count, seed=seed, progress=progress)
+    provenance = SetProvenance(
+        generator=GeneratorOrigin(
+            kind="mcgan",
+            sha256=digest,
+            settings_sha256=training.settings_sha256,
+            step=chosen,
+            chosen="last" if chosen == last else "by request",
+        ),
+        donor=training.donor,
+        privacy=_promise(settings, training),
+        seed=seed,
+        licence=licence or LICENCES.get(training.donor.source, UNKNOWN_LICENCE),
+    )
+    return write_synthetic_set(output, pixels, labels, provenance=provenance)
+
+
+def _promise(settings: GanSettings, training: Training) -> SetPrivacy | None:
+    privacy, events = settings.privacy, training.events
+    if not events:
+        return None
+    return SetPrivacy(
+        unit=privacy.unit,
+        epsilon=epsilon(events, delta=privacy.delta, accountant=privacy.accountant),
+        delta=privacy.delta,
+        patient_epsilon=patient_epsilon(events, delta=privacy.delta, accountant="pld"),
+        accountant=privacy.accountant,
+        noise="injected" if training.injected else "operating system",
+        events=events_to_json(events),
+        ledger="site" if training.at_site else "run",
+    )
+
+
+def import_paper_set(clone: Path, output: Path) -> SetProvenance:
+    """The 3,000 images of arXiv:2407.12669 as a synthetic set: their generator saw CBIS-DDSM's training images without privacy.
+
+    Args:
+      clone: of RichardObi/mammo_dp.
+      output: new folder of the set.
+
+    Raises:
+      DataError: If the clone lacks the synthetic or the training images.
+    """
+    synthetic, train = read_mammo_dp_synthetic(clone), read_mammo_dp(clone, split="train")
+    provenance = SetProvenance(
+        generator=GeneratorOrigin(kind="external", sha256="", settings_sha256="", step=0, chosen="unknown"),
+        donor=Donor(
+            name="CBIS-DDSM training images",
+            source="mammo_dp",
+            public=True,
+            patients=train.num_patients,
+            images=len(train),
+            fingerprint=train.content_hash,
+            image_digests=image_digests(train),
+        ),
+        privacy=None,
+        seed=0,
+        licence=PAPER_LICENCE,
+    )
+    return write_synthetic_set(output, synthetic.pixels, synthetic.labels, provenance=provenance)

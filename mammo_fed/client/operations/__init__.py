@@ -1,0 +1,1 @@
+"""What runs a site on a real machine."""

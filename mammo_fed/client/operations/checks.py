@@ -1,0 +1,143 @@
+"""Is this site ready? Everything that a run will need, looked at one after the other, each with a remedy."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.rounds.ledger_guard import LedgerMemory
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
+from mammo_fed.errors import InvalidSetting, MammoFedError, RunFailed
+from mammo_fed.federation.identity.certificates import read_authority
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger.report import verify_ledger
+
+__all__ = ["Check", "check_site"]
+
+TIMEOUT_SECONDS: Final = 10.0
+SOON_DAYS: Final = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+      name: what.
+      ok: whether it is as it must be.
+      message: what was found, or what is wrong and its remedy; for the site's own people.
+    """
+
+    name: str
+    ok: bool
+    message: str
+
+
+def check_site(folder: SiteFolder) -> tuple[Check, ...]:
+    """Look at the key, the cohort, the ledger, the authority's certificate and the server; changes nothing."""
+    looks: tuple[tuple[str, Callable[[SiteFolder], str]], ...] = (
+        ("key", _key),
+        ("cohort", _cohort),
+        ("ledger", _ledger),
+        ("authority", _authority),
+        ("server", _server),
+    )
+    return tuple(_look(name, look, folder) for name, look in looks)
+
+
+def _look(name: str, look: Callable[[SiteFolder], str], folder: SiteFolder) -> Check:
+    try:
+        return Check(name=name, ok=True, message=look(folder))
+    except MammoFedError as error:
+        return Check(name=name, ok=False, message=str(error))
+
+
+def _key(folder: SiteFolder) -> str:
+    public = folder.public_key()
+    if not folder.public_key_file.is_file() or public.line not in folder.public_key_file.read_text(encoding="utf-8"):
+        raise InvalidSetting(
+            f"{folder.public_key_file} must be the public half of {folder.key}; write it anew: "
+            f"site-client public-key {folder.path} > {folder.public_key_file}"
+        )
+    rotating = "; a rotation is not over, see rotate-key --done" if folder.old_key.exists() else ""
+    return f"{public.fingerprint}{rotating}"
+
+
+def _cohort(folder: SiteFolder) -> str:
+    file, policy = folder.file, folder.file.policy
+    pool = load_pool(file.data, file.share, cache=ArrayCache(Path(file.cache)))
+    if not 0 <= file.index < len(pool.rows):
+        raise InvalidSetting(f"index={file.index} must be from 0 to {len(pool.rows) - 1}; check share in {folder.site_file}")
+    rows = limit_images_per_patient(pool.cohort, pool.rows[file.index], most=policy.max_images_per_patient)
+    patients = len(set(pool.cohort.patients[rows].tolist()))
+    if patients < policy.min_patients:
+        raise InvalidSetting(
+            f"the cohort has {patients} patients, and min_patients={policy.min_patients}: every run is refused; check "
+            f"[policy] in {folder.site_file}"
+        )
+    return (
+        f"{patients} patients, {len(rows)} images; declared public: {policy.public_patients} patients, "
+        f"{policy.public_images} images"
+    )
+
+
+def _ledger(folder: SiteFolder) -> str:
+    ledger, memory = Path(folder.file.ledger), LedgerMemory(folder.private / "ledger-head")
+    memory.check_exists(ledger)
+    if not (ledger.is_dir() and any(ledger.iterdir())):
+        return "none yet; the first run opens one"
+    verify_ledger(ledger)
+    policy = folder.file.policy
+    budget = Budget(max_epsilon=policy.max_epsilon, delta=policy.delta)
+    with Ledger.open(ledger, site=folder.file.site, budget=budget, filter="gdp", adopt=True) as opened:
+        memory.check_holds(opened)
+        left = opened.budget_left(account=policy.account)
+    return f"verified; {left:.3f} of epsilon {policy.max_epsilon:g} left in account {policy.account}"
+
+
+def _authority(folder: SiteFolder) -> str:
+    found = read_authority(folder.authority)
+    return f"valid for {found.days_left():.0f} days"
+
+
+def _server(folder: SiteFolder) -> str:
+    network = folder.network
+    read_authority(folder.authority)
+    context = ssl.create_default_context(cafile=str(folder.authority))
+    connection = http.client.HTTPSConnection(network.host, network.port, timeout=TIMEOUT_SECONDS, context=context)
+    try:
+        connection.connect()
+        until = _expiry(connection)
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+    except ssl.SSLCertVerificationError as error:
+        raise RunFailed(
+            f"{network.server} does not prove itself by the federation's authority ({error.verify_message}); compare ca.crt "
+            "with the coordinator, who may have to renew the server's certificate"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise RunFailed(
+            f"{network.server} does not answer over TLS ({type(error).__name__}: {error}); check the address, the firewall for "
+            "outgoing connections, and with the coordinator whether the server is up: it is so during a run only"
+        ) from error
+    finally:
+        connection.close()
+    if status != http.client.OK:
+        raise RunFailed(f"{network.server}/health answers {status}, not 200; check that it is the federation's server")
+    days = (until - datetime.now(UTC)).total_seconds() / 86400
+    soon = "; tell the coordinator to renew it" if days < SOON_DAYS else ""
+    return f"{network.server} answers; its certificate is valid for {days:.0f} days{soon}"
+
+
+def _expiry(connection: http.client.HTTPSConnection) -> datetime:
+    """When the certificate that the server has just shown expires."""
+    shown = connection.sock.getpeercert() if isinstance(connection.sock, ssl.SSLSocket) else None
+    moment = str((shown or {}).get("notAfter", ""))
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(moment), UTC)

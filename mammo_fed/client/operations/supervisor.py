@@ -1,0 +1,189 @@
+"""`site-client run`: a SuperNode and the site's executor, kept alive; a reboot of either side loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.operations.health import HEALTH_NAME
+from mammo_fed.common.private_files import write_private
+from mammo_fed.common.supervision import Child, Keeper
+from mammo_fed.errors import MammoFedError
+from mammo_fed.federation.flwr_internals.environment import flower_environment
+from mammo_fed.federation.flwr_internals.health import healthy
+
+__all__ = ["serve", "status"]
+
+STATE_NAME: Final = "site-client.json"
+TICK_SECONDS: Final = 0.2
+HEALTH_SECONDS: Final = 5.0
+# Between looks for the server, before the executor is started for the first time.
+LOOK_SECONDS: Final = 0.5
+# How long a round that has begun may take before a stop does not wait for it any more.
+GRACE_SECONDS: Final = 300.0
+# A SuperNode looks for answers twice a second, and hands them on.
+HAND_OVER_SECONDS: Final = 3.0
+LOWEST_PORT: Final = 20_000
+PORTS: Final = 12_000
+NODE_MODULE: Final = "mammo_fed.federation.flwr_internals.supernode"
+
+
+def serve(folder: SiteFolder, *, insecure: bool, console: Console) -> int:
+    """Answer the federation's server until asked to stop, and return the exit code.
+
+    The first SIGTERM or Ctrl-C lets a round that has begun end; the second does not.
+
+    Args:
+      folder: the site's; held by the caller.
+      insecure: neither encryption nor a key.
+      console: told what happens.
+    """
+    return _SiteClient(folder, insecure=insecure, console=console).run()
+
+
+def status(folder: SiteFolder) -> dict[str, Any]:
+    """What the site's processes are doing: plain values for people and programs."""
+    try:
+        with folder.hold():
+            running = False
+    except MammoFedError:
+        running = True
+    found: dict[str, Any] = {"site": folder.file.site, "site_client": "running" if running else "stopped"}
+    if running:
+        for name in (STATE_NAME, HEALTH_NAME):
+            with suppress(OSError, ValueError):
+                found |= json.loads((folder.private / name).read_text(encoding="utf-8"))
+    insecure = bool(found.get("insecure"))
+    found["server"] = folder.network.server
+    found["server_answers"] = healthy(folder.network.server, ca=None if insecure else folder.authority)
+    return found
+
+
+class _SiteClient:
+    def __init__(self, folder: SiteFolder, *, insecure: bool, console: Console) -> None:
+        self._folder, self._insecure, self._console = folder, insecure, console
+        self._asked = 0
+        self._reported = 0.0
+        secret = folder.private / "superexec.secret"
+        if not secret.exists():
+            write_private(secret, secrets.token_hex(48).encode())
+        port = folder.network.executor_port
+        self._node, self._executor = self._children(secret, _free_port() if port == "auto" else port)
+        # It takes memory and processor time that nobody needs before there is a server.
+        self._executor.due, self._look = math.inf, 0.0
+        self._keeper = Keeper((self._node, self._executor), on_death=self._bury)
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask_to_stop)
+        self._say(f"{self._folder.file.site} answers {self._folder.network.server}; logs in {self._folder.private}")
+        try:
+            while not self._asked:
+                self._look_for_server()
+                self._keeper.tick()
+                self._report()
+                time.sleep(TICK_SECONDS)
+            self._finish()
+        finally:
+            self._keeper.end(seconds=5.0)
+        return 0
+
+    def _look_for_server(self) -> None:
+        if self._executor.due < math.inf or time.monotonic() < self._look:
+            return
+        if healthy(self._folder.network.server, ca=None if self._insecure else self._folder.authority):
+            self._executor.due = 0.0
+        self._look = time.monotonic() + LOOK_SECONDS
+
+    def _finish(self) -> None:
+        """Let the executor end what it has begun, and the SuperNode hand it on."""
+        process = self._executor.process
+        if process is None or not self._executor.running:
+            return
+        busy = self._busy_since() is not None
+        if busy:
+            self._say("a round has begun; it is finished first (again Ctrl-C: at once; it is then charged and repeated)")
+        process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._asked < 2 and self._executor.running and time.monotonic() < deadline:
+            time.sleep(TICK_SECONDS)
+        if busy and self._asked < 2:
+            time.sleep(HAND_OVER_SECONDS)
+
+    def _bury(self, child: Child, wait: float) -> None:
+        self._say(f"the {child.name} has ended; it is started again in {wait:.1f} s ({child.log})")
+        if child is self._node and child.deaths in (1, 5):
+            self._say("if it ends at once: is the server there, and has its coordinator registered this site's present key?")
+        begun = self._busy_since() if child is self._executor else None
+        if begun is not None and self._node.running and begun > time.time() - (time.monotonic() - self._node.started):
+            # The SuperNode would wait for the answer of the dead: a new one asks the server again.
+            self._node.end(seconds=5.0)
+        if child is self._executor:
+            (self._folder.private / HEALTH_NAME).unlink(missing_ok=True)
+
+    def _busy_since(self) -> float | None:
+        try:
+            found: float | None = json.loads((self._folder.private / HEALTH_NAME).read_text(encoding="utf-8"))["busy_since"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return found
+
+    def _report(self) -> None:
+        if time.monotonic() < self._reported + HEALTH_SECONDS and self._reported:
+            return
+        self._reported = time.monotonic()
+        values = {
+            "pid": os.getpid(),
+            "insecure": self._insecure,
+            "supernode": "running" if self._node.running else "starting",
+            "executor": "running" if self._executor.running else "waiting" if math.isinf(self._executor.due) else "starting",
+            "supernode_deaths": self._node.deaths,
+            "executor_deaths": self._executor.deaths,
+        }
+        with suppress(OSError):
+            write_private(self._folder.private / STATE_NAME, json.dumps(values).encode())
+
+    def _children(self, secret: Path, port: int) -> tuple[Child, Child]:
+        folder, state = self._folder, self._folder.private
+        environment = flower_environment(state / "flwr")
+        node = [sys.executable, "-m", NODE_MODULE, "--superlink", folder.network.server]
+        node += ["--host", "127.0.0.1", "--port", str(port)]
+        node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+        if self._insecure:
+            node += ["--insecure"]
+        else:
+            node += ["--root-certificates", str(folder.authority), "--auth-supernode-private-key", str(folder.key)]
+        executor = [sys.executable, "-m", "mammo_fed.client.operations.executor", "--address", f"127.0.0.1:{port}"]
+        executor += ["--secret-file", str(secret), "--site-file", str(folder.site_file), "--state", str(state)]
+        executor += ["--parent-pid", str(os.getpid())]
+        return (
+            Child(name="SuperNode", command=node, log=state / "supernode.log", environment=environment),
+            Child(name="executor", command=executor, log=state / "executor.log", environment=environment),
+        )
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self._asked += 1
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _free_port() -> int:
+    """A port that nobody listens on, below those of outgoing connections: it stays free while a SuperNode is started again."""
+    while True:
+        port = LOWEST_PORT + secrets.randbelow(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

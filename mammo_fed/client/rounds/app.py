@@ -1,0 +1,103 @@
+"""The site's Flower app: unpack, ask the site, pack. What goes wrong is told to the operator; the network gets a fixed word."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from mammo_fed.client.rounds.site import DECLARATION_ROUND, Site, open_site
+from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
+from mammo_fed.federation.protocol.messages import Reason, Reply, pack_reply, read_declaration, read_task
+from mammo_fed.federation.protocol.secure_messages import Answer, pack_answer, read_parcels, read_question
+
+__all__ = ["app"]
+
+logger = logging.getLogger(__name__)
+
+app = ClientApp()
+
+
+@app.query()
+def declare(message: Message, context: Context) -> Message:
+    """Answer the declaration of a run."""
+
+    def answer(site: Site) -> Reply:
+        declaration, payload = read_declaration(message)
+        return site.declare(declaration, payload)
+
+    return _answer(message, context, answer, round_index=DECLARATION_ROUND)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer one round."""
+
+    def answer(site: Site) -> Reply:
+        task, centre, arrays = read_task(message)
+        return site.round(task, centre, arrays, read_parcels(message.content))
+
+    return _answer(message, context, answer, round_index=0)
+
+
+@app.query("secure")
+def secure(message: Message, context: Context) -> Message:
+    """Answer a stage of a masked sum."""
+    site = _open(context)
+    if site is None:
+        return _closed(message)
+    try:
+        answer = site.secure_stage(read_question(message.content))
+    except Exception as error:
+        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not isinstance(error, PrivacyRefused))
+        answer = Answer(reason=_reason(error))
+    return Message(pack_answer(answer), reply_to=message)
+
+
+def _answer(message: Message, context: Context, answer: Callable[[Site], Reply], *, round_index: int) -> Message:
+    # Whatever happens, the text of it stays here: Flower would send str(error) to the server.
+    site = _open(context)
+    if site is None:
+        return _closed(message)
+    try:
+        packed = pack_reply(answer(site))
+    except Exception as error:
+        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not isinstance(error, PrivacyRefused))
+        packed = pack_reply(site.refusal("", round_index, _reason(error)))
+    return Message(packed, reply_to=message)
+
+
+def _open(context: Context) -> Site | None:
+    try:
+        return open_site(_site_path(context))
+    except Exception:
+        logger.exception("this site cannot be opened; its operator must look at the site file and the cohort")
+        return None
+
+
+def _closed(message: Message) -> Message:
+    return Message(Error(code=CLIENT_FAILED, reason="internal"), reply_to=message)
+
+
+def _reason(error: Exception) -> Reason:
+    kinds: tuple[tuple[type[Exception], Reason], ...] = (
+        (PolicyRefused, "policy"),
+        (LedgerError, "ledger"),
+        (PrivacyRefused, "budget"),
+        (WeightsError, "weights"),
+        (InvalidSetting, "task"),
+    )
+    return next((word for kind, word in kinds if isinstance(error, kind)), "internal")
+
+
+def _site_path(context: Context) -> Path:
+    """A real site names its own file; a simulated one is found by its number in the simulation's folder."""
+    own = context.node_config.get("site-file")
+    if own is not None:
+        return Path(str(own))
+    folder = Path(str(context.run_config["sites-folder"]))
+    return folder / f"site-{int(context.node_config['partition-id']) + 1}.json"

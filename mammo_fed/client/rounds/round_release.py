@@ -1,0 +1,141 @@
+"""What one round releases at a site: in clear with all of its noise, or under masks with all or a share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammo_fed.client.rounds.masked_sums import SecureRounds
+from mammo_fed.errors import InvalidSetting, PolicyRefused
+from mammo_fed.federation.protocol.task import Declaration, RoundTask
+from mammo_fed.federation.secure_aggregation.double_masks import Roster
+from mammo_fed.federation.secure_aggregation.opening import LARGEST, quantised, within_range
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PublicBatches
+from mammo_fed.privacy.noise.integer_grid import SecureDraws
+from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.schedule import Schedule
+from mammo_fed.privacy.shared_noise import largest_share
+from mammo_fed.training.local import LocalSteps, SiteFeatures, gradient_share, mean_share, release_mean, train_head
+
+__all__ = ["Prepared", "Release", "check_arrays", "event_of"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A run that the site has accepted; `optimizer` lives as long as the process, and never leaves it."""
+
+    declaration: Declaration
+    schedule: Schedule
+    data: SiteFeatures
+    public: PublicBatches | None
+    optimizer: OptimizerState | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Release:
+    """One round at one site, reserved in its ledger.
+
+    Guarantee: that of `event`, for every unit of the prepared data; under shared noise, of the sum alone.
+
+    Attributes:
+      site: its name.
+      images: its public number of images.
+      prepared, task, event: of the round.
+      centre, arrays: float32, what the task starts from.
+    """
+
+    site: str
+    images: int
+    prepared: Prepared
+    task: RoundTask
+    event: PrivacyEvent
+    centre: NDArray[np.float32]
+    arrays: NDArray[np.float32]
+
+    def plain(self) -> NDArray[np.float32]:
+        """The site's mean or trained head, float32, flat."""
+        prepared, task = self.prepared, self.task
+        declaration = prepared.declaration
+        source, mode = NoiseSource(injected_seed=declaration.noise_seed), declaration.noise
+        noise = source.draws(mode, site=self.site, round_index=task.round_index, purpose="noise")
+        if task.kind == "mean":
+            return release_mean(prepared.data, charged=self.event, noise=noise)
+        return train_head(
+            prepared.data,
+            self.arrays,
+            head=declaration.head,
+            centre=self.centre,
+            steps=LocalSteps(
+                learning_rate=task.learning_rate,
+                weight_decay=task.weight_decay,
+                optimizer=task.optimizer,
+                label_smoothing=task.label_smoothing,
+                proximal=task.proximal,
+            ),
+            charged=self.event,
+            closed_form=declaration.mechanism == "dp_gd",
+            noise=noise,
+            sampling=source.draws(mode, site=self.site, round_index=task.round_index, purpose="sampling"),
+            unit=declaration.model.norm == "unit",
+            public=prepared.public,
+            state=prepared.optimizer,
+        )
+
+    def masked(self, sums: SecureRounds, roster: Roster) -> NDArray[np.uint64]:
+        """What `plain` gives, or a share of it, as whole numbers under the round's masks."""
+        sites = len(roster.members)
+        if self.prepared.declaration.aggregation == "shared_noise":
+            values = self._share(sites)
+        else:
+            update = self.plain().astype(np.float64) - self.arrays
+            values = quantised(self.images * update, sites=sites)
+        return sums.mask(roster.terms, values)
+
+    def _share(self, sites: int) -> NDArray[np.int64]:
+        """The site's sum on the grid with its share of the noise; nobody may see it but in a sum."""
+        declaration, task, images = self.prepared.declaration, self.task, self.images
+        if largest_share(images=images, charged=self.event) > LARGEST // sites:
+            raise InvalidSetting(f"public_images={images} is too large to be summed over {sites} sites without overflow")
+        source = NoiseSource(injected_seed=declaration.noise_seed)
+        noise = source.draws("secure", site=self.site, round_index=task.round_index, purpose="noise")
+        if not isinstance(noise, SecureDraws):
+            raise InvalidSetting("privacy.noise must be secure where noise is shared")
+        if task.kind == "mean":
+            values = mean_share(self.prepared.data, charged=self.event, noise=noise)
+        else:
+            unit = declaration.model.norm == "unit"
+            values = gradient_share(
+                self.prepared.data,
+                self.arrays,
+                head=declaration.head,
+                centre=self.centre,
+                charged=self.event,
+                noise=noise,
+                unit=unit,
+            )
+        return within_range(values, sites=sites)
+
+
+def event_of(schedule: Schedule, task: RoundTask) -> PrivacyEvent:
+    """The declared event that a task spends."""
+    if task.kind == "mean":
+        if schedule.mean_event is None:
+            raise PolicyRefused("the task asks for a mean that was not declared")
+        return schedule.mean_event
+    if task.round_index > schedule.rounds:
+        raise PolicyRefused(f"round {task.round_index} was not declared: the schedule has {schedule.rounds}")
+    return schedule.step_event
+
+
+def check_arrays(declaration: Declaration, task: RoundTask, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> None:
+    """Refuse arrays of the wrong length or not finite, before anything is reserved; no patient's data decides this."""
+    wanted = declaration.dims if task.kind == "mean" else declaration.head.num_parameters
+    if centre.shape != (declaration.dims,) or arrays.shape != (wanted,):
+        raise InvalidSetting(
+            f"the task's arrays have {len(centre)} and {len(arrays)} entries, not {declaration.dims} and {wanted}"
+        )
+    if not (np.isfinite(centre).all() and np.isfinite(arrays).all()):
+        raise InvalidSetting("the task's arrays are not finite; the server must send numbers")

@@ -1,0 +1,340 @@
+"""One hospital: its features, its ledger, and its answer to a declaration and to a round."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
+from mammo_fed.client.rounds.ledger_guard import site_ledger
+from mammo_fed.client.rounds.masked_sums import SecureRounds
+from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of
+from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
+from mammo_fed.common.private_files import write_private
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
+from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused, WeightsError
+from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.payload import PublicPayload
+from mammo_fed.federation.protocol.secure_messages import Answer, Question
+from mammo_fed.federation.protocol.site_schedule import plan_for_site
+from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
+from mammo_fed.federation.secure_aggregation.double_masks import Parcel, secure_task_hash
+from mammo_fed.models.classifier import extractor_spec
+from mammo_fed.models.features import Extractor, denormals_flushed
+from mammo_fed.models.networks import network_spec, write_flat_network
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.ledger.ledger import Ledger
+from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
+from mammo_fed.training.local import SiteFeatures
+
+__all__ = ["Site", "open_site"]
+
+logger = logging.getLogger(__name__)
+
+DECLARATION_ROUND: Final = -1
+
+
+class Site:
+    """Answers for one hospital. Everything it returns is covered by an event, or public by the site's policy."""
+
+    def __init__(self, file: SiteFile) -> None:
+        self.file = file
+        self.folder = Path(file.folder)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cache = ArrayCache(Path(file.cache))
+        pool = load_pool(file.data, file.share, cache=self._cache)
+        self._pool = pool
+        self._rows = limit_images_per_patient(pool.cohort, pool.rows[file.index], most=file.policy.max_images_per_patient)
+        self.cohort: Cohort = pool.cohort.select(self._rows, name=file.site)
+        self._prepared: dict[str, Prepared] = {}
+        if self.cohort.num_patients < file.policy.min_patients:
+            # Here and not when a run is declared: what a server is told then depends on declared numbers alone.
+            raise DataError(
+                f"the cohort has {self.cohort.num_patients} patients, and min_patients={file.policy.min_patients}: the site "
+                "takes no part; check [policy] in the site's file"
+            )
+        if len(np.unique(self.cohort.labels)) == 1:
+            logger.warning("site %s: all training labels are of one class; only this log says so", file.site)
+
+    def declare(self, declaration: Declaration, payload: NDArray[np.float32]) -> Reply:
+        """Accept a run: check it against the policy, price it whole in the ledger, and make the features.
+
+        Args:
+          declaration: all that the run will ask.
+          payload: float32, flat: the public things it starts from; see mammo_fed.federation.protocol.payload.
+
+        Raises:
+          PolicyRefused: If the site's policy forbids the run.
+          PrivacyRefused: If the site's budget would be passed.
+          WeightsError: If the site holds other backbone weights than the server.
+        """
+        check_declaration(declaration, self.file.policy, public=self.cohort.public)
+        self._check_same(declaration)
+        prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
+        with self._ledger(declaration) as ledger:
+            reply = self._reply(declaration, ledger, events=prepared.schedule.events())
+        self._remember(declaration, payload)
+        self._prepared[declaration.run_id] = prepared
+        return reply
+
+    def secure_stage(self, question: Question) -> Answer:
+        """A stage of a masked sum before or after the task itself; it touches no patient's data.
+
+        Raises:
+          PolicyRefused: If the run was not declared with masked sums, or the round was opened for other survivors.
+          InvalidSetting: If the question is not of this run, or comes at the wrong time.
+        """
+        declaration = self._declared(question.run_id)
+        if declaration.aggregation == "plain" or not 0 <= question.round_index <= declaration.rounds:
+            raise PolicyRefused(f"round {question.round_index} of this run was not declared as a masked sum")
+        return self._sums(question.run_id).answer(declaration.terms(question.round_index), question)
+
+    def round(
+        self,
+        task: RoundTask,
+        centre: NDArray[np.float32],
+        arrays: NDArray[np.float32],
+        parcels: Sequence[Parcel] | None = None,
+    ) -> Reply:
+        """One round: reserve, train, store the reply, settle, and only then return it.
+
+        The same task again gets the stored reply; another task for a round that was answered is refused.
+
+        Args:
+          task, centre, arrays: what is asked, and what it starts from.
+          parcels: the other sites' shares where the run was declared with masked sums: the reply is masked.
+
+        Raises:
+          InvalidSetting: If the run was never declared here, or the task is not of it.
+          PrivacyRefused: If the ledger refuses, or the update is asked for in another form than was declared.
+        """
+        prepared = self._prepared.get(task.run_id) or self._recall(task.run_id)
+        declaration = prepared.declaration
+        if (parcels is None) != (declaration.aggregation == "plain"):
+            raise PolicyRefused(
+                f"the run was declared with aggregation={declaration.aggregation}: nothing else leaves this site"
+            )
+        check_arrays(declaration, task, centre, arrays)
+        content = task_hash(task, centre=centre, arrays=arrays)
+        roster = None
+        if parcels is not None:
+            roster, present = self._sums(task.run_id).accept(declaration.terms(task.round_index), parcels)
+            content = secure_task_hash(content, roster, present)
+        with self._ledger(declaration) as ledger:
+            stored = ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=content)
+            if stored is not None:
+                return reply_from_bytes(stored)
+            event = event_of(prepared.schedule, task)
+            reservation = ledger.reserve(run_id=task.run_id, round_index=task.round_index, task_hash=content, events=(event,))
+            reply = self._reply(declaration, ledger, events=(event,), task=task, content=content)
+            release = Release(
+                site=self.file.site,
+                images=self.file.policy.public_images,
+                prepared=prepared,
+                task=task,
+                event=event,
+                centre=centre,
+                arrays=arrays,
+            )
+            try:
+                if roster is None:
+                    reply = replace(reply, arrays=release.plain())
+                else:
+                    reply = replace(reply, masked=release.masked(self._sums(task.run_id), roster))
+            except Exception:
+                # A round that fails is over and paid for: were it tried again, whether it fails would be told anew each time.
+                failed = replace(reply, events=(), reason="internal", task_hash="")
+                ledger.settle(reservation, reply_to_bytes(failed))
+                raise
+            ledger.settle(reservation, reply_to_bytes(reply))
+        return reply
+
+    def refusal(self, run_id: str, round_index: int, reason: str) -> Reply:
+        """A reply that says no, with nothing in it that depends on a patient."""
+        policy = self.file.policy
+        return Reply(
+            site=self.file.site,
+            run_id=run_id,
+            round_index=round_index,
+            task_hash="",
+            events=(),
+            epsilon=0.0,
+            epsilon_account=0.0,
+            budget_left=0.0,
+            reason=reason,  # type: ignore[arg-type]
+            weight=policy.public_images,
+            patients=policy.public_patients,
+            arrays=np.zeros(0, np.float32),
+        )
+
+    def _prepare(self, declaration: Declaration, payload: PublicPayload) -> Prepared:
+        """Charge the run, or enrol in it who is new in the cohort, and only then look at the patients' images."""
+        policy = self.file.policy
+        schedule = plan_for_site(
+            declaration, public_images=policy.public_images, max_images_per_patient=policy.max_images_per_patient
+        )
+        if self.file.threads:
+            torch.set_num_threads(self.file.threads)
+        extractor = self._extractor(declaration, payload)
+        if extractor.weights_sha256 != declaration.weights_sha256:
+            raise WeightsError("this site's backbone weights differ from the server's; install the same weights on both sides")
+        with self._ledger(declaration) as ledger:
+            ledger.declare(
+                run_id=declaration.run_id,
+                schedule=schedule.events(),
+                patients=sorted(set(self.cohort.patients.tolist())),
+                account=policy.account,
+            )
+        blocks = extractor.blocks(self._pool.cohort.pixels, fingerprint=self._pool.fingerprint)
+        cohort = self.cohort
+        with denormals_flushed():
+            features = payload.whitening([block[self._rows] for block in blocks], unit=declaration.model.norm == "unit")
+        data = SiteFeatures(
+            features=features,
+            labels=cohort.labels,
+            units=cohort.unit_index(declaration.unit),
+            public_count=policy.public_images,
+        )
+        beside = len(payload.labels) > 0 and declaration.sampler == "separate"
+        return Prepared(
+            declaration=declaration,
+            schedule=schedule,
+            data=_mixed(data, payload) if declaration.mixed_images else data,
+            public=PublicBatches(
+                features=payload.features,
+                labels=payload.labels,
+                batch_size=declaration.batch_size,
+                weight=declaration.augment_weight,
+            )
+            if beside
+            else None,
+            optimizer={} if declaration.keep_optimizer else None,
+        )
+
+    def _extractor(self, declaration: Declaration, payload: PublicPayload) -> Extractor:
+        """The extraction that the declaration asks for, with the backbone that came with it if one did."""
+        spec = extractor_spec(declaration.model, seed=0)
+        if len(payload.network):
+            (backbone,) = spec.backbones
+            # By what came, not by what was declared: a wrong network must not stand where the right one will be looked for.
+            name = hashlib.sha256(np.ascontiguousarray(payload.network, "<f4").tobytes()).hexdigest()
+            path = self._cache.root / "networks" / f"{name}.safetensors"
+            if not path.exists():
+                write_flat_network(path, payload.network, backbone, image_size=spec.input_size)
+            spec = replace(spec, backbones=(network_spec(backbone, path),))
+        return Extractor(spec, cache=self._cache)
+
+    def _ledger(self, declaration: Declaration) -> AbstractContextManager[Ledger]:
+        return site_ledger(self.file, usual="gdp" if declaration.mechanism == "dp_gd" else "declared")
+
+    def _reply(
+        self,
+        declaration: Declaration,
+        ledger: Ledger,
+        *,
+        events: tuple[PrivacyEvent, ...],
+        task: RoundTask | None = None,
+        content: str = "",
+    ) -> Reply:
+        policy, cohort = self.file.policy, self.cohort
+        account, delta = policy.account, declaration.delta
+        share = float(cohort.labels.mean()) if policy.public_class_balance else None
+        return Reply(
+            site=self.file.site,
+            run_id=declaration.run_id,
+            round_index=DECLARATION_ROUND if task is None else task.round_index,
+            task_hash=content,
+            events=events,
+            epsilon=ledger.epsilon(run_id=declaration.run_id, accountant=declaration.accountant, delta=delta),
+            epsilon_account=ledger.epsilon(account=account, accountant=declaration.accountant, delta=delta),
+            budget_left=ledger.budget_left(account=account),
+            patient_epsilon_account=ledger.patient_epsilon(
+                run_id=None if task is None else declaration.run_id, account=account, delta=delta
+            ),
+            cap_epsilon=policy.max_epsilon,
+            cap_delta=policy.delta,
+            reason="",
+            weight=policy.public_images,
+            patients=policy.public_patients,
+            arrays=np.zeros(0, np.float32),
+            malignant_fraction=share if task is None else None,
+            fingerprint=(fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32)) if task is None else "",
+            ledger_head=ledger.head(),
+        )
+
+    def _run_folder(self, run_id: str) -> Path:
+        if not run_id.isalnum():
+            raise InvalidSetting("run_id must be letters and digits")
+        return self.folder / "runs" / run_id
+
+    def _sums(self, run_id: str) -> SecureRounds:
+        return SecureRounds(self._run_folder(run_id), self.file.site)
+
+    def _remember(self, declaration: Declaration, payload: NDArray[np.float32]) -> None:
+        """Keep what a later process needs to answer a round of this run."""
+        folder = self._run_folder(declaration.run_id)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        np.save(folder / "payload.npy", payload, allow_pickle=False)
+        write_private(folder / "declaration.json", declaration.to_json().encode())
+
+    def _check_same(self, declaration: Declaration) -> None:
+        """PolicyRefused where the run was declared here before in another way: what was agreed on holds for the whole run."""
+        try:
+            known = (self._run_folder(declaration.run_id) / "declaration.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        if Declaration.from_json(known) != declaration:
+            raise PolicyRefused(f"run {declaration.run_id} was declared here before in another way; another run needs a new id")
+
+    def _declared(self, run_id: str) -> Declaration:
+        """The run's declaration, held against the policy again: it may have changed since."""
+        try:
+            text = (self._run_folder(run_id) / "declaration.json").read_text(encoding="utf-8")
+        except OSError as error:
+            raise InvalidSetting(f"run {run_id} was never declared at this site") from error
+        declaration = Declaration.from_json(text)
+        check_declaration(declaration, self.file.policy, public=self.cohort.public)
+        return declaration
+
+    def _recall(self, run_id: str) -> Prepared:
+        declaration = self._declared(run_id)
+        try:
+            payload = np.load(self._run_folder(run_id) / "payload.npy", allow_pickle=False)
+        except OSError as error:
+            raise InvalidSetting(f"run {run_id} was never declared at this site") from error
+        prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
+        self._prepared[run_id] = prepared
+        return prepared
+
+
+@lru_cache(maxsize=128)
+def open_site(path: Path) -> Site:
+    """The site that a site file describes; opened once in a process."""
+    return Site(read_site_file(path))
+
+
+def _mixed(data: SiteFeatures, payload: PublicPayload) -> SiteFeatures:
+    """The site's images and the synthetic ones in one draw, every synthetic image a unit of its own."""
+    synthetic = payload.features
+    if data.features.ndim == 3:
+        synthetic = np.repeat(synthetic[:, None], data.features.shape[1], axis=1)
+    first = int(data.units.max()) + 1
+    return SiteFeatures(
+        features=np.concatenate([data.features, synthetic]),
+        labels=np.concatenate([data.labels, payload.labels]),
+        units=np.concatenate([data.units, first + np.arange(len(payload.labels))]),
+        public_count=data.public_count + len(payload.labels),
+    )

@@ -1,0 +1,1 @@
+"""What every room uses: values as text, private files, processes that are kept running."""

@@ -1,0 +1,1 @@
+"""Readers of archives of mammograms, one module for each layout."""

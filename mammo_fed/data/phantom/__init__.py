@@ -1,0 +1,1 @@
+"""Procedural masses, and hospitals of them."""

@@ -1,0 +1,285 @@
+"""From data settings to the cohorts of a run: a pool that sites share out, evaluation sets, and the shared synthetic set."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammo_fed.common.private_files import kept_secret
+from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both_classes
+from mammo_fed.data.partition import fold_rows, partition
+from mammo_fed.data.phantom.hospitals import phantom_hospitals, phantom_synthetic
+from mammo_fed.data.share import Share
+from mammo_fed.data.source_readers import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
+from mammo_fed.data.sources.cohort_folder import read_cohort_folder
+from mammo_fed.data.sources.mammo_dp import read_mammo_dp_synthetic
+from mammo_fed.data.sources.synthetic_set import SetProvenance, is_synthetic_set, read_synthetic_set
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.settings import DataSettings, SynthesisSettings
+
+__all__ = [
+    "Pool",
+    "evaluation_cohorts",
+    "limit_images_per_patient",
+    "load_pool",
+    "synthetic_cohort",
+    "synthetic_provenance",
+    "synthetic_source",
+    "whole_cohort",
+]
+
+# Bumped whenever the phantom draws other images from the same settings.
+PHANTOM_FORMAT = 1
+DEFAULT_HOSPITALS = 4
+COLUMNS = ("labels", "patients", "images", "views", "splits")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """Training patients of all sites that this process can see, and which rows belong to whom.
+
+    Attributes:
+      cohort: all training images.
+      rows: row indices of each site, whole patients only, disjoint.
+      fingerprint: of `cohort`, keyed with a secret beside the cache unless the cohort is public.
+    """
+
+    cohort: Cohort
+    rows: tuple[NDArray[np.int64], ...]
+    fingerprint: str
+
+
+def load_pool(data: DataSettings, share: Share, *, cache: ArrayCache) -> Pool:
+    """Training images and their split over sites; the same arguments always give the same pool.
+
+    Raises:
+      DataError: If the source cannot be read.
+      InvalidSetting: If there are more sites than patients.
+    """
+    return _load_pool(data, share, cache.root)
+
+
+@lru_cache(maxsize=4)
+def _load_pool(data: DataSettings, share: Share, cache_root: Path) -> Pool:
+    if data.source == "phantom":
+        drawn = _phantom(data, share, ArrayCache(cache_root))
+        sites = [drawn[f"site_{i + 1}"] for i in range(_hospitals(share))]
+        ends = np.cumsum([0] + [len(site) for site in sites])
+        rows = tuple(np.arange(start, end) for start, end in itertools.pairwise(ends))
+        if share.num_sites == 1:
+            rows = (np.concatenate(rows),)
+        return _pool(concatenate(sites, name="phantom-train"), rows, cache_root)
+    cohort = _read_synthetic(_root(data)) if data.train == "synthetic" else _read_for(data, "train")
+    split = partition(cohort, num_sites=share.num_sites, how=share.how, alpha=share.alpha, seed=share.seed)  # type: ignore[arg-type]
+    return _pool(cohort, tuple(split), cache_root)
+
+
+def _pool(cohort: Cohort, rows: tuple[NDArray[np.int64], ...], cache_root: Path) -> Pool:
+    key = None if cohort.public else kept_secret(cache_root / "fingerprint.key")
+    return Pool(cohort=cohort, rows=rows, fingerprint=fingerprint(cohort, key=key))
+
+
+def evaluation_cohorts(data: DataSettings, share: Share, *, cache: ArrayCache) -> dict[str, Cohort]:
+    """Held-out sets by their name in the record ("val", "test", "external"); those that the source does not have are absent.
+
+    Raises:
+      DataError: If a set has one class only, or shares a patient with another split.
+    """
+    if data.source == "phantom":
+        drawn = _phantom(data, share, cache)
+        found = {name: drawn[name] for name in ("test", "external")}
+    else:
+        found = {name: _read_for(data, name) for name in _splits(data) if name != "train"}
+        check_disjoint([_load_pool(data, share, cache.root).cohort, *found.values()])
+    for cohort in found.values():
+        require_both_classes(cohort)
+    return found
+
+
+def synthetic_source(synthesis: SynthesisSettings, data: DataSettings) -> str:
+    """What "auto" stands for here: "gan", "phantom" or "folder"."""
+    if synthesis.source != "auto":
+        return synthesis.source
+    return "gan" if data.source == "mammo_dp" else "phantom"
+
+
+def synthetic_cohort(synthesis: SynthesisSettings, data: DataSettings, *, seed: int, cache: ArrayCache) -> Cohort:
+    """The centrally shared synthetic set.
+
+    Raises:
+      DataError: If its folder is absent or unreadable.
+      InvalidSetting: If the GAN images are asked for without a clone to read them from.
+    """
+    source = synthetic_source(synthesis, data)
+    if (folder := _set_folder(synthesis)) is not None:
+        return _read_set(folder, synthesis.sha256)[0]
+    if synthesis.sha256 is not None:
+        raise InvalidSetting("synthesis.sha256 is given, and there is no synthetic set with a hash: give synthesis.root=SET")
+    if source == "folder":
+        return read_image_folder(Path(str(synthesis.root)), public=True)
+    if source == "gan":
+        root = synthesis.root or (data.root if data.source == "mammo_dp" else None)
+        if root is None:
+            raise InvalidSetting(
+                "synthesis.source=gan reads a synthetic set, or the GAN images of a clone of RichardObi/mammo_dp: give "
+                "synthesis.root, or choose synthesis.source=phantom"
+            )
+        return _read_synthetic(Path(root))
+    # Seeds of hospitals are even and those of the shared set odd: the set never shares a draw with a patient.
+    drawing: dict[str, Any] = {
+        "count": synthesis.count,
+        "d_prime": data.d_prime,
+        "image_size": data.image_size,
+        "seed": 2 * seed + 1,
+    }
+    arrays = _cached_cohorts(cache, {"drawn": "synthetic", **drawing}, lambda: {"synthetic": phantom_synthetic(**drawing)})
+    return arrays["synthetic"]
+
+
+def synthetic_provenance(synthesis: SynthesisSettings) -> SetProvenance | None:
+    """Where the synthetic set comes from, None where it has no provenance of its own.
+
+    Raises:
+      DataError: If the set is damaged, or not the expected one.
+    """
+    folder = _set_folder(synthesis)
+    return None if folder is None else _read_set(folder, synthesis.sha256)[1]
+
+
+def _set_folder(synthesis: SynthesisSettings) -> Path | None:
+    """The folder of the synthetic set that the settings name, None if they name another kind of thing."""
+    if synthesis.source not in ("gan", "folder") or synthesis.root is None:
+        return None
+    folder = Path(synthesis.root).expanduser()
+    return folder if is_synthetic_set(folder) else None
+
+
+@lru_cache(maxsize=2)
+def _read_set(folder: Path, sha256: str | None) -> tuple[Cohort, SetProvenance]:
+    return read_synthetic_set(folder, expected_sha256=sha256)
+
+
+def limit_images_per_patient(cohort: Cohort, rows: NDArray[np.int64], *, most: int) -> NDArray[np.int64]:
+    """Of `rows`, at most the first `most` images of each patient (by image identifier).
+
+    What a patient keeps depends on that patient's own images only, so the bound costs no privacy.
+    """
+    order = rows[np.lexsort((cohort.images[rows], cohort.patients[rows]))]
+    _, starts, counts = np.unique(cohort.patients[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(starts, counts)
+    kept: NDArray[np.int64] = np.sort(order[place < most])
+    return kept
+
+
+def _root(data: DataSettings) -> Path:
+    if data.root is None:
+        remedies = {"mammo_dp": "set MAMMO_DP_ROOT or give data.root=CLONE", "cohort": "give data.root=COHORT"}
+        remedy = remedies.get(data.source, "give data.root=TABLE.csv")
+        raise InvalidSetting(f"data.root=null must name where data={data.source} is; {remedy}")
+    return Path(data.root).expanduser()
+
+
+def _splits(data: DataSettings) -> tuple[str, ...]:
+    if data.source == "mammo_dp":
+        return available_splits(_root(data))
+    return tuple(sorted(set(_read_from(data.source, _root(data), None, data.public, data.waived).splits.tolist())))
+
+
+def whole_cohort(data: DataSettings) -> Cohort:
+    """Train and val together: what cross-validation cuts into folds."""
+    parts = [_read(data, "train"), _read(data, "val")]
+    check_disjoint(parts)
+    return concatenate([replace(part, splits=np.full(len(part), "train")) for part in parts], name="train-and-val")
+
+
+def _read(data: DataSettings, split: str) -> Cohort:
+    return _read_from(data.source, _root(data), split, data.public, data.waived)
+
+
+@lru_cache(maxsize=4)
+def _read_from(source: str, root: Path, split: str | None, public: bool, waived: tuple[str, ...]) -> Cohort:
+    """Read once in a process: a reproduction asks for the same images hundreds of times."""
+    if source == "mammo_dp":
+        return read_mammo_dp(root, split=split)  # type: ignore[arg-type]
+    if source == "cohort":
+        return read_cohort_folder(root, split=split, public=public, waived=waived)
+    return read_csv(root, split=split, public=public)
+
+
+@lru_cache(maxsize=1)
+def _read_synthetic(root: Path) -> Cohort:
+    return read_mammo_dp_synthetic(root)
+
+
+def _read_for(data: DataSettings, split: str) -> Cohort:
+    """A split, or under cross-validation what stands for it: train and val share out the patients of both anew."""
+    if data.fold is None or split not in ("train", "val"):
+        return _read(data, split)
+    return _read_fold(data, split)
+
+
+@lru_cache(maxsize=10)
+def _read_fold(data: DataSettings, split: str) -> Cohort:
+    both = whole_cohort(data)
+    held_out = fold_rows(both, folds=data.folds, fold=data.fold or 0)
+    rows = held_out if split == "val" else np.setdiff1d(np.arange(len(both)), held_out)
+    name = f"{split}-fold-{1 + (data.fold or 0)}-of-{data.folds}"
+    return replace(both.select(rows, name=name), splits=np.full(len(rows), split))
+
+
+def _phantom(data: DataSettings, share: Share, cache: ArrayCache) -> dict[str, Cohort]:
+    sizes = {name: getattr(data, name) for name in ("images_train", "images_test", "images_external")}
+    drawing = {
+        **sizes,
+        "d_prime": data.d_prime,
+        "size": data.image_size,
+        "seed": 2 * share.seed,
+        "num_sites": _hospitals(share),
+    }
+
+    def draw() -> dict[str, Cohort]:
+        made = phantom_hospitals(
+            **sizes, d_prime=data.d_prime, image_size=data.image_size, seed=2 * share.seed, num_sites=_hospitals(share)
+        )
+        return {**{f"site_{i + 1}": site for i, site in enumerate(made.sites)}, "test": made.test, "external": made.external}
+
+    return _cached_cohorts(cache, drawing, draw)
+
+
+def _hospitals(share: Share) -> int:
+    """Hospitals that the phantom draws: a single site holds the patients of the usual four."""
+    return DEFAULT_HOSPITALS if share.num_sites == 1 else share.num_sites
+
+
+def _cached_cohorts(cache: ArrayCache, drawing: Mapping[str, Any], draw: Any) -> dict[str, Cohort]:
+    """Public cohorts drawn once and kept, keyed by what they are drawn from."""
+    key = hashlib.sha256(json.dumps({**drawing, "format": PHANTOM_FORMAT}, sort_keys=True).encode()).hexdigest()
+
+    def make() -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, cohort in draw().items():
+            arrays[f"{name}_pixels"] = cohort.pixels
+            arrays |= {f"{name}_{column}": getattr(cohort, column) for column in COLUMNS}
+        return arrays
+
+    arrays = cache.get_or_make(key, make)
+    names = sorted(name.removesuffix("_pixels") for name in arrays if name.endswith("_pixels"))
+    return {
+        name: Cohort(
+            name=f"phantom-{name}",
+            pixels=arrays[f"{name}_pixels"],
+            public=True,
+            **{column: np.asarray(arrays[f"{name}_{column}"]) for column in COLUMNS},
+        )
+        for name in names
+    }

@@ -1,0 +1,1 @@
+"""Readers of cohorts that are patches already."""

@@ -1,0 +1,148 @@
+"""What travels for a masked sum besides tasks and replies: one JSON text in one record, every field checked when it is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
+
+from flwr.app import ConfigRecord, RecordDict
+
+from mammo_fed.common.serialization import build, canonical_json
+from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.federation.protocol.messages import Reason
+from mammo_fed.federation.secure_aggregation.double_masks import Member, Parcel, Roster
+
+__all__ = [
+    "SECURE",
+    "SECURE_QUERY",
+    "Answer",
+    "Opened",
+    "Question",
+    "pack_answer",
+    "pack_parcels",
+    "pack_question",
+    "read_answer",
+    "read_parcels",
+    "read_question",
+    "size_of",
+]
+
+SECURE: Final = "secure"
+# The message type of questions: Flower routes it to the handler of that name.
+SECURE_QUERY: Final = "query.secure"
+TEXT: Final = "json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the server asks in a stage of a masked sum.
+
+    Attributes:
+      stage: "keys", "shares" or "unmask".
+      run_id, round_index: of which sum.
+      roster: for "shares", the sites that sent keys.
+      survivors: for "unmask", the sites that sent a masked update.
+    """
+
+    stage: Literal["keys", "shares", "unmask"]
+    run_id: str
+    round_index: int
+    roster: Roster | None
+    survivors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A share, in hex, that a site gives of another's seed or mask key."""
+
+    site: str
+    share: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a site answers; of the stages' parts only that of the question is there.
+
+    Attributes:
+      reason: empty, or why the site refused.
+      member: its keys.
+      commitment, parcels: to its seed, and the shares that it deals, sealed for the others.
+      opened: the shares that it gives.
+    """
+
+    reason: Reason
+    member: Member | None = None
+    commitment: str = ""
+    parcels: tuple[Parcel, ...] = ()
+    opened: tuple[Opened, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parcels:
+    parcels: tuple[Parcel, ...]
+
+
+def pack_question(question: Question) -> RecordDict:
+    """Content of the message that asks."""
+    return _pack(question)
+
+
+def read_question(content: RecordDict) -> Question:
+    """Inverse of `pack_question`.
+
+    Raises:
+      InvalidSetting: If it is none.
+    """
+    return _read(Question, content)
+
+
+def pack_answer(answer: Answer) -> RecordDict:
+    """Content of a site's answer."""
+    return _pack(answer)
+
+
+def read_answer(content: RecordDict) -> Answer:
+    """Inverse of `pack_answer`.
+
+    Raises:
+      DataError: If it is none.
+    """
+    try:
+        return _read(Answer, content)
+    except InvalidSetting as error:
+        raise DataError(f"an answer of a masked sum cannot be read: {error}") from error
+
+
+def pack_parcels(parcels: tuple[Parcel, ...]) -> ConfigRecord:
+    """The others' parcels as the record that comes with a site's task, under the key SECURE."""
+    return ConfigRecord({TEXT: canonical_json(_Parcels(parcels=parcels))})
+
+
+def read_parcels(content: RecordDict) -> tuple[Parcel, ...] | None:
+    """Inverse of `pack_parcels`; None where a task comes without.
+
+    Raises:
+      InvalidSetting: If the record is not what was packed.
+    """
+    return _read(_Parcels, content).parcels if SECURE in content else None
+
+
+def size_of(content: RecordDict) -> int:
+    """Bytes of the text that is added for a masked sum."""
+    return len(str(content.config_records[SECURE][TEXT])) if SECURE in content else 0
+
+
+def _pack(value: Question | Answer) -> RecordDict:
+    return RecordDict({SECURE: ConfigRecord({TEXT: canonical_json(value)})})
+
+
+def _read(cls: type[T], content: RecordDict) -> T:
+    record = content.config_records.get(SECURE)
+    try:
+        values = json.loads(str(record[TEXT])) if record is not None else None
+    except (KeyError, ValueError) as error:
+        raise InvalidSetting("a message of a masked sum is not valid JSON") from error
+    return build(cls, values, path=SECURE)  # type: ignore[arg-type]

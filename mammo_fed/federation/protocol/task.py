@@ -1,0 +1,201 @@
+"""What the server asks of a site: the declaration of a whole run, and the task of one round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammo_fed.common.serialization import build, canonical_json
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.federation.secure_aggregation.double_masks import Terms
+from mammo_fed.models.heads import HeadSpec
+from mammo_fed.settings import ModelSettings
+
+__all__ = ["Declaration", "RoundTask", "task_hash"]
+
+# Clipping norms that a site accepts.
+CLIPS: Final = (1e-3, 1e3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """All that a run will ever ask of a site's patients, sent before the first output and priced whole.
+
+    Attributes:
+      run_id: of the run.
+      model: how features are made; the site checks that it holds the same weights.
+      weights_sha256: hash of the backbone weights at the server.
+      whitening_sha256: hash of the public statistics that come with the declaration.
+      synthesis_provenance: "procedural", "dp" (the generator saw patients with differential privacy), "no_dp" (without) or
+        "unknown".
+      dims: number of features.
+      unit, target_epsilon, delta, accountant, mechanism: see mammo_fed.settings.PrivacySettings.
+      clipping_norm, mean_clipping_norm, mean_fraction: of the releases.
+      batch_size: expected images a step at each site; ignored by "dp_gd".
+      rounds, local_steps: the schedule.
+      noise: "secure" (on a public grid) or "float"; see mammo_fed.settings.PrivacySettings.
+      noise_seed: injected noise; a site whose cohort is not public refuses it.
+      keep_optimizer: the local optimizer goes on from round to round.
+      synthetic_images, synthetic_sha256: the synthetic set that comes with the declaration for augmentation; none without it.
+      augment_weight, sampler: see mammo_fed.settings.SynthesisSettings.
+      network_size: numbers of a pretrained backbone that come with the declaration; 0 where sites use their own weights.
+      aggregation: "plain" (the server sees each update), "masks" (it sees their sum) or "shared_noise" (their sum, which alone
+        carries all of the noise).
+      min_survivors, colluders: see mammo_fed.federation.secure_aggregation.double_masks.Terms; 1 and 0 where nothing is masked.
+    """
+
+    run_id: str
+    model: ModelSettings
+    weights_sha256: str
+    whitening_sha256: str
+    synthesis_provenance: Literal["procedural", "dp", "no_dp", "unknown"]
+    dims: int
+    unit: Literal["patient", "image"]
+    target_epsilon: float
+    delta: float
+    accountant: Literal["pld", "rdp", "prv"]
+    mechanism: Literal["dp_gd", "dp_sgd"]
+    clipping_norm: float
+    mean_clipping_norm: float
+    mean_fraction: float
+    batch_size: int
+    rounds: int
+    local_steps: int
+    noise: Literal["secure", "float"]
+    noise_seed: int | None
+    keep_optimizer: bool = False
+    synthetic_images: int = 0
+    synthetic_sha256: str = ""
+    augment_weight: float = 0.0
+    sampler: Literal["separate", "mixed"] = "separate"
+    network_size: int = 0
+    aggregation: Literal["plain", "masks", "shared_noise"] = "plain"
+    min_survivors: int = 1
+    colluders: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.synthetic_images, self.network_size) < 0 or not (0 <= self.augment_weight < math.inf):
+            raise InvalidSetting("synthetic_images, network_size and augment_weight must be at least 0 and finite")
+        if self.model.flips == "random" and (self.mechanism != "dp_sgd" or self.mean_fraction > 0):
+            # Views of an image stand side by side: only sampled steps draw one, other releases would not clip what they sum.
+            raise InvalidSetting("model.flips=random belongs to privacy=dp_sgd with privacy.mean_fraction=0")
+        self._check_aggregation()
+        if not (self.run_id.isascii() and self.run_id.isalnum() and len(self.run_id) <= 64):
+            raise InvalidSetting("run_id must be 1 to 64 letters and digits")
+        for name in ("clipping_norm", "mean_clipping_norm"):
+            # Far outside, sums in floating point overflow or vanish before the noise is added, and the noise hides nothing.
+            if not CLIPS[0] <= getattr(self, name) <= CLIPS[1]:
+                raise InvalidSetting(f"privacy.{name}={getattr(self, name)} must be in [{CLIPS[0]:g}, {CLIPS[1]:g}]")
+
+    def _check_aggregation(self) -> None:
+        """A share of the noise hides one plain sum of clipped contributions on the grid, and nothing else."""
+        if self.aggregation == "plain":
+            if (self.min_survivors, self.colluders) != (1, 0):
+                raise InvalidSetting("min_survivors and colluders belong to aggregation=masks and shared_noise")
+            return
+        self.terms(0)
+        one_sum = self.mechanism == "dp_gd" and self.local_steps == 1 and self.noise == "secure" and not self.keep_optimizer
+        if self.aggregation == "shared_noise" and not one_sum:
+            raise InvalidSetting(
+                "federation.secure.use=shared_noise needs one sum on the grid a round: privacy.mechanism=dp_gd, local_steps=1 "
+                "and privacy.noise=secure"
+            )
+
+    @property
+    def noise_shares(self) -> int:
+        """Number of sites among which the noise is divided: what the declared adversary cannot take away from any sum."""
+        return self.min_survivors - self.colluders if self.aggregation == "shared_noise" else 1
+
+    def terms(self, round_index: int) -> Terms:
+        """The terms of a round's masked sum."""
+        return Terms(run_id=self.run_id, round_index=round_index, min_survivors=self.min_survivors, colluders=self.colluders)
+
+    @property
+    def mixed_images(self) -> int:
+        """Synthetic images that stand among a site's own in every draw."""
+        return self.synthetic_images if self.sampler == "mixed" else 0
+
+    @property
+    def head(self) -> HeadSpec:
+        """Shape of the head that is trained."""
+        return HeadSpec(kind=self.model.head, dims=self.dims, hidden=self.model.hidden, bias_scale=self.model.bias_scale)
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Declaration:
+        """Inverse of `to_json`.
+
+        Raises:
+          InvalidSetting: If the text is not a declaration.
+        """
+        return build(cls, _parse(text), path="declaration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTask:
+    """One round at a site.
+
+    Attributes:
+      run_id: of the run that was declared.
+      round_index: 0 for the private mean, then 1 to `Declaration.rounds`.
+      kind: "mean" or "train".
+      learning_rate, weight_decay, optimizer, label_smoothing, proximal: of the local steps; they cost no privacy.
+    """
+
+    run_id: str
+    round_index: int
+    kind: Literal["mean", "train"]
+    learning_rate: float
+    weight_decay: float
+    optimizer: Literal["sgd", "adamw"]
+    label_smoothing: float
+    proximal: float
+
+    def __post_init__(self) -> None:
+        if (self.kind == "mean") != (self.round_index == 0) or self.round_index < 0:
+            raise InvalidSetting(f"round_index={self.round_index} must be 0 for the mean and above 0 for training")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InvalidSetting(
+                f"learning_rate={self.learning_rate} must be a finite number above 0; check privacy.learning_rate"
+            )
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> RoundTask:
+        """Inverse of `to_json`.
+
+        Raises:
+          InvalidSetting: If the text is not a task.
+        """
+        return build(cls, _parse(text), path="task")
+
+
+def task_hash(task: RoundTask, *, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> str:
+    """Hash of everything that decides what a round does with its patients, 64 hex digits."""
+    digest = hashlib.sha256(task.to_json().encode())
+    for array in (centre, arrays):
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidSetting("a task is not valid JSON") from error
+    if not isinstance(values, dict):
+        raise InvalidSetting("a task must be a JSON object")
+    return values

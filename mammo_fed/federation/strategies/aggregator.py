@@ -1,0 +1,212 @@
+"""Flower's strategies by name, on flat arrays with public weights; sampling of sites with a public seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid, PrivacyAccountant
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrimmedAvg, FedYogi, Krum, Strategy
+from numpy.typing import NDArray
+
+from mammo_fed.errors import InvalidSetting, RunFailed
+from mammo_fed.federation.protocol.messages import ARRAYS, CONFIG, METRICS, WEIGHT, flat_array, pack_array
+from mammo_fed.federation.strategies.fed_agree import FedAgree, Standing
+from mammo_fed.federation.strategies.site_level_dp import (
+    SiteLevelNoise,
+    accountant_state,
+    site_level_accountant,
+    take_up_accountant,
+)
+from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.settings import FederationSettings
+from mammo_fed.settings.federation import ROBUST
+
+__all__ = ["Aggregator", "choose_sites"]
+
+
+# Attributes of Flower's adaptive strategies.
+MOMENTS: Final = ("m_t", "v_t")
+STANDING: Final = "standing"
+ACCOUNT: Final = "site-level account"
+# In whose name the server draws; no site may be called so.
+SERVER: Final = "-server-"
+
+
+def choose_sites(sites: Sequence[str], *, fraction: float, seed: int, round_index: int) -> tuple[str, ...]:
+    """Sites that train in a round: at least one, drawn with a public seed. Nothing is amplified by this draw."""
+    count = max(1, round(fraction * len(sites)))
+    if count == len(sites):
+        return tuple(sites)
+    drawn = np.random.default_rng([seed, round_index]).permutation(len(sites))[:count]
+    return tuple(sites[i] for i in sorted(drawn))
+
+
+class _Chosen(Grid):
+    """A view of a grid that holds only the chosen nodes, so that Flower's own sampling takes exactly these."""
+
+    def __init__(self, grid: Grid, nodes: Sequence[int]) -> None:
+        self._grid, self._nodes = grid, list(nodes)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._nodes)
+
+    def set_run(self, run: Any) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self._grid.run
+
+    def create_message(self, *arguments: Any, **named: Any) -> Message:
+        return self._grid.create_message(*arguments, **named)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class Aggregator:
+    """Configures and aggregates rounds with one of Flower's strategies.
+
+    Guarantee: post-processing of what sites released; weights are public numbers.
+    """
+
+    def __init__(self, settings: FederationSettings, *, noise_seed: int | None = None) -> None:
+        self._standing = Standing()
+        self._left_out: tuple[str, ...] = ()
+        train = _strategy(settings, settings.strategy, self._standing)
+        mean = _strategy(settings, settings.strategy if settings.strategy in ROBUST else "FedAvg", self._standing)
+        self._train: Strategy = train
+        self._mean: Strategy = mean
+        self._accountant: PrivacyAccountant | None = None
+        if settings.central.noise_multiplier > 0:
+            self._accountant = site_level_accountant(settings.central, sites=settings.num_sites)
+            source = NoiseSource(injected_seed=noise_seed)
+            self._train, self._mean = (
+                SiteLevelNoise(
+                    strategy,
+                    settings=settings.central,
+                    sites=settings.num_sites,
+                    accountant=self._accountant,
+                    draws=lambda index: source.secure(site=SERVER, round_index=index, purpose="site-level noise"),
+                )
+                for strategy in (train, mean)
+            )
+
+    @property
+    def site_level_epsilon(self) -> float | None:
+        """Epsilon of a site's part in all aggregates so far, at federation.central.delta; None without site-level noise."""
+        return None if self._accountant is None else self._accountant.get_privacy_spent().epsilon
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Sites whose valid updates the last aggregate does without."""
+        return self._left_out
+
+    def configure(
+        self, grid: Grid, nodes: Sequence[int], *, round_index: int, flat: NDArray[np.float32], config: ConfigRecord
+    ) -> list[Message]:
+        """The messages of a round to `nodes`, in their order."""
+        strategy = self._mean if round_index == 0 else self._train
+        return list(strategy.configure_train(round_index, pack_array(flat), config, _Chosen(grid, nodes)))
+
+    def aggregate(self, round_index: int, replies: Sequence[Message]) -> NDArray[np.float32]:
+        """Aggregate valid replies (never none of them) to one flat float32 array.
+
+        Raises:
+          RunFailed: If the strategy gives no array.
+        """
+        strategy = self._mean if round_index == 0 else self._train
+        arrays, _ = strategy.aggregate_train(round_index, replies)
+        self._left_out = strategy.left_out if isinstance(strategy, FedAgree) else ()
+        if arrays is None:
+            raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
+        # FedAdam and its kin return float64, which would double every later message.
+        return flat_array(arrays)
+
+    def take_average(
+        self, round_index: int, average: NDArray[np.float32], *, weight: int, asked: Message
+    ) -> NDArray[np.float32]:
+        """Aggregate the average over all sites, where no single update is known, as if one site had sent it.
+
+        Args:
+          round_index: of the round.
+          average: float32, flat: the sites' weighted average of what they would have sent.
+          weight: sum of the sites' public weights.
+          asked: one of the messages of the round, from `configure`.
+        """
+        content = RecordDict({ARRAYS: pack_array(average), METRICS: MetricRecord({WEIGHT: weight})})
+        return self.aggregate(round_index, [Message(content, reply_to=asked)])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What is carried from round to round: FedAdam's moments and its kin's, sites' standing, the site-level account."""
+        carried = {
+            f"{name}/{key}": array for name in MOMENTS for key, array in (getattr(self._train, name, None) or {}).items()
+        }
+        if standing := self._standing.as_dict():
+            carried[STANDING] = np.frombuffer(json.dumps(standing).encode(), np.uint8)
+        if self._accountant is not None:
+            carried[ACCOUNT] = accountant_state(self._accountant)
+        return carried
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what `state` gave.
+
+        Raises:
+          InvalidSetting: If the site-level account is of other settings.
+        """
+        if STANDING in state:
+            self._standing.restore(json.loads(state[STANDING].tobytes()))
+        if self._accountant is not None:
+            if ACCOUNT not in state:
+                raise InvalidSetting("federation.central.noise_multiplier must be 0, as when the run began")
+            take_up_accountant(self._accountant, state[ACCOUNT])
+        elif ACCOUNT in state:
+            raise InvalidSetting("federation.central.noise_multiplier must be above 0, as when the run began")
+        for name in MOMENTS:
+            moments = {key.partition("/")[2]: array for key, array in state.items() if key.partition("/")[0] == name}
+            if moments:
+                setattr(self._train, name, moments)
+
+
+def _strategy(settings: FederationSettings, name: str, standing: Standing) -> FedAvg:
+    common: dict[str, Any] = {
+        "fraction_train": 1.0,
+        "fraction_evaluate": 1.0,
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": 1,
+        "min_available_nodes": 1,
+        "weighted_by_key": WEIGHT,
+        "arrayrecord_key": ARRAYS,
+        "configrecord_key": CONFIG,
+    }
+    adaptive: dict[str, Any] = {
+        "eta": settings.server_learning_rate,
+        "beta_1": settings.beta_1,
+        "beta_2": settings.beta_2,
+        "tau": settings.tau,
+    }
+    if name == "FedProx":
+        return FedProx(**common, proximal_mu=settings.proximal_mu)
+    if name == "FedAdam":
+        return FedAdam(**common, **adaptive)
+    if name == "FedYogi":
+        return FedYogi(**common, **adaptive)
+    if name == "FedMedian":
+        return FedMedian(**common)
+    if name == "FedTrimmedAvg":
+        return FedTrimmedAvg(**common, beta=settings.trim)
+    if name == "FedAgree":
+        return FedAgree(**common, standing=standing)
+    if name == "Krum":
+        return Krum(**common, num_malicious_nodes=settings.num_malicious)
+    return FedAvg(**common)

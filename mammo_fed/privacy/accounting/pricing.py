@@ -1,0 +1,104 @@
+"""What privacy events cost, by the accountant that was asked for.
+
+| accountant | prices | tight | offers delta | patient price of sampled images |
+|---|---|---|---|---|
+| pld | every event | yes | yes | yes |
+| gdp | full-batch events | exact | yes | no sampled events |
+| rdp | every event | no (about 10 % above) | yes | no |
+| prv | every event | within 0.02 | no | no |
+
+None of these prices is a filter: they hold for events declared before the first output. A site that decides from round to
+round whether to go on uses GDP or Renyi at one fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.accounting.accountants import (
+    GdpAccountant,
+    PldAccountant,
+    PrivacyAccountant,
+    PrvAccountant,
+    RdpAccountant,
+)
+from mammo_fed.privacy.accounting.composition import Protected, merge
+from mammo_fed.privacy.accounting.pld import is_coarse
+from mammo_fed.privacy.events import PrivacyEvent
+
+__all__ = ["ACCOUNTANTS", "AccountantName", "accountant_named", "coarsely_priced", "delta_at", "epsilon", "patient_epsilon"]
+
+AccountantName = Literal["pld", "rdp", "gdp", "prv"]
+ACCOUNTANTS: Final[dict[str, PrivacyAccountant]] = {
+    each.name: each for each in (PldAccountant(), RdpAccountant(), GdpAccountant(), PrvAccountant())
+}
+
+
+def accountant_named(name: str) -> PrivacyAccountant:
+    """The accountant of that name.
+
+    Raises:
+      InvalidSetting: If there is none.
+    """
+    try:
+        return ACCOUNTANTS[name]
+    except KeyError:
+        raise InvalidSetting(f"accountant={name!r} must be one of {sorted(ACCOUNTANTS)}; check privacy.accountant") from None
+
+
+def epsilon(events: Sequence[PrivacyEvent], *, delta: float, accountant: AccountantName) -> float:
+    """Epsilon of all `events` together, for their own unit, rounded up.
+
+    Guarantee: (epsilon, delta)-DP of everything in `events`, if they were declared before the first output; never below the
+    true value (bounds are upper bounds, then raised by 1e-6 of themselves).
+    Neighbouring datasets: the data of one unit (`PrivacyEvent.unit`) zeroed out, the cohort's size public.
+    Edge cases: no events cost 0, an event without noise costs infinity.
+
+    Args:
+      events: what was or will be released; order and grouping do not matter.
+      delta: in (0, 1).
+      accountant: who prices.
+
+    Raises:
+      InvalidSetting: If delta is out of range, the units differ, or the accountant is unknown or cannot price an event.
+
+    >>> from mammo_fed.privacy.events import PrivacyEvent
+    >>> step = PrivacyEvent(mechanism="gradient", noise_multiplier=15.0, steps=100, sample_rate=1.0, unit="patient",
+    ...                     clipping_norm=1.0, max_images_per_patient=4)
+    >>> round(epsilon([step], delta=1e-5, accountant="gdp"), 4)
+    2.7534
+    """
+    return accountant_named(accountant).epsilon(events, delta=delta)
+
+
+def delta_at(events: Sequence[PrivacyEvent], *, epsilon: float, accountant: AccountantName) -> float:
+    """Delta of all `events` together at `epsilon`, for their own unit, rounded up; `prv` does not offer it.
+
+    Raises:
+      InvalidSetting: If epsilon is negative, the units differ, or the accountant is unknown or cannot say.
+    """
+    return accountant_named(accountant).delta(events, epsilon=epsilon)
+
+
+def coarsely_priced(
+    events: Sequence[PrivacyEvent], *, delta: float, accountant: AccountantName, protected: Protected = "unit"
+) -> bool:
+    """Whether the price is a loose upper bound here, far above the true one: losses too large for a grid (pld, prv)."""
+    releases = merge(events, protected=protected) if accountant in ("pld", "prv") else None
+    return releases is not None and is_coarse(releases, delta=delta)
+
+
+def patient_epsilon(events: Sequence[PrivacyEvent], *, delta: float, accountant: AccountantName) -> float:
+    """Epsilon of all `events` together for one patient, whatever their unit, rounded up.
+
+    Guarantee: as `epsilon`, with the unit replaced by a patient who has at most `max_images_per_patient` images.
+    Neighbouring datasets: all images of one patient zeroed out, the numbers of images and patients public.
+    Image-level events in the full batch have sensitivity k times the clipping norm; with Poisson sampling over images the
+    number that is drawn is Binomial(k, sample_rate), which only `pld` prices.
+
+    Raises:
+      InvalidSetting: If delta is out of range, or the accountant is unknown or cannot price an event.
+    """
+    return accountant_named(accountant).patient_epsilon(events, delta=delta)

@@ -1,0 +1,1 @@
+"""A site's durable account of what was spent."""

@@ -1,0 +1,280 @@
+"""A site's durable ledger: every release is reserved before it happens, and nothing that was reserved is forgotten.
+
+Guarantee: the patients of an account are covered by the account's cap, (max_epsilon, delta)-DP, over all rounds, runs,
+restarts and crashes, provided that a reply leaves the site only after `settle` has returned and that what produced it did
+no more than its reservation says. An epsilon below the cap is the cost of the schedule so far, not a guarantee, where
+stopping or later parameters depended on earlier replies.
+Neighbouring datasets: the data of one unit zeroed out, the cohort's size public, as the events say.
+
+The order of a round is: `stored_reply` (send it again if there is one) -> `reserve` -> train -> `settle` -> send. A crash
+after `reserve` costs nothing more: the same task is given the same reservation, trains again with fresh noise, and only
+one of its replies can ever be settled. Nothing lowers a charge.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mammo_fed.errors import InvalidSetting, LedgerError
+from mammo_fed.privacy.accounting.filters import FilterKind, as_steps, patient_schedule_epsilon, schedule_epsilon
+from mammo_fed.privacy.accounting.pricing import AccountantName
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.ledger import rules
+from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
+from mammo_fed.privacy.ledger.journal import Journal
+from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
+from mammo_fed.privacy.ledger.rules import Budget
+from mammo_fed.privacy.ledger.state import VERSION, LedgerState, Reservation
+from mammo_fed.privacy.names import DEFAULT_ACCOUNT, check_name
+
+__all__ = ["Budget", "Ledger", "Reservation"]
+
+
+class Ledger:
+    """One process's and thread's hold on a site's ledger; any number may hold the same folder. Use it in a `with` statement."""
+
+    def __init__(self, journal: Journal, *, budget: Budget, filter_kind: FilterKind, adopt: bool) -> None:
+        """Use `Ledger.open`."""
+        self._journal, self._budget, self._filter, self._adopt = journal, budget, filter_kind, adopt
+        self._state, self._unread = LedgerState(), list[Entry]()
+
+    @classmethod
+    def open(cls, path: Path, *, site: str, budget: Budget, filter: FilterKind, adopt: bool = False) -> Self:
+        """The ledger in the folder `path`, verified; where there is none yet, a new one with a key of its own.
+
+        Args:
+          path: a folder for the ledger alone, on a local disk: the journal, the site's key and the head lie in it.
+          site: whose ledger it is.
+          budget: what every account in it may cost, from the site's policy.
+          filter: how accounts opened from now on enforce it; see `mammo_fed.privacy.accounting.filters`.
+          adopt: whether an account that is open already keeps the filter it opened with; otherwise that must be `filter`.
+
+        Raises:
+          LedgerError: If the ledger was tampered with, is another site's, or its disk cannot be written.
+        """
+        check_name(site, setting="site")
+        journal = Journal.open(path, kind="opened", details={"at": _now(), "site": site, "version": VERSION})
+        ledger = cls(journal, budget=budget, filter_kind=filter, adopt=adopt)
+        try:
+            with ledger._alone() as state:
+                if state.site != site:
+                    raise LedgerError(f"site={site} must be the ledger's own site; check ledger in the site's file")
+        except BaseException:
+            journal.close()
+            raise
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder; closing twice is harmless."""
+        self._journal.close()
+
+    def declare(
+        self, *, run_id: str, schedule: Sequence[PrivacyEvent], patients: Iterable[str], account: str = DEFAULT_ACCOUNT
+    ) -> None:
+        """Announce all that a run will do to a cohort, before its first round; refuse it if the budget does not allow it.
+
+        On top of the whole schedule, filters gdp and rdp count what the account has reserved, filter declared all that was
+        ever declared. Everybody ever enrolled in `account` is charged together. Where a patient is known to another account
+        too, the two become one for good. Declaring a run again only enrols patients who joined its cohort.
+
+        Args:
+          run_id: the run.
+          schedule: every event of the run, all of one unit.
+          patients: stable identifiers of the cohort's patients; repeats are allowed, only keyed digests are stored.
+          account: the site's name for the budget to charge.
+
+        Raises:
+          PrivacyRefused: If the account's charges and the schedule are above the budget.
+          PolicyRefused: If the account is charged by another filter, in another unit or at another delta.
+          LedgerError: If the run was declared with another schedule or account, or the ledger is damaged or not writable.
+          InvalidSetting: If an argument is out of its range.
+        """
+        check_name(run_id, setting="run_id")
+        check_name(account, setting="account")
+        schedule = tuple(schedule)
+        unit = rules.schedule_unit(schedule)
+        cohort = patient_digests(self._journal.keys, patients)
+        with self._alone() as state:
+            run = state.runs.get(run_id)
+            if run is not None:
+                rules.check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
+            touched = state.touched(account, cohort)
+            joined = rules.join(touched, account=account, kind=self._filter, adopt=self._adopt, unit=unit, budget=self._budget)
+            # Patients who join the cohort of a declared run bring charges only where another account knows them.
+            if run is None or len(touched) > 1:
+                rules.check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
+            details: dict[str, Any] = {
+                "run": run_id,
+                "merged": [name for other in touched if other is not state.account(account) for name in other.names],
+                "patients": sorted(cohort - joined.patients),
+            }
+            if run is None:
+                details |= {"account": account, "filter": asdict(joined.privacy_filter), "delta": joined.delta}
+                self._append("declared", {**details, "schedule": [event.as_dict() for event in schedule]})
+            else:
+                # Always: the ledger's head is told to the server, and must not say whether somebody was new.
+                self._append("enrolled", details)
+
+    def stored_reply(self, *, run_id: str, round_index: int, task_hash: str) -> bytes | None:
+        """The reply that this task was given before, None if it has none yet.
+
+        Raises:
+          LedgerError: If the round belongs to another task, or its reply is missing or changed.
+        """
+        with self._alone() as state:
+            run = state.runs.get(run_id)
+            paid = run.rounds.get(round_index) if run else None
+            if paid is None:
+                return None
+            rules.check_same_task(paid.reservation, task_hash=task_hash)
+            if paid.settled is None:
+                return None
+            return self._journal.reply(paid.settled, seal=paid.reply_seal)
+
+    def reserve(self, *, run_id: str, round_index: int, task_hash: str, events: Sequence[PrivacyEvent]) -> Reservation:
+        """Charge a round before any patient is touched; durable on return. A reservation without a reply is given again.
+
+        Args:
+          run_id: a declared run.
+          round_index: its round, >= 0.
+          task_hash: hash of the task's content.
+          events: what the task may do: part of the declared schedule, not yet reserved.
+
+        Raises:
+          PrivacyRefused: If the account would pass its budget; others may have charged it since the run was declared.
+          PolicyRefused: If the events were not declared or are reserved already.
+          LedgerError: If the run was not declared, the round has its reply or another task, or the ledger is damaged or full.
+        """
+        events = tuple(events)
+        if round_index < 0 or not events:
+            raise InvalidSetting(f"round_index={round_index} must be at least 0, with at least one event; got {len(events)}")
+        check_name(task_hash, setting="task_hash")
+        with self._alone() as state:
+            run = state.runs.get(run_id)
+            if run is None:
+                raise LedgerError(f"run_id={run_id} must be declared before a round is reserved; declare its schedule first")
+            if round_index in run.rounds:
+                paid = run.rounds[round_index]
+                rules.check_resumed(paid, task_hash=task_hash, events=events)
+                # This entry costs no budget: it proves that the disk can be written before anything is trained again.
+                self._append("resumed", {"reservation": paid.reservation.seq})
+                return paid.reservation
+            rules.check_reservation(state.account_of(run_id), run=run, asked=as_steps(events), budget=self._budget)
+            details = {"run": run_id, "round": round_index, "task": task_hash, "events": [event.as_dict() for event in events]}
+            entry = self._append("reserved", details)
+            return state.rounds[entry.seq].reservation
+
+    def settle(self, reservation: Reservation, reply: bytes) -> None:
+        """Store the one reply that `reservation` pays for; durable on return, only then may it be sent. Twice is harmless.
+
+        Raises:
+          LedgerError: If the reservation is not in this ledger or has another reply (send that), or the disk is full.
+        """
+        seal = reply_seal(self._journal.keys, reply)
+        with self._alone() as state:
+            paid = state.rounds.get(reservation.seq)
+            if paid is None or paid.reservation != reservation:
+                raise LedgerError("the reservation is not in this ledger; reserve the round again")
+            if paid.settled is None:
+                self._append("settled", {"reservation": reservation.seq, "reply": seal, "bytes": len(reply)}, reply=reply)
+            elif not hmac.compare_digest(paid.reply_seal, seal):
+                raise LedgerError("the round has another reply stored; send the stored one")
+
+    def events(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT) -> tuple[PrivacyEvent, ...]:
+        """All reserved events in order, of the run if one is given, else of the account with all that merged into it."""
+        with self._alone() as state:
+            return state.events(run_id=run_id, account=account)
+
+    def epsilon(
+        self,
+        *,
+        run_id: str | None = None,
+        account: str = DEFAULT_ACCOUNT,
+        accountant: AccountantName,
+        delta: float | None = None,
+    ) -> float:
+        """Schedule cost of what `events` gives, by `accountant`, at `delta` or else the budget's; 0 for none."""
+        steps = as_steps(self.events(run_id=run_id, account=account))
+        return schedule_epsilon(steps, delta=delta or self._budget.delta, accountant=accountant)
+
+    def patient_epsilon(
+        self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT, delta: float | None = None
+    ) -> float:
+        """Schedule cost, by PLD, of what the account is charged for a patient with the largest allowed number of images.
+
+        Where that price takes a while (sampled images) and a run is given, the run counts whole: one price for all rounds.
+        """
+        with self._alone() as state:
+            known = state.account(account)
+            steps = Counter(known.reserved) if known else Counter[PrivacyEvent]()
+            if run_id is not None and any(event.unit == "image" and not event.full_batch for event in steps):
+                steps += state.runs[run_id].remaining
+        return patient_schedule_epsilon(steps, delta=delta or self._budget.delta)
+
+    def budget_left(self, *, account: str = DEFAULT_ACCOUNT) -> float:
+        """`max_epsilon` less what the account's filter has charged, at least 0.
+
+        Epsilons do not add up: what a further run may cost is for `declare` to decide, and is usually more than this.
+        """
+        with self._alone() as state:
+            known = state.account(account)
+            charged = rules.charged_epsilon(known, delta=self._budget.delta) if known else 0.0
+        return math.inf if math.isinf(self._budget.max_epsilon) else max(0.0, self._budget.max_epsilon - charged)
+
+    def head(self) -> str:
+        """Where the ledger ends, "position:seal"; worth reporting, as only a reported head exposes an older copy put back."""
+        with self._alone():
+            return str(self._journal.head)
+
+    def check_remembered(self, head: str) -> None:
+        """LedgerError unless `head`, remembered outside the ledger's folder, is part of it: an older ledger has lost it."""
+        with self._alone():
+            try:
+                check_reported(head, self._journal.entries())
+            except InvalidSetting as error:
+                raise LedgerError("what the site remembers of its ledger cannot be read; restore the site's folder") from error
+
+    def verify(self, *, reported: str | None = None) -> None:
+        """Verify all entries and replies, and that a head reported before is still in the ledger; LedgerError if not."""
+        with self._alone():
+            verify_journal(self._journal, reported=reported)
+
+    def entries(self) -> Iterator[LedgerEntry]:
+        """All entries, verified; patients are counted, not listed."""
+        with self._alone():
+            entries = self._journal.entries()
+        return map(published, entries)
+
+    def _append(self, kind: str, details: dict[str, Any], *, reply: bytes | None = None) -> Entry:
+        entry = self._journal.append(kind, {**details, "at": _now()}, reply=reply)
+        self._state.apply(entry)
+        return entry
+
+    @contextmanager
+    def _alone(self) -> Iterator[LedgerState]:
+        """Hold the ledger alone, with all that others added taken into account."""
+        with self._journal.exclusive() as fresh:
+            self._unread.extend(fresh)
+            while self._unread:
+                self._state.apply(self._unread[0])
+                del self._unread[0]
+            yield self._state
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

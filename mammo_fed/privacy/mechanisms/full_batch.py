@@ -1,0 +1,175 @@
+"""The Gaussian release of a mean, and full-batch DP gradient descent in closed form.
+
+Both take their noise from a numpy generator, in floating point, or from SecureDraws: then every unit's contribution is rounded
+to a public grid, summed in integers and hidden by discrete Gaussian noise, at the same price: see
+mammo_fed.privacy.noise.integer_grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, clipped_logistic_sum, unit_gradients
+from mammo_fed.privacy.noise.clipping import clip_factors
+from mammo_fed.privacy.noise.integer_grid import SecureDraws, grid_sum, noisy_release
+from mammo_fed.privacy.noise.source import Draws
+
+__all__ = [
+    "LogisticData",
+    "clip_factors",
+    "clipped_logistic_sum",
+    "gradient_grid_sum",
+    "mean_grid_sum",
+    "private_descent",
+    "private_mean",
+]
+
+
+def private_mean(
+    features: NDArray[np.float32],
+    units: NDArray[np.int64],
+    *,
+    charged: PrivacyEvent,
+    public_count: int,
+    noise: Draws,
+) -> NDArray[np.float32]:
+    """Mean of `features`, every unit's sum clipped once, Gaussian noise added to the total.
+
+    Guarantee: one Gaussian mechanism with sensitivity `charged.clipping_norm` and noise multiplier `charged.noise_multiplier`.
+    Neighbouring cohorts: the rows of one unit zeroed out; the cohort's size is public.
+    Edge cases: a unit with a value that is not finite counts as zero; an empty cohort still releases noise.
+
+    Args:
+      features: float32, shape (images, dims).
+      units: int64, shape (images,), dense index of the protected unit.
+      charged: the event that the ledger has reserved for this release.
+      public_count: denominator (images), declared public by the site: never `len(features)`.
+      noise: draws for this noise alone; their kind decides between the grid and floating point.
+
+    Returns:
+      The noisy mean, float32, shape (dims,).
+
+    Raises:
+      InvalidSetting: If the event is not one full-batch step on a mean, or `public_count` < 1.
+
+    Source: per-user clipping, arXiv:2407.07737 (ULS); Gaussian mechanism, arXiv:1905.02383, Thm 1.
+    """
+    _check_mean(charged)
+    _check_count(public_count)
+    if isinstance(noise, SecureDraws):
+        steps = mean_grid_sum(features, units, charged=charged)
+        return (noisy_release(steps, charged=charged, draws=noise) / public_count).astype(np.float32)
+    sums = _sums_of_units(features, units)
+    factors = clip_factors(np.linalg.norm(sums, axis=1), clipping_norm=charged.clipping_norm)
+    total = factors @ sums
+    total = total + charged.noise_multiplier * charged.clipping_norm * noise.standard_normal(features.shape[1])
+    return (total / public_count).astype(np.float32)
+
+
+def mean_grid_sum(features: NDArray[np.float32], units: NDArray[np.int64], *, charged: PrivacyEvent) -> NDArray[np.int64]:
+    """Sum of every unit's clipped sum of features on the grid, without noise, int64, shape (dims,).
+
+    Guarantee: zeroing out one unit moves it by an integer vector of norm at most GRID_STEPS (see `grid_sum`).
+    """
+    _check_mean(charged)
+    return grid_sum(_sums_of_units(features, units), clipping_norm=charged.clipping_norm)
+
+
+def gradient_grid_sum(data: LogisticData, weights: NDArray[np.float32], *, charged: PrivacyEvent) -> NDArray[np.int64]:
+    """Sum of every unit's clipped gradient on the grid, without noise, int64, shape (dims + 1,).
+
+    Guarantee: as `mean_grid_sum`.
+    """
+    _check_gradient(charged)
+    steps = np.zeros(len(weights), np.int64)
+    for gradients in unit_gradients(data, weights):
+        steps += grid_sum(gradients, clipping_norm=charged.clipping_norm)
+    return steps
+
+
+def private_descent(
+    data: LogisticData,
+    weights: NDArray[np.float32],
+    *,
+    charged: PrivacyEvent,
+    public_count: int,
+    learning_rate: float,
+    proximal: float,
+    noise: Draws,
+) -> NDArray[np.float32]:
+    """Full-batch DP gradient descent on the logistic loss, `charged.steps` steps from `weights`.
+
+    Guarantee: `charged.steps` adaptive Gaussian mechanisms, each with sensitivity `charged.clipping_norm` and noise multiplier
+    `charged.noise_multiplier`; it rests on clipping each unit's whole gradient, never on the features' norm.
+    Neighbouring cohorts: the rows of one unit zeroed out; the cohort's size is public.
+    Edge cases: an empty cohort still takes noisy steps.
+
+    In floating point no gradient of a single unit is ever formed. On the grid each unit's is, in blocks of bounded size,
+    because rounding acts on each contribution.
+
+    Args:
+      data: the site's prepared features.
+      weights: float32, shape (dims + 1,); where the site starts.
+      charged: the event that the ledger has reserved for these steps.
+      public_count: denominator (images), declared public by the site.
+      learning_rate: step size on the mean gradient, > 0.
+      proximal: FedProx's mu, >= 0: pulls towards `weights`; it uses no patient's data.
+      noise: draws for this noise alone; their kind decides between the grid and floating point.
+
+    Returns:
+      The new weights, float32, shape (dims + 1,).
+
+    Source: DP gradient descent, arXiv:1607.00133 with sampling rate 1; FedProx, arXiv:1812.06127.
+    """
+    _check_gradient(charged)
+    _check_count(public_count)
+    current = weights.copy()
+    for _ in range(charged.steps):
+        total = _noisy_gradient(data, current, charged=charged, noise=noise)
+        current = current - np.float32(learning_rate / public_count) * total
+        if proximal > 0:
+            # Implicit, so that the pull never overshoots however large the step is.
+            pull = np.float32(learning_rate * proximal)
+            current = ((current + pull * weights) / (1 + pull)).astype(np.float32)
+    return current
+
+
+def _noisy_gradient(
+    data: LogisticData, weights: NDArray[np.float32], *, charged: PrivacyEvent, noise: Draws
+) -> NDArray[np.float32]:
+    """One noisy sum of clipped unit gradients, float32, shape (dims + 1,)."""
+    if isinstance(noise, SecureDraws):
+        steps = gradient_grid_sum(data, weights, charged=charged)
+        return noisy_release(steps, charged=charged, draws=noise).astype(np.float32)
+    total = clipped_logistic_sum(data, weights, clipping_norm=charged.clipping_norm)
+    scale = charged.noise_multiplier * charged.clipping_norm
+    if scale > 0:
+        total = total + (scale * noise.standard_normal(len(total))).astype(np.float32)
+    return total
+
+
+def _sums_of_units(features: NDArray[np.float32], units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum of rows per unit, float64, shape (units, dims)."""
+    sums = np.zeros((int(units.max()) + 1 if len(units) else 0, features.shape[1]))
+    np.add.at(sums, units, features)
+    # NaN and overflow are folded into zero per unit, not per image: a partial sum would still be that unit's data.
+    sums[~np.isfinite(sums).all(axis=1)] = 0.0
+    return sums
+
+
+def _check_mean(charged: PrivacyEvent) -> None:
+    if charged.mechanism != "mean" or charged.steps != 1 or not charged.full_batch:
+        raise InvalidSetting(f"charged={charged} must be one full-batch step on a mean; reserve that event first")
+
+
+def _check_gradient(charged: PrivacyEvent) -> None:
+    if charged.mechanism != "gradient" or not charged.full_batch:
+        raise InvalidSetting(f"charged={charged} must be full-batch gradient steps; reserve that event first")
+
+
+def _check_count(public_count: int) -> None:
+    if public_count < 1:
+        raise InvalidSetting(f"public_count={public_count} must be at least 1; check the site's policy")

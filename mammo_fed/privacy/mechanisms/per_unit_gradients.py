@@ -1,0 +1,94 @@
+"""Noisy sums of clipped gradients for any network: one unit at a time goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.noise.clipping import clip_factors
+from mammo_fed.privacy.noise.integer_grid import SecureDraws, grid_sum, noisy_release
+from mammo_fed.privacy.noise.source import Draws
+
+__all__ = ["noisy_unit_gradients"]
+
+
+def noisy_unit_gradients(
+    parameters: Sequence[nn.Parameter],
+    unit_loss: Callable[[int], Tensor | None],
+    *,
+    num_units: int,
+    charged: PrivacyEvent,
+    batch: float,
+    noise: Draws,
+    sampling: Draws,
+) -> list[Tensor]:
+    """One step's private gradient: a Poisson sample of units, each clipped as a whole, summed, with noise, over `batch`.
+
+    Guarantee: one step of `charged`, a Poisson-subsampled Gaussian mechanism over units of sensitivity `charged.clipping_norm`,
+    for any network and any loss, provided that `unit_loss` depends on no unit's data but its own. A unit goes through the
+    network by itself, so that layers that mix a batch, and rounding that depends on it, cannot carry anything over.
+    Neighbouring cohorts: one unit's data zeroed out, the number of units public; `unit_loss` gives None for such a unit.
+    Edge cases: an empty sample is noise alone; a unit whose gradient is not finite contributes nothing.
+
+    Args:
+      parameters: what the gradient is of.
+      unit_loss: from the index of a unit to the loss of its data, or None where the data is zeroed out.
+      num_units: of the cohort.
+      charged: the event that the ledger has reserved.
+      batch: public number that the sum is divided by, > 0.
+      noise: draws for the noise of this step alone; their kind decides between the grid and floating point.
+      sampling: draws for the Poisson sampling of this step alone.
+
+    Returns:
+      A tensor for each parameter.
+
+    Raises:
+      InvalidSetting: If the event is not about gradients, or `batch` is not above 0.
+
+    Source: arXiv:1607.00133, Alg. 1; per-user clipping, arXiv:2407.07737 (ULS).
+    """
+    if charged.mechanism != "gradient" or not batch > 0:
+        raise InvalidSetting(f"charged={charged} must be gradient steps and batch={batch} above 0")
+    dims = sum(parameter.numel() for parameter in parameters)
+    on_grid, whole = np.zeros(dims, np.int64), np.zeros(dims)
+    for unit in _taken(num_units, charged.sample_rate, sampling):
+        loss = unit_loss(int(unit))
+        if loss is None:
+            continue
+        found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+        flat = torch.cat(
+            [(torch.zeros_like(its) if one is None else one).flatten() for its, one in zip(parameters, found, strict=True)]
+        )
+        gradient = flat.detach().double().cpu().numpy()
+        if isinstance(noise, SecureDraws):
+            on_grid += grid_sum(gradient[None], clipping_norm=charged.clipping_norm)
+        else:
+            whole += _clipped(gradient, charged.clipping_norm)
+    if isinstance(noise, SecureDraws):
+        released = noisy_release(on_grid, charged=charged, draws=noise) / batch
+    else:
+        released = (whole + noise.standard_normal(dims) * charged.noise_multiplier * charged.clipping_norm) / batch
+    parts = torch.split(torch.from_numpy(released), [parameter.numel() for parameter in parameters])
+    return [part.view_as(its).to(its.dtype).to(its.device) for part, its in zip(parts, parameters, strict=True)]
+
+
+def _taken(num_units: int, sample_rate: float, sampling: Draws) -> NDArray[np.int64]:
+    if isinstance(sampling, SecureDraws):
+        return np.flatnonzero(sampling.taken(num_units, sample_rate=sample_rate))
+    return np.flatnonzero(sampling.random(num_units) < sample_rate) if sample_rate < 1 else np.arange(num_units)
+
+
+def _clipped(gradient: NDArray[np.float64], clipping_norm: float) -> NDArray[np.float64]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = np.linalg.norm(gradient)
+    if not np.isfinite(norm):
+        return np.zeros_like(gradient)
+    (factor,) = clip_factors(np.array([norm]), clipping_norm=clipping_norm)
+    clipped: NDArray[np.float64] = gradient * factor
+    return clipped

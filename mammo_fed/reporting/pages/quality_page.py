@@ -1,0 +1,148 @@
+"""Synthetic sets beside real masses: grids, figures and spectra on one page, for the donor site's own people."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mammo_fed.reporting.pages import markup
+from mammo_fed.reporting.pages.markup import Html
+from mammo_fed.reporting.plots.svg import SERIES, draw, legend
+from mammo_fed.synthesis.spectrum import radial_power
+
+__all__ = ["QualityRow", "quality_page"]
+
+ACROSS: Final = 6
+DOWN: Final = 4
+MOST_CURVES: Final = len(SERIES)
+NO_VALUE: Final = "\N{EN DASH}"
+NOT_TO_BE_SHARED: Final = (
+    "This page shows patients' images, and every figure depends on them. It is for this site's own people: do not send it."
+)
+PUBLIC: Final = "The real masses here are declared public. Every figure depends on them, and no epsilon covers it."
+COLUMNS: Final[Sequence[tuple[str, str, str]]] = (
+    ("frechet", "Fréchet distance", "{:.1f}"),
+    ("precision", "Precision", "{:.3f}"),
+    ("recall", "Recall", "{:.3f}"),
+    ("density", "Density", "{:.3f}"),
+    ("coverage", "Coverage", "{:.3f}"),
+    ("consistency", "Consistency", "{:.3f}"),
+)
+LINES: Final[Sequence[tuple[str, str, str]]] = (
+    ("checkerboard_half", "Checkerboard N/2", "{:.1f}"),
+    ("checkerboard_quarter", "Checkerboard N/4", "{:.1f}"),
+    ("fine_detail", "Fine detail", "{:.4f}"),
+    ("wrapped", "Wrapped pixels", "{:.1e}"),
+    ("nearest_ratio", "Nearest ratio", "{:.3f}"),
+    ("nearer_to_train", "Nearer to train", "{:.3f}"),
+    ("copies", "Copies", "{}"),
+)
+MEANING: Final = (
+    ("Fréchet distance", "to the training masses; that of held-out patients is what chance alone gives"),
+    ("Precision, recall, density, coverage", "how much of the set lies among real masses, and how much of them it reaches"),
+    ("Consistency", "AUROC of a classifier of real masses for the set's own labels: do the classes differ as real ones do?"),
+    ("TSTR", "train on synthetic, test on real: AUROC on held-out patients, with its 95 % interval over patients"),
+    ("Checkerboard", "power at N/2 and N/4 over that around them; about 1 without a checkerboard"),
+    ("Wrapped pixels", "share that jumps across the range, as where values were cast to 8 bits without clipping"),
+    ("Nearest ratio", "distance to the nearest training mass, over that of held-out patients; well below 1 is memorisation"),
+    ("Nearer to train", "share nearer to a training than to a held-out mass, over what sets of one size would give"),
+    ("Copies", "images half as far from a training mass as the nearest held-out one, or nearer"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QualityRow:
+    """One set on the page.
+
+    Attributes:
+      name, kind: of the set.
+      pixels: float32 in [0, 1], shape (images, side, side); all rows of one side.
+      labels: int64, shape (images,).
+      figures: by the names of COLUMNS and LINES, and "tstr" and "tstr_ci", which may be None.
+    """
+
+    name: str
+    kind: str
+    pixels: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    figures: Mapping[str, Any]
+
+
+def quality_page(title: str, rows: Sequence[QualityRow], *, public: bool) -> str:
+    """The page as HTML; it loads nothing from elsewhere.
+
+    Args:
+      title: what was compared.
+      rows: the sets, real ones first.
+      public: whether the real masses are declared public.
+    """
+    warning = markup.paragraph(PUBLIC) if public else markup.paragraph(NOT_TO_BE_SHARED, kind="warning")
+    return markup.document(
+        "mammo-fed: synthetic masses beside real ones",
+        Html("<header><h1>Synthetic masses beside real ones</h1></header>"),
+        warning,
+        markup.paragraph(title),
+        markup.section("Near to real masses, and of use", _figures(rows, COLUMNS, tstr=True, caption="Fidelity and classes")),
+        markup.section("Artefacts and memorisation", _figures(rows, LINES, tstr=False, caption="What generators leave behind")),
+        markup.section("Spectra", markup.figure(_spectra(rows), "Mean power by frequency; a peak is a pattern that repeats")),
+        *(markup.section(f"{row.name} ({row.kind})", _sheet(row)) for row in rows),
+        markup.section("What the figures mean", markup.facts(MEANING)),
+    )
+
+
+def _figures(rows: Sequence[QualityRow], columns: Sequence[tuple[str, str, str]], *, tstr: bool, caption: str) -> Html:
+    head = ["Set", "Kind", *(title for _, title, _ in columns), *(["TSTR AUROC [95 % CI]"] if tstr else [])]
+    body = []
+    for row in rows:
+        cells = [form.format(row.figures[name]) for name, _, form in columns]
+        if tstr:
+            interval = row.figures["tstr_ci"]
+            shown = f"{row.figures['tstr']:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else NO_VALUE
+            cells.append(shown)
+        body.append((row.name, row.kind, *cells))
+    return markup.table(head, body, caption=caption)
+
+
+def _spectra(rows: Sequence[QualityRow]) -> str:
+    def paint(axes: Any) -> None:
+        lines = []
+        for row, (colour, dash, _) in zip(rows[:MOST_CURVES], SERIES, strict=False):
+            power = radial_power(row.pixels)[1:]
+            lines += axes.plot(np.arange(1, len(power) + 1), power, color=colour, linestyle=dash)
+        axes.set_yscale("log")
+        # The page takes no mathematics in its text.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        legend(axes, lines, [row.name for row in rows[:MOST_CURVES]])
+
+    return draw("spectra", paint, label="power spectra of the sets", xlabel="Cycles per image", ylabel="Power")
+
+
+def _sheet(row: QualityRow) -> Html:
+    """Benign images on the left, malignant ones on the right, evenly taken from the set."""
+    halves = []
+    for word, label in (("benign", 0), ("malignant", 1)):
+        images = row.pixels[row.labels == label]
+        if not len(images):
+            continue
+        places = np.linspace(0, len(images) - 1, ACROSS * DOWN).astype(int)
+        lines = [np.concatenate(list(images[places[at : at + ACROSS]]), axis=1) for at in range(0, ACROSS * DOWN, ACROSS)]
+        halves.append(_picture(np.concatenate(lines), f"{word} images of {row.name}"))
+    return markup.join(halves)
+
+
+def _picture(values: NDArray[np.float32], title: str) -> Html:
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(values * 255).astype(np.uint8)).save(buffer, format="PNG")
+    content = base64.b64encode(buffer.getvalue()).decode("ascii")
+    named = markup.text(title)
+    return Html(
+        f'<figure style="display:inline-block;margin:0 1em 1em 0"><img alt="{named}" style="max-width:100%" '
+        f'src="data:image/png;base64,{content}"><figcaption>{named}</figcaption></figure>'
+    )

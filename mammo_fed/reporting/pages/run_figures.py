@@ -1,0 +1,72 @@
+"""Which plots a run's report shows, each with the words under it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from mammo_fed.data.cohort import BENIGN, MALIGNANT
+from mammo_fed.reporting.pages.markup import Html, figure
+from mammo_fed.reporting.plots import plots
+from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.record.record import Record
+from mammo_fed.reporting.record.statements import headline_set, metric_text, set_title
+
+__all__ = ["course_figures", "curve_figures"]
+
+
+def curve_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Html]:
+    """ROC, precision-recall, calibration and score plots of `sets`, which must all be public and evaluated."""
+    name = headline_set(sets)
+    if name is None:
+        return []
+    words = {key: metric_text(record.evaluation[key].auroc, record.evaluation[key].auroc_ci) for key in sets}
+    return [
+        figure(
+            plots.roc(sets, auroc=words), "ROC curves with the area under each and its 95 % interval. The diagonal is guessing."
+        ),
+        figure(
+            plots.precision_recall(sets, positive=MALIGNANT),
+            "Precision over recall, malignant as the positive class. Thin lines: guessing.",
+        ),
+        figure(
+            plots.precision_recall(sets, positive=BENIGN),
+            "Precision over recall, benign as the positive class. Thin lines: guessing.",
+        ),
+        figure(plots.score_histogram(sets[name], name=name), f"Scores of the set {set_title(name)}, each class by itself."),
+        figure(
+            plots.calibration(sets),
+            "Calibration in ten groups of equal size. On the diagonal, a score is the share of malignant images.",
+        ),
+    ]
+
+
+def course_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Html]:
+    """How the run went: epsilon and AUROC over the rounds (of public `sets`), and the sites' sizes."""
+    found = []
+    spent = {
+        site.site: site.epsilon_after_round
+        for site in record.privacy.sites
+        if site.epsilon_after_round and all(math.isfinite(value) for value in site.epsilon_after_round)
+    }
+    if spent:
+        void = "" if record.privacy.guaranteed else " The noise of this run was not secret, so these values guarantee nothing."
+        found.append(
+            figure(
+                plots.epsilon_per_round(spent, target=record.privacy.target_epsilon),
+                f"What each site had spent after each round.{void}",
+            )
+        )
+    course = {name: scored.round_auroc for name, scored in sets.items() if scored.round_auroc}
+    if course:
+        found.append(figure(plots.auroc_per_round(course), "AUROC of the shared model after each round."))
+    sites = record.data.sites
+    if sites:
+        counts = [site.patients for site in sites], [site.images for site in sites]
+        found.append(
+            figure(
+                plots.site_sizes([site.site for site in sites], *counts),
+                "Patients and images that each site declares it trains on.",
+            )
+        )
+    return found

@@ -1,0 +1,383 @@
+"""The sections of a run's record, checked when they are built."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mammo_fed.errors import DataError
+from mammo_fed.reporting.record.statements import RejectionReason, warning_sentences
+
+if TYPE_CHECKING:
+    from mammo_fed.training.evaluation import Metrics
+
+__all__ = [
+    "CentralPrivacy",
+    "DataSection",
+    "Evaluation",
+    "FederationSection",
+    "ModelSection",
+    "PrivacySection",
+    "Provenance",
+    "Rejected",
+    "RejectionReason",
+    "Seconds",
+    "SiteData",
+    "SitePrivacy",
+    "SynthesisSection",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall-clock seconds of the parts of a run and of the whole."""
+
+    features: float
+    training: float
+    evaluation: float
+    total: float
+
+    def __post_init__(self) -> None:
+        for name in ("features", "training", "evaluation", "total"):
+            _require_count(f"seconds.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteData:
+    """Public counts of one site; `malignant_fraction` is None where the site does not publish it."""
+
+    site: str
+    patients: int
+    images: int
+    malignant_fraction: float | None
+
+    def __post_init__(self) -> None:
+        _require_count("data.sites.patients", self.patients)
+        _require_count("data.sites.images", self.images)
+        _require_share("data.sites.malignant_fraction", self.malignant_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Where the training data came from; `fingerprint` is a random identifier for cohorts not declared public."""
+
+    source: str
+    fingerprint: str
+    sites: tuple[SiteData, ...]
+
+    def __post_init__(self) -> None:
+        _require_distinct("data.sites", [site.site for site in self.sites])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The model: frozen backbone, hash of its weights file, and what was trained (`scope`)."""
+
+    backbone: str
+    weights_sha256: str
+    scope: str
+    parameters_trained: int
+
+    def __post_init__(self) -> None:
+        _require_count("model.parameters_trained", self.parameters_trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a generator saw, and what that adds up to with the run.
+
+    Attributes:
+      epsilon, delta: towards each `generator_unit` that it saw; 0 where no patient is in it, infinite without privacy.
+      trained_on: the cohort.
+      overlap: whether images that it saw are trained on in the run too.
+      generator_unit: that its training protects; "" without differential privacy.
+      total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
+      chosen: how the step that it is taken from was chosen.
+    """
+
+    epsilon: float
+    delta: float
+    trained_on: str
+    overlap: Literal["none", "some", "unknown"] = "unknown"
+    generator_unit: str = ""
+    total_epsilon: float = math.inf
+    total_delta: float = 0.0
+    total_unit: str = ""
+    chosen: str = ""
+
+    def __post_init__(self) -> None:
+        _require_epsilon("synthesis.provenance.epsilon", self.epsilon)
+        _require_share("synthesis.provenance.delta", self.delta)
+        _require_epsilon("synthesis.provenance.total_epsilon", self.total_epsilon)
+        _require_share("synthesis.provenance.total_delta", self.total_delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisSection:
+    """How the synthetic set was used ("whiten", "pretrain", "augment"), which it was, and what its generator saw.
+
+    `sha256` is over its pixels and labels; `images` counts them; `set_sha256` is the hash of a set with its own provenance;
+    `total` says in a sentence what set and run guarantee together.
+    """
+
+    use: tuple[str, ...]
+    source: str
+    images: int
+    sha256: str
+    provenance: Provenance
+    set_sha256: str = ""
+    total: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """An answer of a site that was left out; what the round cost is charged all the same.
+
+    Attributes:
+      round: -1 for the answer to the run's declaration, which keeps the site out of the run.
+      reason: why, see mammo_fed.reporting.record.statements.REJECTIONS.
+    """
+
+    round: int
+    reason: RejectionReason
+
+    def __post_init__(self) -> None:
+        _require_count("privacy.sites.rejected.round", self.round + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePrivacy:
+    """What one site spent.
+
+    Attributes:
+      site: its name.
+      epsilon: of this run: the server's figure or the site's own, whichever is larger; infinite without noise, 0 where the site
+        was sent no task or refused the first.
+      epsilon_account: of everything its ledger holds, this run included: a schedule cost.
+      epsilon_after_round: cumulative epsilon of this run after each round that the site was asked and did not refuse.
+      patient_epsilon: of a patient with the largest allowed number of images; equals `epsilon` where the unit is the patient.
+      mechanism: the mechanism in words, such as "full-batch DP gradient descent".
+      budget_left: epsilon that its policy still allows, infinite where the policy sets no bound.
+      rounds: number of rounds it answered.
+      refused: whether the site refused the task or a round of it.
+      patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images; infinite in
+        records that did not keep it.
+      cap_epsilon, cap_delta: the most that the site's policy lets all runs on its patients cost; infinite where unbounded.
+      mismatches: rounds after which the site's own epsilon was not the server's.
+      unanswered: rounds that are charged though no readable reply came.
+      rejected: what the server left out of the site's answers, and why.
+      ledger_head: where the site's ledger stood when it last replied; `mammo-fed privacy verify --reported` takes it.
+      epsilon_other_site: of this run against another site that knows its own share of the noise; `epsilon` where noise is not
+        shared, infinite in records that did not keep it.
+      epsilon_all_colluding: of this run against a server that controls all other sites; as the one before.
+    """
+
+    site: str
+    epsilon: float
+    epsilon_account: float
+    epsilon_after_round: tuple[float, ...]
+    patient_epsilon: float
+    mechanism: str
+    budget_left: float
+    rounds: int
+    refused: bool
+    patient_epsilon_account: float = math.inf
+    cap_epsilon: float = math.inf
+    cap_delta: float = 0.0
+    mismatches: tuple[int, ...] = ()
+    unanswered: tuple[int, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    ledger_head: str = ""
+    epsilon_other_site: float = math.inf
+    epsilon_all_colluding: float = math.inf
+
+    def __post_init__(self) -> None:
+        figures = ("epsilon", "epsilon_account", "patient_epsilon", "patient_epsilon_account", "budget_left", "cap_epsilon")
+        for name in (*figures, "epsilon_other_site", "epsilon_all_colluding"):
+            _require_epsilon(f"privacy.sites.{name}", getattr(self, name))
+        for value in self.epsilon_after_round:
+            _require_epsilon("privacy.sites.epsilon_after_round", value)
+        _require_count("privacy.sites.rounds", self.rounds)
+        _require_share("privacy.sites.cap_delta", self.cap_delta)
+        for name in ("mismatches", "unanswered"):
+            for value in getattr(self, name):
+                _require_count(f"privacy.sites.{name}", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySection:
+    """The guarantee: its terms, what each site spent, the sentence, and what the sentence does not cover.
+
+    `target_epsilon` is infinite where no noise was asked for; `relation` is the neighbouring relation ("zero_out"); `ledger` is
+    "site" where the sites' ledgers carry over from run to run, and the guarantee is then about all of them. `aggregation` is
+    "plain" where the server sees every update, "masks" where it sees their sums, "shared_noise" where only the sums carry all
+    of the noise; `min_survivors` and `colluders` are then the declared threat model.
+    """
+
+    unit: Literal["patient", "image"]
+    delta: float
+    accountant: str
+    mechanism: str
+    target_epsilon: float
+    rounds: int
+    local_steps: int
+    noise: Literal["operating system", "injected", "none"]
+    relation: str
+    sites: tuple[SitePrivacy, ...]
+    guarantee: str
+    not_covered: tuple[str, ...]
+    ledger: Literal["run", "site"] = "run"
+    aggregation: Literal["plain", "masks", "shared_noise"] = "plain"
+    min_survivors: int = 1
+    colluders: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < 1:
+            raise DataError(f"privacy.delta={self.delta} must be in (0, 1)")
+        _require_epsilon("privacy.target_epsilon", self.target_epsilon)
+        _require_count("privacy.rounds", self.rounds)
+        _require_count("privacy.local_steps", self.local_steps)
+        _require_distinct("privacy.sites", [site.site for site in self.sites])
+
+    @property
+    def epsilon(self) -> float:
+        """Largest epsilon of this run over the sites: 0 where none took part, infinite without noise."""
+        return max((site.epsilon for site in self.sites), default=0.0)
+
+    @property
+    def guaranteed_epsilon(self) -> float:
+        """Epsilon of the guarantee: of this run alone, or the largest cap of a site whose ledger carries over."""
+        if self.ledger == "run":
+            return self.epsilon
+        return max((max(site.cap_epsilon, site.epsilon) for site in self.sites if site.epsilon > 0), default=0.0)
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether the run gives a guarantee at all: finite epsilon, and noise nobody can draw again."""
+        return self.noise == "operating system" and math.isfinite(self.guaranteed_epsilon)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know of the sites' figures, one sentence each; empty where all went as declared."""
+        return tuple(
+            sentence
+            for site in self.sites
+            for sentence in warning_sentences(
+                site=site.site,
+                mismatches=site.mismatches,
+                unanswered=site.unanswered,
+                rejected=[(each.round, each.reason) for each in site.rejected],
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of one evaluation set (see mammo_fed.training.evaluation.Metrics); None where they are withheld."""
+
+    n_patients: int
+    n_images: int
+    auroc: float | None
+    auroc_ci: tuple[float, float] | None
+    auprc_benign: float | None
+    auprc_malignant: float | None
+    brier: float | None
+    sensitivity_at_90_specificity: float | None
+
+    def __post_init__(self) -> None:
+        _require_count("evaluation.n_patients", self.n_patients)
+        _require_count("evaluation.n_images", self.n_images)
+        for name in ("auroc", "auprc_benign", "auprc_malignant", "brier", "sensitivity_at_90_specificity"):
+            _require_share(f"evaluation.{name}", getattr(self, name))
+        for bound in self.auroc_ci or ():
+            _require_share("evaluation.auroc_ci", bound)
+
+    @classmethod
+    def from_metrics(cls, metrics: Metrics) -> Evaluation:
+        """The metrics of a set, all shown."""
+        return cls(**vars(metrics))
+
+    @classmethod
+    def withheld(cls, *, n_patients: int, n_images: int) -> Evaluation:
+        """A set whose metrics its site's policy does not publish: the public counts alone."""
+        return cls(
+            n_patients=n_patients,
+            n_images=n_images,
+            auroc=None,
+            auroc_ci=None,
+            auprc_benign=None,
+            auprc_malignant=None,
+            brier=None,
+            sensitivity_at_90_specificity=None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralPrivacy:
+    """Site-level privacy by noise at the server, over all aggregates of the run.
+
+    Attributes:
+      epsilon: of one site's part, by Flower's Renyi accountant.
+      delta: at which it is given.
+      noise_multiplier: standard deviation of the noise on the sum of updates, in units of `clipping_norm`.
+      clipping_norm: largest norm of a site's update.
+      guarantee: what it means, in a sentence.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    clipping_norm: float
+    guarantee: str
+
+    def __post_init__(self) -> None:
+        _require_epsilon("federation.central.epsilon", self.epsilon)
+        for name in ("noise_multiplier", "clipping_norm"):
+            _require_count(f"federation.central.{name}", getattr(self, name))
+        if not 0 < self.delta < 1:
+            raise DataError(f"federation.central.delta={self.delta} must be in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSection:
+    """How the messages went: strategy, rounds and sites asked for, payload bytes, mean seconds per round.
+
+    `failed_rounds` gave no sum: what they cost is charged, and the model stayed as it was. `central` is None without site-level
+    noise at the server.
+    """
+
+    strategy: str
+    rounds: int
+    sites: int
+    bytes_up: int
+    bytes_down: int
+    seconds_per_round: float
+    failed_rounds: tuple[int, ...] = ()
+    central: CentralPrivacy | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round"):
+            _require_count(f"federation.{name}", getattr(self, name))
+
+
+def _require_count(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise DataError(f"{name}={value} must be a finite number, at least 0")
+
+
+def _require_epsilon(name: str, value: float) -> None:
+    if not value >= 0:
+        raise DataError(f"{name}={value} must be at least 0 or infinite")
+
+
+def _require_share(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise DataError(f"{name}={value} must be in [0, 1]")
+
+
+def _require_distinct(name: str, values: list[str]) -> None:
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise DataError(f"{name}: {twice} named more than once; give each site a name of its own")

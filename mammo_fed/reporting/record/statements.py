@@ -1,0 +1,385 @@
+"""The sentences and numbers of a report: what a run guarantees, what it does not, and digits that never flatter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+from mammo_fed.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from mammo_fed.reporting.record.sections import Provenance
+
+__all__ = [
+    "REJECTIONS",
+    "RejectionReason",
+    "delta_text",
+    "epsilon_text",
+    "guarantee_sentence",
+    "not_covered_sentences",
+    "readable",
+    "set_title",
+    "shared_noise_sentence",
+    "site_level_sentence",
+    "synthetic_sentence",
+    "threat_text",
+    "warning_sentences",
+]
+
+NO_BREAK: Final = "\N{NO-BREAK SPACE}"
+Ledger = Literal["run", "site"]
+Noise = Literal["operating system", "injected", "none"]
+RejectionReason = Literal[
+    "schedule",
+    "unit",
+    "sampling",
+    "clipping",
+    "noise",
+    "events",
+    "size",
+    "task",
+    "shape",
+    "not_finite",
+    "norm",
+    "direction",
+]
+# Why a site's answer was left out, behind "its answer was left out in round 3: ".
+REJECTIONS: Final[Mapping[RejectionReason, str]] = {
+    "schedule": "it declared other releases than it was asked for",
+    "unit": "it declared another unit of privacy than it was asked for",
+    "sampling": "it declared another sampling rate than its public size gives",
+    "clipping": "it declared another clipping norm than it was asked for",
+    "noise": "the noise that it declared is not what the target takes",
+    "events": "it reported other privacy events than it had declared",
+    "size": "it changed its public size",
+    "task": "it answered another task",
+    "shape": "the update had the wrong shape",
+    "not_finite": "the update was not finite",
+    "norm": "the update was longer than its steps can reach",
+    "direction": "the update pointed against the others'",
+}
+# Above it an accountant gives an upper bound and no more.
+LOOSE_ABOVE: Final = 1000.0
+NONE_GIVEN: Final = "so this run gives no privacy guarantee."
+SET_TITLES: Final = {"val": "Validation", "test": "Test", "external": "External test", "sites": "Sites, pooled"}
+# Which set a headline speaks of: the first of these that the run has. Validation comes last, choices may have been made on it.
+HEADLINE_ORDER: Final = ("test", "sites", "external", "val")
+HOW_TO_READ: Final = (
+    "Epsilon bounds what the sites' messages tell about one patient: apart from a failure probability delta, whatever anyone "
+    "concludes from them is at most exp(epsilon) times as likely with that patient's data as without it. Smaller is stronger.",
+    "The account adds up all runs in a site's ledger. A site refuses work that would pass its budget, whatever a server asks. "
+    "Where ledgers carry over, later runs may depend on earlier ones: the cap is the guarantee, the account a schedule cost.",
+    "AUROC is the chance that a malignant mass scores above a benign one: 0.5 is guessing, 1 is perfect. Its 95 % interval "
+    "comes from resampling whole patients, because the views of one mass are alike.",
+    "AUPRC depends on which class counts as positive and on how common it is, so both are given. Guessing reaches the share "
+    "of the positive class. Published values on these tasks often take benign as the positive class.",
+    "The Brier score is the mean squared distance of the score to the truth: 0.25 is a constant one half, lower is better.",
+    "Sensitivity at 90 % specificity is the share of malignant masses found by a threshold that calls at most one benign mass "
+    "in ten malignant.",
+    "The scores are research results on single patches. They are not a diagnosis.",
+)
+
+
+def epsilon_text(epsilon: float, *, decimals: int = 2) -> str:
+    """Epsilon with at most so many decimals, rounded up so that a shown epsilon is never below the true one.
+
+    >>> [epsilon_text(value) for value in (6.0, 5.991, 14.5, math.inf)]
+    ['6', '6', '14.5', '∞']
+    >>> epsilon_text(5.9912, decimals=3)
+    '5.992'
+    """
+    if math.isinf(epsilon):
+        return "∞"
+    # The allowance is far below any accountant's own error; it keeps 6.000000000001 from reading 6.01.
+    parts = 10**decimals
+    return f"{math.ceil(epsilon * parts - 1e-6) / parts:.{decimals}f}".rstrip("0").rstrip(".")
+
+
+def delta_text(delta: float) -> str:
+    """Delta in powers of ten where that is exact, else in full.
+
+    >>> [delta_text(value) for value in (1e-4, 2.5e-5)]
+    ['1e-04', '2.5e-05']
+    """
+    short = f"{delta:.0e}"
+    return short if float(short) == delta else f"{delta!r}"
+
+
+def budget_text(epsilon: float, *, decimals: int = 2) -> str:
+    """What is left of a budget, rounded down to so many decimals.
+
+    >>> [budget_text(value) for value in (1.999, 4.0, math.inf)]
+    ['1.99', '4', 'no bound']
+    """
+    if math.isinf(epsilon):
+        return "no bound"
+    parts = 10**decimals
+    return f"{math.floor(epsilon * parts + 1e-6) / parts:.{decimals}f}".rstrip("0").rstrip(".")
+
+
+def metric_text(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A metric in three decimals with its interval, or "withheld" where the record holds none.
+
+    >>> [metric_text(0.8571, (0.8, 0.9)), metric_text(None)]
+    ['0.857 [0.800, 0.900]', 'withheld']
+    """
+    if value is None:
+        return "withheld"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def set_title(name: str) -> str:
+    """What people call an evaluation set; an unknown set keeps its name."""
+    return SET_TITLES.get(name, readable(name))
+
+
+def headline_set(names: Iterable[str]) -> str | None:
+    """The set whose result stands for the run, or None where there is no set.
+
+    >>> headline_set(["val", "test"])
+    'test'
+    """
+    present = list(names)
+    return next((name for name in HEADLINE_ORDER if name in present), present[0] if present else None)
+
+
+def participation_text(*, rounds: int, refused: bool) -> str:
+    """Whether a site took part, in words."""
+    if not refused:
+        return "took part" if rounds else "not asked"
+    return f"refused after round {rounds}" if rounds else "refused"
+
+
+def readable(text: str) -> str:
+    """`text` with every character that does not print (terminal escapes, direction overrides) replaced by a question mark."""
+    return "".join(character if character.isprintable() or character == NO_BREAK else "?" for character in text)
+
+
+def guarantee_sentence(
+    *,
+    unit: Literal["patient", "image"],
+    epsilon: float,
+    delta: float,
+    noise: Noise,
+    ledger: Ledger,
+    noise_seed: int | None = None,
+    patient_epsilon: float | None = None,
+    schedule_cost: float | None = None,
+    max_images_per_patient: int | None = None,
+    asked: bool = True,
+    threat: str = "",
+) -> str:
+    """What a run guarantees, in one sentence that starts with "None" where it guarantees nothing.
+
+    Args:
+      unit: whose data is protected.
+      epsilon: largest over the sites: of this run for ledger "run", the cap of the whole account for ledger "site"; infinite
+        without noise or without a cap, 0 where every site refused.
+      delta: of the same guarantee, in (0, 1).
+      noise: where the noise came from.
+      ledger: "run" for a fresh ledger in the run folder, "site" for one that carries over every run of its site.
+      noise_seed: privacy.noise_seed, where noise is "injected".
+      patient_epsilon: epsilon of a patient with `max_images_per_patient` images, where the unit is the image: of this run, or
+        of everything in the account.
+      schedule_cost: for ledger "site", the largest price of all that an account has released so far.
+      max_images_per_patient: largest number of images of a patient, public by the sites' policies.
+      asked: whether any site was asked for anything.
+      threat: against whom it holds, where not against everybody; see `threat_text`.
+
+    Raises:
+      InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, the ledger is
+        "site" and `schedule_cost` is missing, or delta or epsilon is out of range.
+    """
+    if not epsilon >= 0 or not 0 < delta < 1:
+        raise InvalidSetting(f"epsilon={epsilon} must be at least 0 and delta={delta} in (0, 1); check privacy.delta")
+    if epsilon == 0 and not asked:
+        return "No patient's data was used: the model is the public start."
+    if epsilon == 0:
+        return "Nothing computed from a patient was released: every site refused."
+    if noise == "injected":
+        return f"None: noise was injected with privacy.noise_seed={noise_seed}, {NONE_GIVEN}"
+    if noise == "none":
+        return f"None: no noise was added (privacy.target_epsilon is infinite), {NONE_GIVEN}"
+    if math.isinf(epsilon):
+        unbounded = "own figure for this run" if ledger == "run" else "policy for all runs in its ledger"
+        return f"None: a site's {unbounded} has no bound, {NONE_GIVEN}"
+    price = f"(epsilon={epsilon_text(epsilon)}, delta={delta_text(delta)})-differential privacy"
+    scope = "for this run alone" if ledger == "run" else _over_all_runs(schedule_cost)
+    if unit == "patient":
+        who, patient = "Each patient's data (all images)", ""
+    elif patient_epsilon is None or max_images_per_patient is None:
+        raise InvalidSetting(
+            "patient_epsilon and max_images_per_patient must be given with unit=image: "
+            "an image's guarantee says nothing about a patient by itself; check the site's policy"
+        )
+    else:
+        images = "1 image" if max_images_per_patient == 1 else f"{max_images_per_patient} images"
+        who = "Each image, not each patient,"
+        verb = "epsilon is" if ledger == "run" else "no cap is set, and the schedule cost so far is epsilon"
+        loose = "at most " if patient_epsilon > LOOSE_ABOVE else ""
+        patient = f"; for a patient with {images} {verb} {loose}{epsilon_text(patient_epsilon)}"
+    return (
+        f"{who} is protected with {price} at its site {scope}{threat}{patient}; "
+        f"neighbouring cohorts differ in one {unit}'s data being zeroed out, cohort sizes are public."
+    )
+
+
+def threat_text(*, min_survivors: int, colluders: int) -> str:
+    """Against whom noise in shares protects, behind the rest of the guarantee.
+
+    >>> threat_text(min_survivors=3, colluders=0)
+    ', against a server that controls no other site and opens sums of at least 3 sites only'
+    >>> threat_text(min_survivors=5, colluders=1)
+    ', against a server that controls at most 1 other site and opens sums of at least 5 sites only'
+    """
+    many = "no" if colluders == 0 else f"at most {colluders}"
+    noun = "site" if colluders <= 1 else "sites"
+    return f", against a server that controls {many} other {noun} and opens sums of at least {min_survivors} sites only"
+
+
+def shared_noise_sentence(*, other_site: float, all_colluding: float) -> str:
+    """What those see who know more shares of the noise than the declared threat model grants.
+
+    >>> shared_noise_sentence(other_site=1.234, all_colluding=2.0)[:84]
+    'The noise is made up of shares of all sites: another site, which knows its own, sees'
+    """
+    return (
+        "The noise is made up of shares of all sites: another site, which knows its own, sees epsilon at most "
+        f"{epsilon_text(other_site)}, and a server that controls all other sites, or makes them up, sees epsilon "
+        f"{epsilon_text(all_colluding)}."
+    )
+
+
+def _over_all_runs(schedule_cost: float | None) -> str:
+    if schedule_cost is None:
+        raise InvalidSetting("schedule_cost must be given with ledger=site: the cap is no price, and the price is no cap")
+    cost = epsilon_text(schedule_cost)
+    return f"over all runs in the site's ledger, by the cap that the ledger enforces (schedule cost so far: epsilon {cost})"
+
+
+def warning_sentences(
+    *,
+    site: str,
+    mismatches: Sequence[int],
+    unanswered: Sequence[int],
+    rejected: Sequence[tuple[int, RejectionReason]] = (),
+) -> tuple[str, ...]:
+    """What went otherwise than declared at a site, in sentences.
+
+    Args:
+      site: its name.
+      mismatches: rounds after which its own epsilon was not the server's.
+      unanswered: rounds whose task was sent and for which no readable reply came.
+      rejected: rounds whose answer was left out (-1: that to the run's declaration), and why.
+
+    >>> warning_sentences(site="a", mismatches=[], unanswered=[3])
+    ('a: no readable reply came in round 3; it is charged, as the reply may be in other hands.',)
+    """
+    found = []
+    if unanswered:
+        verb = "it is" if len(unanswered) == 1 else "they are"
+        found.append(
+            f"{site}: no readable reply came in {_rounds(unanswered)}; {verb} charged, as the reply may be in other hands."
+        )
+    if mismatches:
+        found.append(f"{site}: its own epsilon is not the server's after {_rounds(mismatches)}; the larger one is shown.")
+    for reason, words in REJECTIONS.items():
+        if rounds := [index for index, why in rejected if why == reason]:
+            where = f"its answer was left out in {_rounds(rounds)}" if min(rounds) >= 0 else "it was kept out of the run"
+            found.append(f"{site}: {where}: {words}.")
+    return tuple(found)
+
+
+def _rounds(rounds: Sequence[int]) -> str:
+    return ("round " if len(rounds) == 1 else "rounds ") + ", ".join(str(each) for each in rounds)
+
+
+def site_level_sentence(
+    *, epsilon: float, delta: float, noise_multiplier: float, clipping_norm: float, noise_seed: int | None = None
+) -> str:
+    """What site-level noise at the server guarantees, in one sentence that starts with "None" where it guarantees nothing.
+
+    Args:
+      epsilon: of one site's part in all released models.
+      delta: of the same guarantee.
+      noise_multiplier, clipping_norm: of the noise.
+      noise_seed: privacy.noise_seed, where it injects the noise.
+
+    >>> site_level_sentence(epsilon=2.0, delta=1e-4, noise_multiplier=4.0, clipping_norm=1.0)[:96]
+    "Each site's part in the released models is protected with (epsilon=2, delta=1e-04)-differential "
+    """
+    if noise_seed is not None:
+        return f"None for a site as a whole: noise was injected with privacy.noise_seed={noise_seed}."
+    return (
+        f"Each site's part in the released models is protected with (epsilon={epsilon_text(epsilon)}, delta="
+        f"{delta_text(delta)})-differential privacy against whoever sees them, but not against the server, which sees every "
+        f"update: it shortens each to norm {clipping_norm:g} and adds noise of {noise_multiplier:g} times that norm to their "
+        "sum. Neighbouring federations differ in one site's updates being replaced by no change; what this record says of a "
+        "site (name, sizes, spending) is not covered."
+    )
+
+
+def not_covered_sentences(
+    *,
+    evaluation_public: bool,
+    synthetic_source: str,
+    seen: Provenance,
+    chosen_round: int | None = None,
+) -> tuple[str, ...]:
+    """What the reported epsilon does not cover, one sentence each.
+
+    Args:
+      evaluation_public: whether every evaluation cohort is declared public.
+      synthetic_source: "phantom", "gan", "folder", or "none" for a run without synthetic images.
+      seen: what the generator saw, and what that adds up to.
+      chosen_round: the round whose model was chosen by its score on validation patients, or None where nothing was chosen.
+    """
+    chosen = (
+        ()
+        if chosen_round is None
+        else (
+            f"The released model is that of round {chosen_round}, chosen without differential privacy by its score on the "
+            "validation patients: epsilon does not cover what the choice reveals about them.",
+        )
+    )
+    whose = "public cohorts" if evaluation_public else "a release that their sites' policies allow"
+    return (
+        f"Evaluation metrics are computed on validation and test patients without differential privacy ({whose}).",
+        "Counts of patients and images per site, the weights made from them, the largest number of images per patient and, "
+        "where shown, the share of malignant images are public by declaration of the site.",
+        "Hyper-parameters (features, clipping norms, learning rates, numbers of steps) were chosen without differential "
+        "privacy; what that choice reveals about the patients it was made on is not in epsilon.",
+        *chosen,
+        synthetic_sentence(synthetic_source, seen),
+    )
+
+
+def synthetic_sentence(source: str, seen: Provenance) -> str:
+    """What a synthetic set and the run that used it guarantee together, in one sentence."""
+    if source == "none":
+        return "No synthetic images were used."
+    if seen.epsilon == 0:
+        return "The synthetic images are procedural: no patient's data went into them, so they cost no privacy."
+    apart = "none of their images is among those that this run trains on"
+    if math.isinf(seen.epsilon):
+        where = apart if seen.overlap == "none" else "above all where they are in the training cohort too"
+        return (
+            f"The generator of the synthetic images was trained on {seen.trained_on} without differential privacy: the "
+            f"reported epsilon does not cover what it reveals about them, {where}."
+        )
+    trained = (
+        f"The generator of the synthetic images was trained on {seen.trained_on} with (epsilon={epsilon_text(seen.epsilon)}, "
+        f"delta={delta_text(seen.delta)})-differential privacy for each {seen.generator_unit}"
+    )
+    if seen.chosen == "by request":
+        trained += " (which of its steps was taken is a choice that no epsilon covers, if real images led to it)"
+    if seen.overlap == "none":
+        return f"{trained}; {apart}, so that each cohort has its own guarantee."
+    who = "who are in both cohorts are" if seen.overlap == "some" else "who may be in both cohorts are"
+    if math.isinf(seen.total_epsilon):
+        return f"{trained}; patients {who} not protected in all, since this run has no guarantee."
+    return (
+        f"{trained}; patients {who} protected with (epsilon={epsilon_text(seen.total_epsilon)}, "
+        f"delta={delta_text(seen.total_delta)}) for each {seen.total_unit} by training and run composed."
+    )

@@ -1,0 +1,1 @@
+"""What runs a federation's server on a real machine."""

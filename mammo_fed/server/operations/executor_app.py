@@ -1,0 +1,105 @@
+"""The server's Flower app between real machines: it finds its run in a folder, and leaves word there how it ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from mammo_fed.common.logs import LOG_NAME, log_to_file
+from mammo_fed.common.private_files import write_private
+from mammo_fed.errors import MammoFedError, RunFailed
+from mammo_fed.server.operations.run_folder import (
+    CHECKPOINT_NAME,
+    OUTCOME_NAME,
+    PID_NAME,
+    PROGRESS_NAME,
+    ROSTER_NAME,
+    RUN_VARIABLE,
+    SETTINGS_NAME,
+)
+from mammo_fed.server.results.progress_lines import round_lines
+from mammo_fed.server.rounds.budget import BudgetView
+from mammo_fed.server.rounds.checkpoint import CheckpointFolder
+from mammo_fed.server.rounds.rounds import Deployment
+from mammo_fed.server.run import Hooks, run_federation
+from mammo_fed.settings import Settings
+
+__all__ = ["app"]
+
+logger = logging.getLogger("mammo_fed.run")
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - the bundle that came with it says nothing
+    """Run, or go on with, the run in the folder that the environment names."""
+    folder = Path(os.environ[RUN_VARIABLE])
+    write_private(folder / PID_NAME, f"{os.getpid()}\n".encode())
+    with log_to_file(folder / LOG_NAME):
+        logger.info("the server's app starts")
+        try:
+            _run(grid, folder)
+            outcome = {"exit_code": 0, "message": ""}
+        except MammoFedError as error:
+            logger.error("%s", error)
+            outcome = {"exit_code": error.exit_code, "message": str(error)}
+        except Exception as error:  # noqa: BLE001 - the supervisor must hear of it; Flower would only mark the run as failed
+            logger.error("%s", traceback.format_exc())
+            outcome = {"exit_code": RunFailed.exit_code, "message": f"internal failure: {type(error).__name__}: {error}"}
+        write_private(folder / OUTCOME_NAME, json.dumps(outcome).encode())
+
+
+def _run(grid: Grid, folder: Path) -> None:
+    settings = Settings.from_json((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
+    hooks = Hooks(
+        features=lambda name, done, total: _features(folder, name, done, total),
+        round=lambda index, rounds, budget: _round(folder, index, rounds, budget),
+    )
+    roster = folder / ROSTER_NAME
+    deployment = Deployment(checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME), roster=lambda: read_roster(roster))
+    run_federation(grid, settings, folder, mode="deploy", hooks=hooks, deployment=deployment)
+
+
+def read_roster(path: Path) -> Mapping[int, str]:
+    """The registered sites' names by node; empty where sites come without keys."""
+    try:
+        return {int(node): str(name) for node, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+
+
+def _features(folder: Path, name: str, done: int, total: int) -> None:
+    if done == total:
+        logger.info("features of %d images (%s)", total, name)
+    _progress(folder, {"phase": "features", "set": name, "done": done, "total": total})
+
+
+def _round(folder: Path, index: int, rounds: int, budget: BudgetView) -> None:
+    for line in round_lines(index, rounds, budget):
+        logger.info("%s", line)
+    sites = [
+        {
+            "site": name,
+            "epsilon": site.epsilon,
+            "reason": site.reason,
+            "rounds": site.rounds,
+            "unanswered": len(site.unanswered),
+            "mismatches": len(site.mismatches),
+        }
+        for name, site in budget.sites.items()
+    ]
+    _progress(folder, {"phase": "rounds", "round": index, "rounds": rounds, "sites": sites})
+
+
+def _progress(folder: Path, values: Mapping[str, object]) -> None:
+    try:
+        write_private(folder / PROGRESS_NAME, json.dumps(values).encode())
+    except OSError as error:
+        logger.warning("progress cannot be written (%s)", error.strerror)

@@ -1,0 +1,72 @@
+"""Who may come in: the keys of a federation's registry, brought to the SuperLink while it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from mammo_fed.common.private_files import write_private
+from mammo_fed.errors import MammoFedError
+from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, node_key
+from mammo_fed.server.operations.registry import Registry
+
+__all__ = ["Door"]
+
+CHECK_SECONDS: Final = 2.0
+
+
+class Door:
+    """Keeps the SuperLink's nodes and the registry the same: registered keys may come in, others are shut out at once.
+
+    Args:
+      registry: of the federation.
+      control: of the SuperLink.
+      roster: file that tells the server's app which node is which site.
+      say: told of every change.
+    """
+
+    def __init__(self, registry: Registry, control: Control, roster: Path, *, say: Callable[[str], None]) -> None:
+        self._registry, self._control, self._roster, self._say = registry, control, roster, say
+        self._due = 0.0
+        self._written: dict[int, str] | None = None
+        self._complaint = ""
+
+    def check(self) -> None:
+        """Bring changes over, if it is time to look; a registry that cannot be read changes nothing."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + CHECK_SECONDS
+        try:
+            wanted = {node_key(site.key.file_content(site.name)): site.name for site in self._registry.read()}
+        except MammoFedError as error:
+            if str(error) != self._complaint:
+                self._say(f"the registered keys cannot be read: {error}")
+            self._complaint = str(error)
+            return
+        self._complaint = ""
+        nodes = self._control.nodes()
+        for node in nodes:
+            if node.public_key not in wanted:
+                self._try(partial(self._control.unregister, node.identifier), f"node {node.identifier} is shut out")
+        missing = wanted.keys() - {node.public_key for node in nodes}
+        for key in missing:
+            self._try(partial(self._control.register, key), f"{wanted[key]} may come in")
+        if missing:
+            nodes = self._control.nodes()
+        roster = {node.identifier: wanted[node.public_key] for node in nodes if node.public_key in wanted}
+        if roster != self._written:
+            write_private(self._roster, json.dumps(roster).encode())
+            self._written = roster
+
+    def _try(self, change: Callable[[], None], done: str) -> None:
+        """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""
+        try:
+            change()
+        except CONTROL_ERRORS as error:
+            self._say(f"not done: {done} ({type(error).__name__})")
+        else:
+            self._say(done)

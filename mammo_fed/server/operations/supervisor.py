@@ -1,0 +1,334 @@
+"""`flower-server run`: a guarded SuperLink, its executor and a run, kept alive until the run has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from mammo_fed.common.logs import LOG_NAME
+from mammo_fed.common.private_files import write_private
+from mammo_fed.common.supervision import Child, Keeper, installed_command
+from mammo_fed.errors import MammoFedError, RunFailed
+from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
+from mammo_fed.federation.flwr_internals.environment import flower_environment
+from mammo_fed.federation.flwr_internals.health import healthy
+from mammo_fed.reporting.console import results_table
+from mammo_fed.reporting.record.record import read_record
+from mammo_fed.server.operations.folder import FederationFolder
+from mammo_fed.server.operations.node_authorizer import Door
+from mammo_fed.server.operations.run_folder import (
+    OUTCOME_NAME,
+    PID_NAME,
+    PROGRESS_NAME,
+    ROSTER_NAME,
+    RUN_VARIABLE,
+    SETTINGS_NAME,
+)
+from mammo_fed.settings.compose import Composed
+
+__all__ = ["serve", "status"]
+
+INTERRUPTED: Final = 130
+STATE_NAME: Final = "server.json"
+TICK_SECONDS: Final = 0.2
+PASSING_ERRORS: Final[tuple[type[Exception], ...]] = (*CONTROL_ERRORS, OSError)
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+ASK_SECONDS: Final = 1.0
+END_SECONDS: Final = 3.0
+# Starts of the server's app that may end without a round in between.
+FRUITLESS_STARTS: Final = 8
+# The module is named as a word: it is run, never imported, in the guarded process.
+GUARD_MODULE: Final = "mammo_fed.federation.flwr_internals.guard"
+
+
+def serve(
+    folder: FederationFolder, composed: Composed, *, run_folder: Path, resume: bool, insecure: bool, console: Console
+) -> int:
+    """Run a federation between real machines until it has ended, and return the exit code.
+
+    Every process is started again if it dies; the run goes on after its last finished round.
+
+    Args:
+      folder: the federation's; held by the caller.
+      composed: settings of the run.
+      run_folder: where the run lies; exists.
+      resume: go on with the run that lies there.
+      insecure: neither encryption nor keys.
+      console: told what happens.
+    """
+    server = _Server(folder, run_folder=run_folder, insecure=insecure, console=console)
+    with _stopping() as stopped:
+        while not stopped:
+            try:
+                server.prepare(composed, resume=resume)
+                return server.run(stopped)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                server.wait_for_room()
+    return INTERRUPTED
+
+
+def status(folder: FederationFolder) -> dict[str, Any]:
+    """What the server of a folder is doing: plain values for people and programs."""
+    try:
+        about: dict[str, Any] = json.loads((folder.state / STATE_NAME).read_text(encoding="utf-8"))
+    except OSError:
+        return {"server": "never started"}
+    try:
+        with folder.hold():
+            running = False
+    except MammoFedError:
+        running = True
+    run = Path(about["run"])
+    found: dict[str, Any] = {"server": "running" if running else "stopped", "address": about["address"], "run": str(run)}
+    if (run / "record.json").exists():
+        return {**found, "phase": "finished"}
+    with contextlib.suppress(OSError, ValueError):
+        found |= json.loads((run / PROGRESS_NAME).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError):
+        found["outcome"] = json.loads((run / OUTCOME_NAME).read_text(encoding="utf-8"))
+    return found
+
+
+class _Server:
+    def __init__(self, folder: FederationFolder, *, run_folder: Path, insecure: bool, console: Console) -> None:
+        self._folder, self._run_folder, self._insecure, self._console = folder, run_folder.resolve(), insecure, console
+        self._local = f"127.0.0.1:{folder.about.port}"
+        self._ca = None if insecure else folder.authority_certificate
+        self._run: int | None = None
+        self._due, self._asked = 0.0, 0.0
+        self._starts, self._progress_seen = 0, ""
+        self._said = 0
+
+    def prepare(self, composed: Composed, *, resume: bool) -> None:
+        """Write what the processes need."""
+        write_private(self._run_folder / SETTINGS_NAME, composed.settings.to_json().encode())
+        for name in (OUTCOME_NAME, PID_NAME):
+            (self._run_folder / name).unlink(missing_ok=True)
+        log = self._run_folder / LOG_NAME
+        self._said = log.stat().st_size if resume and log.exists() else 0
+        for name in ("superexec.secret", "control.secret"):
+            if not (self._folder.state / name).exists():
+                write_private(self._folder.state / name, secrets.token_hex(48).encode())
+        about = {"run": str(self._run_folder), "address": self._folder.about.address, "pid": os.getpid()}
+        write_private(self._folder.state / STATE_NAME, json.dumps(about).encode())
+        secret = (self._folder.state / "control.secret").read_text(encoding="ascii").strip()
+        self._control = Control(self._local, ca=self._ca, secret=secret)
+        self._door = Door(self._folder.registry, self._control, self._run_folder / ROSTER_NAME, say=self._say)
+        self._keeper = Keeper(self._children(), on_death=self._tell_death)
+
+    def wait_for_room(self) -> None:
+        """Say that the disk is full, and give somebody a moment to make room."""
+        self._note(f"no room on the disk of {self._run_folder} or {self._folder.path}; make room, it is tried again")
+        time.sleep(ASK_SECONDS)
+
+    def run(self, stopped: list[int]) -> int:
+        """Keep all alive until the run has ended or somebody asks to stop."""
+        self._say(f"the server listens at {self._folder.about.bind}:{self._folder.about.port}; run folder {self._run_folder}")
+        try:
+            self._wait_for_link(stopped)
+            while not stopped:
+                self._keeper.tick()
+                try:
+                    code = self._step()
+                except PASSING_ERRORS as error:
+                    # A SuperLink that restarts, and a disk without room, are tried again.
+                    self._due = max(self._due, time.monotonic() + ASK_SECONDS)
+                    self._note(f"the SuperLink or the disk does not answer ({type(error).__name__}); tried again")
+                    code = None
+                self._narrate()
+                if code is not None:
+                    return code
+                time.sleep(TICK_SECONDS)
+            return self._interrupted()
+        finally:
+            self._keeper.end(seconds=END_SECONDS)
+
+    def _step(self) -> int | None:
+        if (outcome := self._outcome()) is not None:
+            return self._finish(outcome)
+        now = time.monotonic()
+        if not self._insecure:
+            self._door.check()
+        if now < self._due:
+            return None
+        if self._run is None:
+            self._start()
+        elif now >= self._asked:
+            self._asked = now + ASK_SECONDS
+            if self._has_died(self._run):
+                self._begin_again(self._run)
+        return None
+
+    def _start(self) -> None:
+        for run in self._control.unfinished():
+            self._control.stop(run)
+        progress = self._progress()
+        self._starts = 0 if progress != self._progress_seen else self._starts + 1
+        self._progress_seen = progress
+        if self._starts >= FRUITLESS_STARTS:
+            raise RunFailed(
+                f"the server's app ended {FRUITLESS_STARTS} times without finishing a round; look at "
+                f"{self._run_folder / LOG_NAME} and {self._folder.state / 'superexec.log'}"
+            )
+        (self._run_folder / PID_NAME).unlink(missing_ok=True)
+        self._run = self._control.start(bundle())
+        self._asked = time.monotonic() + ASK_SECONDS
+
+    def _has_died(self, run: int) -> bool:
+        pid = self._pid()
+        if pid is not None and not _alive(pid):
+            return True
+        return self._control.status(run).state == "finished"
+
+    def _begin_again(self, run: int) -> None:
+        # Its last act is to write the outcome: it may have ended well between two looks.
+        time.sleep(TICK_SECONDS)
+        if self._outcome() is not None:
+            return
+        pid = self._pid()
+        if pid is not None and _alive(pid):
+            os.kill(pid, signal.SIGKILL)
+        self._say("the server's app has died; the run goes on after its last finished round")
+        self._run, self._due = None, time.monotonic() + ASK_SECONDS
+        with contextlib.suppress(*CONTROL_ERRORS):
+            self._control.stop(run)
+
+    def _finish(self, outcome: dict[str, Any]) -> int:
+        self._narrate()
+        code = int(outcome["exit_code"])
+        if code:
+            self._console.print(f"error: {outcome['message']}", style="red", highlight=False, markup=False, soft_wrap=True)
+            self._say(f"what was finished is kept: flower-server run {self._folder.path} --resume")
+            return code
+        Console().print(results_table(read_record(self._run_folder)))
+        self._say(f"results: {self._run_folder}", f"report:  {self._run_folder / 'report.html'}")
+        return 0
+
+    def _interrupted(self) -> int:
+        if self._run is not None:
+            with contextlib.suppress(*CONTROL_ERRORS):
+                self._control.stop(self._run)
+        self._say(f"stopped; finished rounds are kept: flower-server run {self._folder.path} --resume")
+        return INTERRUPTED
+
+    def _wait_for_link(self, stopped: list[int]) -> None:
+        begun = time.monotonic()
+        link = self._keeper.children[0]
+        while not stopped:
+            self._keeper.tick()
+            if healthy(self._local, ca=self._ca):
+                return
+            if link.deaths >= 3:
+                raise RunFailed(f"the SuperLink does not start; is port {self._folder.about.port} free? Look at {link.log}")
+            if time.monotonic() - begun > 120:
+                raise RunFailed(f"the SuperLink does not answer at {self._local}; look at {link.log}")
+            time.sleep(0.05)
+
+    def _children(self) -> tuple[Child, ...]:
+        folder, state = self._folder, self._folder.state
+        environment = flower_environment(state / "flwr")
+        secret = str(state / "superexec.secret")
+        tls = ["--insecure"]
+        if not self._insecure:
+            tls = ["--ssl-certfile", str(folder.server_certificate), "--ssl-keyfile", str(folder.server_key)]
+            tls += ["--ssl-ca-certfile", str(folder.authority_certificate), "--enable-supernode-auth"]
+        link = [sys.executable, "-m", GUARD_MODULE, *tls, "--isolation", "process", "--superexec-auth-secret-file", secret]
+        link += ["--host", folder.about.bind, "--port", str(folder.about.port), "--database", str(state / "link.db")]
+        own = ["--insecure"] if self._insecure else ["--root-certificates", str(folder.authority_certificate)]
+        executor = [installed_command("flower-superexec"), *own, "--runtime-api-address", self._local]
+        executor += ["--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())]
+        guarded = {**environment, "MAMMO_FED_CONTROL_SECRET_FILE": str(state / "control.secret")}
+        return (
+            Child(name="SuperLink", command=link, log=state / "superlink.log", environment=guarded),
+            Child(
+                name="executor",
+                command=executor,
+                log=state / "superexec.log",
+                environment={**environment, RUN_VARIABLE: str(self._run_folder)},
+            ),
+        )
+
+    def _outcome(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads((self._run_folder / OUTCOME_NAME).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return found
+
+    def _progress(self) -> str:
+        try:
+            return (self._run_folder / PROGRESS_NAME).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def _pid(self) -> int | None:
+        try:
+            return int((self._run_folder / PID_NAME).read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _narrate(self) -> None:
+        """Show the new lines of the run's log: its course, and warnings."""
+        try:
+            with (self._run_folder / LOG_NAME).open("rb") as log:
+                log.seek(self._said)
+                new = log.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._said += len(whole)
+        for line in whole.decode("utf-8", errors="replace").splitlines():
+            head, _, text = line.partition(": ")
+            if head.endswith(" mammo_fed.run") or " WARNING " in head:
+                self._say(text)
+
+    def _tell_death(self, child: Child, wait: float) -> None:
+        self._say(f"the {child.name} has died; it is started again in {wait:.1f} s ({child.log})")
+
+    def _note(self, line: str) -> None:
+        if line != getattr(self, "_noted", ""):
+            self._say(line)
+        self._noted = line
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that is empty until somebody asks this process to stop."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda received, _: asked.append(received)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        # A process that nobody has waited for is dead too.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""Declaring, asking, checking and aggregating."""

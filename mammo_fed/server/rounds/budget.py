@@ -1,0 +1,216 @@
+"""The server's own view of what every site has spent, recomputed from the events that came with the replies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from mammo_fed.common.serialization import plain
+from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
+from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.shared_noise import Adversaries, adversary_epsilons
+from mammo_fed.reporting.record.sections import RejectionReason
+
+__all__ = ["TURNED_AWAY", "BudgetView", "SiteSpending"]
+
+EVENTS: Final = ("declared", "events", "answered")
+# Stands where a site that takes no part gives its reason.
+TURNED_AWAY: Final = "turned away"
+# The site and the server run the same accountant; what differs by more is a fault or a lie.
+TOLERANCE: Final = 1e-6
+
+
+@dataclass(kw_only=True)
+class SiteSpending:
+    """One site's spending in this run.
+
+    Attributes:
+      site: its name.
+      patients, images: public size.
+      malignant_fraction: where the site publishes it, else None.
+      fingerprint: of a public cohort, else a random identifier.
+      declared: the whole schedule that the site has priced.
+      events: what its replies have spent, and what it may have spent where no readable reply came.
+      epsilon_after_round: cumulative epsilon after each round that it was asked and did not refuse: the server's figure, or the
+        site's own where that is larger.
+      epsilon_account: the site's own figure for everything its ledger holds, at least this run's.
+      budget_left: of the site's own maximum, by its own account and by this run alone: the smaller.
+      patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images.
+      cap_epsilon, cap_delta: the site's own maximum for all runs on its patients.
+      answered: events of the rounds with a readable reply.
+      unanswered: rounds that are charged though no readable reply came.
+      rejected: rounds (-1 for the declaration) whose answer was left out, and why; the rounds are charged all the same.
+      reason: why it refused, "" if it never did; TURNED_AWAY if the server did.
+      mismatches: rounds in which the site's figure was not the server's.
+      ledger_head: what the site last said of where its ledger stood.
+    """
+
+    site: str
+    patients: int
+    images: int
+    malignant_fraction: float | None
+    fingerprint: str
+    declared: tuple[PrivacyEvent, ...]
+    events: list[PrivacyEvent] = field(default_factory=list)
+    epsilon_after_round: list[float] = field(default_factory=list)
+    epsilon_account: float = 0.0
+    budget_left: float = 0.0
+    reason: str = ""
+    mismatches: list[int] = field(default_factory=list)
+    ledger_head: str = ""
+    patient_epsilon_account: float = 0.0
+    cap_epsilon: float = math.inf
+    cap_delta: float = 0.0
+    answered: list[PrivacyEvent] = field(default_factory=list)
+    unanswered: list[int] = field(default_factory=list)
+    rejected: list[tuple[int, RejectionReason]] = field(default_factory=list)
+
+    @property
+    def epsilon(self) -> float:
+        """Cumulative epsilon of this run, 0 before the first release."""
+        return self.epsilon_after_round[-1] if self.epsilon_after_round else 0.0
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds that it answered."""
+        return len(self.epsilon_after_round) - len(self.unanswered)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Values that strict JSON knows."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: [event.as_dict() for event in value] if name in EVENTS else plain(value) for name, value in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SiteSpending:
+        """Inverse of `as_dict`."""
+        events = {name: [PrivacyEvent.from_dict(event) for event in values[name]] for name in EVENTS}
+        reals = ("epsilon_account", "budget_left", "patient_epsilon_account", "cap_epsilon", "cap_delta")
+        rest: dict[str, Any] = {
+            name: float(value) if name in reals else value for name, value in values.items() if name not in EVENTS
+        }
+        rest["epsilon_after_round"] = [float(value) for value in values["epsilon_after_round"]]
+        rest["rejected"] = [(int(index), reason) for index, reason in values["rejected"]]
+        return cls(**rest, declared=tuple(events["declared"]), events=events["events"], answered=events["answered"])
+
+    def reach(self, epsilon: float) -> None:
+        """Note that this run has cost `epsilon` by now; no figure ever falls behind it."""
+        largest = max(self.epsilon, epsilon)
+        self.epsilon_after_round.append(largest)
+        self.epsilon_account = max(self.epsilon_account, largest)
+        if math.isfinite(self.cap_epsilon):
+            self.budget_left = min(self.budget_left, max(0.0, self.cap_epsilon - largest))
+
+
+class BudgetView:
+    """Composes events per site; the site's ledger stays the authority and a difference is shown, never averaged away."""
+
+    def __init__(self, *, delta: float, accountant: str) -> None:
+        self._delta, self._accountant = delta, accountant
+        self._sites: dict[str, SiteSpending] = {}
+
+    @property
+    def sites(self) -> Mapping[str, SiteSpending]:
+        """Every site that answered the declaration, in the order of their names."""
+        return dict(sorted(self._sites.items()))
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Sites that take part: they have not refused, and were not turned away."""
+        return tuple(name for name, spending in self.sites.items() if not spending.reason)
+
+    @property
+    def active_spending(self) -> tuple[SiteSpending, ...]:
+        """What the sites that have not refused have spent."""
+        return tuple(spending for spending in self.sites.values() if not spending.reason)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the server knows of every site, as values that strict JSON knows."""
+        return {name: spending.as_dict() for name, spending in self._sites.items()}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what `as_dict` gave."""
+        self._sites = {name: SiteSpending.from_dict(site) for name, site in values.items()}
+
+    def enter(self, reply: Reply) -> None:
+        """Take in a site's answer to the declaration."""
+        self._sites[reply.site] = SiteSpending(
+            site=reply.site,
+            patients=reply.patients,
+            images=reply.weight,
+            malignant_fraction=reply.malignant_fraction,
+            fingerprint=reply.fingerprint,
+            declared=reply.events,
+            epsilon_account=reply.epsilon_account,
+            budget_left=reply.budget_left,
+            reason=reply.reason,
+            ledger_head=reply.ledger_head,
+            patient_epsilon_account=reply.patient_epsilon_account,
+            cap_epsilon=reply.cap_epsilon,
+            cap_delta=reply.cap_delta,
+        )
+
+    def refuse(self, reply: Reply) -> None:
+        """Note that a site takes no further part, and why."""
+        self._sites[reply.site].reason = reply.reason
+
+    def reject(self, site: str, *, round_index: int, reason: RejectionReason) -> None:
+        """Note that what a site sent in a round was left out, and why."""
+        self._sites[site].rejected.append((round_index, reason))
+
+    def turn_away(self, reply: Reply, *, reason: RejectionReason) -> None:
+        """Note that a site takes no part, because what it declares is not what it was asked for."""
+        self.enter(reply)
+        self._sites[reply.site].reason = TURNED_AWAY
+        self.reject(reply.site, round_index=-1, reason=reason)
+
+    def spend(self, reply: Reply, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
+        """Charge the declared `events` of a round that a site answered, and compare with what the site says."""
+        spending = self._sites[reply.site]
+        spending.events.extend(events)
+        spending.answered.extend(events)
+        own, least = self._price(spending.events), self._price(spending.answered)
+        # A task that got lost on its way cost nothing at the site: its figure may lie anywhere between the two.
+        if not least * (1 - TOLERANCE) - TOLERANCE <= reply.epsilon <= own * (1 + TOLERANCE) + TOLERANCE:
+            spending.mismatches.append(round_index)
+        spending.epsilon_account, spending.budget_left = reply.epsilon_account, reply.budget_left
+        spending.patient_epsilon_account = reply.patient_epsilon_account
+        spending.ledger_head = reply.ledger_head
+        spending.reach(max(own, reply.epsilon))
+
+    def charge_unanswered(self, site: str, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
+        """Charge a round whose task was sent to a site that sent nothing readable back: its reply may be in other hands."""
+        spending = self._sites[site]
+        spending.events.extend(events)
+        spending.unanswered.append(round_index)
+        spending.reach(self._price(spending.events))
+
+    def patient_epsilon(self, site: str) -> float:
+        """Epsilon of a patient with the largest allowed number of images, by PLD: only it prices several sampled images."""
+        spending = self._sites[site]
+        own = patient_epsilon(spending.events, delta=self._delta, accountant="pld")
+        return max(own, spending.epsilon) if all(event.unit == "patient" for event in spending.events) else own
+
+    def patient_epsilon_account(self, site: str) -> float:
+        """The same over all that the site's ledger knows of its patients, never below this run's figure."""
+        return max(self._sites[site].patient_epsilon_account, self.patient_epsilon(site))
+
+    def adversaries(self, site: str, *, min_survivors: int) -> Adversaries:
+        """What this run costs by who looks at it; everybody sees the same where each site adds all of its noise."""
+        spending = self._sites[site]
+        if all(event.noise_shares == 1 for event in spending.events):
+            own = spending.epsilon
+            return Adversaries(declared=own, other_site=own, all_colluding=own)
+        return adversary_epsilons(
+            spending.events,
+            min_survivors=min_survivors,
+            delta=self._delta,
+            accountant=self._accountant,  # type: ignore[arg-type]
+        )
+
+    def _price(self, events: Sequence[PrivacyEvent]) -> float:
+        return epsilon(events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]

@@ -1,0 +1,204 @@
+"""Hydra at the command line: overrides in, frozen settings out, one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.settings import Settings
+from mammo_fed.settings.gan import GanSettings
+
+__all__ = [
+    "Composed",
+    "ComposedGan",
+    "compose_gan",
+    "compose_settings",
+    "expand_sweep",
+    "read_composed",
+    "read_composed_gan",
+    "read_configuration",
+]
+
+CONFIG_MODULE = "mammo_fed.configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A composed configuration.
+
+    Attributes:
+      settings: checked and frozen.
+      yaml: the configuration as text, for the run folder and `--cfg job`.
+      folder: of the run (hydra.run.dir).
+      sweep_folder: of a sweep (hydra.sweep.dir).
+    """
+
+    settings: Settings
+    yaml: str
+    folder: Path
+    sweep_folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedGan:
+    """A composed configuration of a generator's training; attributes as `Composed`."""
+
+    settings: GanSettings
+    yaml: str
+    folder: Path
+
+
+def compose_settings(overrides: Sequence[str]) -> Composed:
+    """Compose the configuration tree with overrides such as `data=mammo_dp` or `privacy.target_epsilon=1`.
+
+    Raises:
+      InvalidSetting: If an override cannot be parsed, names no setting, or gives a value of the wrong type or range.
+    """
+    values, folder, sweep_folder = _composed("config", overrides, command="simulate")
+    return Composed(
+        settings=Settings.from_mapping(values),
+        yaml=OmegaConf.to_yaml(OmegaConf.create(values)),
+        folder=folder,
+        sweep_folder=sweep_folder,
+    )
+
+
+def compose_gan(overrides: Sequence[str]) -> ComposedGan:
+    """Compose what a generator is trained with, from overrides such as `data=mammo_dp` or `gan=mcgan_128`.
+
+    Raises:
+      InvalidSetting: As `compose_settings`.
+    """
+    values, folder, _ = _composed("gan", overrides, command="gan train")
+    return ComposedGan(
+        settings=GanSettings.from_mapping(values), yaml=OmegaConf.to_yaml(OmegaConf.create(values)), folder=folder
+    )
+
+
+def read_composed_gan(folder: Path) -> ComposedGan:
+    """What a generator's training was composed from, read back from its folder.
+
+    Raises:
+      InvalidSetting: If there is none, or it is damaged or of another version.
+    """
+    values, text = _read(folder)
+    return ComposedGan(settings=GanSettings.from_mapping(values), yaml=text, folder=folder)
+
+
+def _composed(name: str, overrides: Sequence[str], *, command: str) -> tuple[Any, Path, Path]:
+    """Plain values, run folder and sweep folder of a configuration."""
+    setup_globals()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
+            _check_keys(overrides, _known_keys(name), command=command)
+            config = compose(name, overrides=list(overrides), return_hydra_config=True)
+        folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
+        job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return OmegaConf.to_container(job, resolve=True, throw_on_missing=True), folder, sweep_folder
+    except MissingConfigException as error:
+        raise InvalidSetting(_choices(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InvalidSetting(_one_line(error)) from error
+
+
+def read_composed(folder: Path) -> Composed:
+    """What a run was composed from, read back from the config.yaml of its folder.
+
+    Raises:
+      InvalidSetting: If there is none, or it is damaged or of another version.
+    """
+    values, text = _read(folder)
+    return Composed(settings=Settings.from_mapping(values), yaml=text, folder=folder, sweep_folder=folder)
+
+
+def _read(folder: Path) -> tuple[Any, str]:
+    path = folder / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=True), text
+    except OSError as error:
+        raise InvalidSetting(f"{path} cannot be read ({error.strerror}); give a run's folder") from error
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise InvalidSetting(f"{path} is not a run's configuration ({_one_line(error)}); restore it from a backup") from error
+
+
+def read_configuration(name: str) -> Any:
+    """A file of the configuration tree that is data rather than settings, as plain values."""
+    text = resources.files(CONFIG_MODULE).joinpath(name).read_text(encoding="utf-8")
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the comma-separated values in `overrides`, in their order.
+
+    Raises:
+      InvalidSetting: If an override cannot be parsed.
+    """
+    axes = []
+    for override in _parse(overrides):
+        if override.is_sweep_override():
+            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([str(override.input_line)])
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return list(OverridesParser.create().parse_overrides(overrides=list(overrides)))
+    except HydraException as error:
+        raise InvalidSetting(f"{_one_line(error)}; overrides look like privacy.target_epsilon=1") from error
+
+
+@lru_cache(maxsize=2)
+def _known_keys(name: str) -> tuple[str, ...]:
+    """Every key of the default configuration, groups included; needs an initialised Hydra."""
+    return tuple(sorted(_names(OmegaConf.to_container(compose(name), resolve=False))))
+
+
+def _check_keys(overrides: Sequence[str], names: Sequence[str], *, command: str) -> None:
+    """Name an unknown key and its nearest neighbours before Hydra answers with several lines."""
+    for override in _parse(overrides):
+        key = str(override.key_or_group)
+        if override.is_add() or key in names or key.startswith("hydra"):
+            continue
+        near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"see mammo-fed {command} --cfg job"
+        raise InvalidSetting(f"{key} is not a setting; {hint}")
+
+
+def _names(values: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def _choices(error: MissingConfigException) -> str:
+    """What a group can be, where an override names a choice that it does not have."""
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    if not group or not error.options:
+        return _one_line(error)
+    return f"{group}={choice} must be one of {', '.join(sorted(error.options))}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

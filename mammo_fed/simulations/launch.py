@@ -1,0 +1,123 @@
+"""A simulated federation: site files for every hospital, features made once, then the two apps on the chosen engine."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mammo_fed.client.policy import SiteFile, SitePolicy
+from mammo_fed.client.rounds.app import app as client_app
+from mammo_fed.data.cache import ArrayCache, default_cache_root
+from mammo_fed.data.run_cohorts import Pool, evaluation_cohorts, limit_images_per_patient, load_pool, synthetic_cohort
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.federation.flwr_internals.messages import quiet
+from mammo_fed.federation.public_start import make_extractor
+from mammo_fed.reporting.record.record import Record, read_record
+from mammo_fed.server.app import make_app
+from mammo_fed.server.run import Hooks, share_of
+from mammo_fed.settings import Settings
+from mammo_fed.simulations.in_process import run_in_process
+from mammo_fed.simulations.persistent_ledgers import site_caps
+
+__all__ = ["simulate"]
+
+
+def simulate(settings: Settings, folder: Path, *, hooks: Hooks, mode: Literal["simulate", "reproduce"] = "simulate") -> Record:
+    """Run a federation of simulated hospitals and return its record.
+
+    Args:
+      settings: of the run.
+      folder: the run folder; made here, with a private folder for every site and its ledger.
+      hooks: told of progress.
+      mode: for the record.
+
+    Raises:
+      InvalidSetting: If the folder holds a run already: its ledgers are not to be overwritten.
+      MammoFedError: As `mammo_fed.server.run.run_federation`, and for data that cannot be read.
+    """
+    quiet()
+    if (folder / "sites").exists() or (folder / "record.json").exists():
+        raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
+    cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
+    pool = load_pool(settings.data, share_of(settings), cache=cache)
+    site_caps(settings, pool)
+    folder.mkdir(parents=True, exist_ok=True)
+    _make_features(settings, pool, cache, hooks)
+    sites = folder / "sites"
+    sites.mkdir(mode=0o700, exist_ok=True)
+    for index in range(settings.federation.num_sites):
+        site_file(settings, pool, index, folder=folder, cache=cache).write(sites / f"site-{index + 1}.json")
+    run_config = {
+        "config-json": settings.to_json(),
+        "run-folder": str(folder.resolve()),
+        "sites-folder": str(sites.resolve()),
+        "mode": mode,
+    }
+    server_app = make_app(hooks)
+    if settings.engine.name == "ray":
+        # Ray takes seconds to import and is not needed otherwise.
+        from mammo_fed.simulations.ray_engine import run_on_ray
+
+        run_on_ray(server_app, num_sites=settings.federation.num_sites, run_config=run_config, workers=settings.engine.workers)
+    else:
+        run_in_process(
+            server_app,
+            client_app,
+            num_sites=settings.federation.num_sites,
+            run_config=run_config,
+            workers=settings.engine.workers,
+            wire=settings.engine.wire,
+        )
+    return read_record(folder)
+
+
+def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache: ArrayCache) -> SiteFile:
+    """What a simulated hospital would have on its own disk."""
+    privacy, name = settings.privacy, f"site-{index + 1}"
+    rows = limit_images_per_patient(pool.cohort, pool.rows[index], most=privacy.max_images_per_patient)
+    private = (folder / "sites" / name).resolve()
+    return SiteFile(
+        site=name,
+        data=settings.data,
+        share=share_of(settings),
+        index=index,
+        policy=SitePolicy(
+            max_epsilon=site_caps(settings, pool)[index],
+            delta=privacy.delta,
+            min_patients=1,
+            max_images_per_patient=privacy.max_images_per_patient,
+            public_patients=len(set(pool.cohort.patients[rows].tolist())),
+            public_images=len(rows),
+            public_class_balance=pool.cohort.public,
+            units=("patient", "image"),
+            scopes=("head",),
+            provenance=("procedural", "dp", "no_dp", "unknown"),
+            aggregation=("plain", "masks", "shared_noise"),
+            most_noise_shares=settings.federation.num_sites,
+            weights=("wheel", "none", "timm", *([settings.model.weights_file] if settings.model.weights_file else [])),
+        ),
+        folder=str(private),
+        ledger=str(private / "ledger" if privacy.ledger == "run" else Path(privacy.ledger).expanduser().resolve() / name),
+        cache=str(cache.root.resolve()),
+        threads=1 if settings.engine.name == "ray" else settings.engine.threads,
+    )
+
+
+def _make_features(settings: Settings, pool: Pool, cache: ArrayCache, hooks: Hooks) -> None:
+    """Fill the cache before the first message, so that sites find their features warm and progress can be shown."""
+    if settings.engine.threads:
+        torch.set_num_threads(settings.engine.threads)
+    extractor = make_extractor(settings, cache=cache, progress=lambda done, total: hooks.features("pretraining", done, total))
+    if not extractor.cached(pool.fingerprint):
+        # Minutes lie ahead: whatever else cannot be read should be said now.
+        evaluation_cohorts(settings.data, share_of(settings), cache=cache)
+        synthetic_cohort(settings.synthesis, settings.data, seed=settings.seed, cache=cache)
+    logging.getLogger(__name__).info("features of %d training images", len(pool.cohort))
+    extractor.blocks(
+        pool.cohort.pixels,
+        fingerprint=pool.fingerprint,
+        progress=lambda done, total: hooks.features("training", done, total),
+    )

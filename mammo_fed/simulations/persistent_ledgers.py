@@ -1,0 +1,117 @@
+"""Ledgers that carry over from simulation to simulation: whose they are, and what they allow, written down once beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from mammo_fed.data.run_cohorts import Pool
+from mammo_fed.errors import InvalidSetting, LedgerError, PrivacyRefused
+from mammo_fed.settings import Settings
+
+__all__ = ["CHARTER_NAME", "site_caps"]
+
+CHARTER_NAME: Final = "federation.json"
+FORMAT: Final = 1
+KEY_BYTES: Final = 16
+
+
+def site_caps(settings: Settings, pool: Pool) -> tuple[float, ...]:
+    """The largest epsilon of every simulated site: of this run, or of all runs where `privacy.ledger` is a folder.
+
+    A folder keeps a charter from its first use: which patients are at which site (keyed digests), delta and the caps. The caps
+    are `federation.site_budgets`, or else the first run's target; later runs may give smaller ones for themselves.
+
+    Raises:
+      PrivacyRefused: If the folder belongs to another division of patients over sites, another delta, or smaller caps: the
+        same patients would be charged to fresh ledgers, or past what they were told.
+    """
+    budgets = settings.federation.site_budgets or (settings.privacy.target_epsilon,) * settings.federation.num_sites
+    if settings.privacy.ledger == "run":
+        return budgets
+    folder = Path(settings.privacy.ledger).expanduser().resolve()
+    charter = _charter(folder, settings, pool, budgets)
+    key = bytes.fromhex(charter["key"])
+    if charter["patients"] != _digests(pool, key):
+        raise PrivacyRefused(
+            f"privacy.ledger={folder} belongs to another division of patients over sites ({_words(charter['described'])}; now "
+            f"{_words(_described(settings))}): the same patients would be charged to fresh ledgers; use those settings, or "
+            "another folder for other patients"
+        )
+    if charter["delta"] != settings.privacy.delta:
+        raise PrivacyRefused(
+            f"privacy.delta={settings.privacy.delta:g} must be {charter['delta']:g}, as in the first run of "
+            f"privacy.ledger={folder}"
+        )
+    caps = tuple(math.inf if cap is None else float(cap) for cap in charter["caps"])
+    if settings.federation.site_budgets and any(given > cap for given, cap in zip(budgets, caps, strict=True)):
+        raise PrivacyRefused(
+            f"federation.site_budgets={list(budgets)} must not loosen the caps {list(caps)} of privacy.ledger={folder}; "
+            "give at most those"
+        )
+    return budgets if settings.federation.site_budgets else caps
+
+
+def _charter(folder: Path, settings: Settings, pool: Pool, budgets: tuple[float, ...]) -> Mapping[str, Any]:
+    """What was written down on the first use of `folder`, which may be this one."""
+    path, key = folder / CHARTER_NAME, secrets.token_bytes(KEY_BYTES)
+    written = {
+        "format": FORMAT,
+        "described": _described(settings),
+        "key": key.hex(),
+        "patients": _digests(pool, key),
+        "delta": settings.privacy.delta,
+        "caps": [None if math.isinf(cap) else cap for cap in budgets],
+    }
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = folder / f".{CHARTER_NAME}.{secrets.token_hex(4)}"
+        if not path.exists():
+            draft.touch(mode=0o600)
+            draft.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+            # Of two first runs at once one is first; a link never replaces what is there.
+            with suppress(FileExistsError):
+                os.link(draft, path)
+            draft.unlink()
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidSetting(f"privacy.ledger={folder} cannot be used ({error.strerror}); choose another folder") from error
+    except ValueError as error:
+        raise LedgerError(f"{path} is not what was written there; restore it from a backup") from error
+    if not isinstance(found, dict) or found.keys() != written.keys() or found["format"] != FORMAT:
+        raise LedgerError(f"{path} is not what was written there; restore it from a backup")
+    return found
+
+
+def _digests(pool: Pool, key: bytes) -> list[str]:
+    """One keyed digest of every site's patients: what decides is who is charged where, not how the images were made."""
+    digests = []
+    for rows in pool.rows:
+        names = json.dumps(sorted(set(pool.cohort.patients[rows].tolist())))
+        digests.append(hmac.digest(key, names.encode(), hashlib.sha256).hex())
+    return digests
+
+
+def _described(settings: Settings) -> dict[str, Any]:
+    """The settings that decide who is where, for people to compare."""
+    federation, data = settings.federation, asdict(settings.data)
+    shown = {f"data.{name}": data[name] for name in ("source", "train", "fold", "images_train")}
+    return shown | {
+        "federation.num_sites": federation.num_sites,
+        "federation.partition": federation.partition,
+        "federation.partition_alpha": federation.partition_alpha,
+        "seed": settings.seed,
+    }
+
+
+def _words(described: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in described.items())
