@@ -389,6 +389,48 @@ def test_the_folders_of_a_site_are_its_owners_alone(site, described, declaration
     assert written.stat().st_mode & 0o077 == 0
 
 
+def test_settle_failure_leaves_no_moments_of_a_gradient_that_nobody_can_have(described, declaration, whitening, monkeypatch):
+    """What a kept optimizer learned from an attempt that could not be stored is not in the attempt after it."""
+    kept = replace(declaration, mechanism="dp_sgd", batch_size=32, keep_optimizer=True, noise_seed=3)
+
+    def in_order(file: SiteFile, *, broken: bool) -> list[bytes]:
+        site, updates = Site(file), []
+        site.declare(kept, whitening)
+        for index in range(kept.rounds + 1):
+            if broken and index >= 1:
+                with monkeypatch.context() as patch:
+                    patch.setattr(Ledger, "settle", refuse)
+                    with pytest.raises(LedgerError, match="the disk is full"):
+                        answer(site, index, learning_rate=0.1, optimizer="adamw")
+            updates.append(answer(site, index, learning_rate=0.1, optimizer="adamw").arrays.tobytes())
+        return updates
+
+    def refuse(*_: object) -> None:
+        raise LedgerError("the disk is full")
+
+    elsewhere = Path(described.folder).parent / "other"
+    other = replace(described, folder=str(elsewhere / "site"), ledger=str(elsewhere / "ledger"))
+    assert in_order(described, broken=True) == in_order(other, broken=False)
+
+
+def test_a_round_that_fails_is_told_once_and_leaves_no_moments(described, declaration, whitening, monkeypatch):
+    kept = replace(declaration, mechanism="dp_sgd", batch_size=32, keep_optimizer=True, noise_seed=3)
+    site = Site(described)
+    site.declare(kept, whitening)
+    with monkeypatch.context() as patch:
+        patch.setattr("mammo_fed.training.local.flatten", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answer(site, 1, optimizer="adamw")
+    again = answer(site, 1, optimizer="adamw")
+    assert (again.reason, again.events, again.arrays.size) == ("internal", (), 0)
+    elsewhere = Path(described.folder).parent / "other"
+    untouched = Site(replace(described, folder=str(elsewhere / "site"), ledger=str(elsewhere / "ledger")))
+    untouched.declare(kept, whitening)
+    updates = [answer(one, 2, optimizer="adamw").arrays.tobytes() for one in (site, untouched)]
+    assert updates[0] == updates[1]
+    assert entries(described).count("settled") == 2
+
+
 @pytest.mark.parametrize("events", [1, 0])
 def test_a_stored_reply_is_rebuilt_exactly(site, declaration, whitening, events):
     site.declare(declaration, whitening)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mammo_fed.client.charging import Charge, TrainingState, charged_once
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.client.rounds.ledger_guard import site_ledger
@@ -203,21 +204,26 @@ def _charged(
     site: SiteFile | None,
     progress: GanProgress,
 ) -> None:
-    """Declare, reserve, train, settle."""
+    """Declare the training, charge it once, and see that the folder holds the generator that was paid for."""
     events = training.events
     with _ledger(settings, folder, site) as ledger:
         account = {} if site is None else {"account": site.policy.account}
         ledger.declare(run_id=training.run_id, schedule=events, patients=sorted(set(cohort.patients.tolist())), **account)
-        task = settings.sha256()
-        stored = ledger.stored_reply(run_id=training.run_id, round_index=0, task_hash=task)
-        if stored is not None:
-            if load_average(settings, folder, last_step(settings, folder))[1] != json.loads(stored)["generator_sha256"]:
-                raise LedgerError(f"{folder} does not hold the generator that was paid for; restore it from a backup")
-            return
-        reservation = ledger.reserve(run_id=training.run_id, round_index=0, task_hash=task, events=events)
-        adversaries = train_gan(settings, gradients, folder, progress=progress)
-        reply = {"generator_sha256": weights_sha256(adversaries.average)}
-        ledger.settle(reservation, json.dumps(reply).encode())
+
+        def train(_: TrainingState | None) -> bytes:
+            adversaries = train_gan(settings, gradients, folder, progress=progress)
+            return json.dumps({"generator_sha256": weights_sha256(adversaries.average)}).encode()
+
+        # A training that was interrupted goes on from its last checkpoint, under the same reservation.
+        reply = charged_once(
+            ledger,
+            Charge(run_id=training.run_id, round_index=0, task_hash=settings.sha256(), events=events),
+            train=train,
+            failed=None,
+            state=None,
+        )
+    if load_average(settings, folder, last_step(settings, folder))[1] != json.loads(reply)["generator_sha256"]:
+        raise LedgerError(f"{folder} does not hold the generator that was paid for; restore it from a backup")
 
 
 @contextmanager

@@ -55,8 +55,8 @@ class Release:
     centre: NDArray[np.float32]
     arrays: NDArray[np.float32]
 
-    def plain(self) -> NDArray[np.float32]:
-        """The site's mean or trained head, float32, flat."""
+    def plain(self, optimizer: OptimizerState | None) -> NDArray[np.float32]:
+        """The site's mean or trained head, float32, flat; `optimizer` is what is kept between rounds, changed in place."""
         prepared, task = self.prepared, self.task
         declaration = prepared.declaration
         source, mode = NoiseSource(injected_seed=declaration.noise_seed), declaration.noise
@@ -81,16 +81,16 @@ class Release:
             sampling=source.draws(mode, site=self.site, round_index=task.round_index, purpose="sampling"),
             unit=declaration.model.norm == "unit",
             public=prepared.public,
-            state=prepared.optimizer,
+            state=optimizer,
         )
 
-    def masked(self, sums: SecureRounds, roster: Roster) -> NDArray[np.uint64]:
+    def masked(self, sums: SecureRounds, roster: Roster, optimizer: OptimizerState | None) -> NDArray[np.uint64]:
         """What `plain` gives, or a share of it, as whole numbers under the round's masks."""
         sites = len(roster.members)
         if self.prepared.declaration.aggregation == "shared_noise":
             values = self._share(sites)
         else:
-            update = self.plain().astype(np.float64) - self.arrays
+            update = self.plain(optimizer).astype(np.float64) - self.arrays
             values = quantised(self.images * update, sites=sites)
         return sums.mask(roster.terms, values)
 

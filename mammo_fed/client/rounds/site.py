@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mammo_fed.client.charging import Charge, TrainingState, charged_once
 from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
 from mammo_fed.client.rounds.ledger_guard import site_ledger
 from mammo_fed.client.rounds.masked_sums import SecureRounds
@@ -133,34 +134,35 @@ class Site:
         if parcels is not None:
             roster, present = self._sums(task.run_id).accept(declaration.terms(task.round_index), parcels)
             content = secure_task_hash(content, roster, present)
+        event = event_of(prepared.schedule, task)
+        release = Release(
+            site=self.file.site,
+            images=self.file.policy.public_images,
+            prepared=prepared,
+            task=task,
+            event=event,
+            centre=centre,
+            arrays=arrays,
+        )
         with self._ledger(declaration) as ledger:
-            stored = ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=content)
-            if stored is not None:
-                return reply_from_bytes(stored)
-            event = event_of(prepared.schedule, task)
-            reservation = ledger.reserve(run_id=task.run_id, round_index=task.round_index, task_hash=content, events=(event,))
-            reply = self._reply(declaration, ledger, events=(event,), task=task, content=content)
-            release = Release(
-                site=self.file.site,
-                images=self.file.policy.public_images,
-                prepared=prepared,
-                task=task,
-                event=event,
-                centre=centre,
-                arrays=arrays,
-            )
-            try:
+
+            @cache
+            def figures() -> Reply:
+                return self._reply(declaration, ledger, events=(event,), task=task, content=content)
+
+            def train(optimizer: TrainingState | None) -> bytes:
                 if roster is None:
-                    reply = replace(reply, arrays=release.plain())
-                else:
-                    reply = replace(reply, masked=release.masked(self._sums(task.run_id), roster))
-            except Exception:
-                # A round that fails is over and paid for: were it tried again, whether it fails would be told anew each time.
-                failed = replace(reply, events=(), reason="internal", task_hash="")
-                ledger.settle(reservation, reply_to_bytes(failed))
-                raise
-            ledger.settle(reservation, reply_to_bytes(reply))
-        return reply
+                    return reply_to_bytes(replace(figures(), arrays=release.plain(optimizer)))
+                return reply_to_bytes(replace(figures(), masked=release.masked(self._sums(task.run_id), roster, optimizer)))
+
+            reply = charged_once(
+                ledger,
+                Charge(run_id=task.run_id, round_index=task.round_index, task_hash=content, events=(event,)),
+                train=train,
+                failed=lambda: reply_to_bytes(replace(figures(), events=(), reason="internal", task_hash="")),
+                state=prepared.optimizer,
+            )
+        return reply_from_bytes(reply)
 
     def refusal(self, run_id: str, round_index: int, reason: str) -> Reply:
         """A reply that says no, with nothing in it that depends on a patient."""
