@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 
 from mammo_fed.client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
 from mammo_fed.client.rounds.app import app
+from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.client.rounds.site import Site
 from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
@@ -190,6 +192,42 @@ def test_a_run_that_was_never_declared_is_refused(site, described):
 def test_a_run_id_that_could_be_a_path_is_refused(site, run_id):
     with pytest.raises(InvalidSetting, match="run_id"):
         answer(site, 0, run_id=run_id)
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:200], lambda content: content[:-4], None])
+def test_a_run_whose_payload_is_damaged_fails_a_round_without_a_charge_and_goes_on_when_declared_again(
+    described, declaration, whitening, tmp_path, damage
+):
+    """A disk that lost the file's end, as without power: the site has not refused, so the server goes on asking it."""
+    Site(described).declare(declaration, whitening)
+    path = Path(described.folder) / "runs" / "run1" / "payload.npy"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match="until it is declared again"):
+        answer(Site(described), 0)
+    assert entries(described) == ["opened", "declared"]
+    network = Network(described, tmp_path / "site.json")
+    assert network.round(task(0), zeros()).reason == "internal"
+    assert network.declare(declaration, whitening).reason == ""
+    assert network.round(task(0), zeros()).reason == ""
+
+
+def test_what_a_site_keeps_of_a_run_is_written_whole_or_not_at_all(site, described, declaration, whitening, monkeypatch):
+    folder = Path(described.folder) / "runs" / "run1"
+    site.declare(declaration, whitening)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", no_space)
+        with pytest.raises(OSError, match="full"):
+            RunMemory(Path(described.folder)).keep(replace(declaration, rounds=7), np.zeros(9, np.float32))
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
 
 
 def test_a_declaration_with_a_run_id_that_could_be_a_path_costs_nothing(site, described, declaration, whitening):

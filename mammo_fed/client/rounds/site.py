@@ -21,12 +21,12 @@ from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
 from mammo_fed.client.rounds.ledger_guard import site_ledger
 from mammo_fed.client.rounds.masked_sums import SecureRounds
 from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of
+from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
-from mammo_fed.common.private_files import write_private
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
-from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused, WeightsError
+from mammo_fed.errors import DataError, PolicyRefused, WeightsError
 from mammo_fed.federation.protocol.messages import Reply
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.secure_messages import Answer, Question
@@ -60,6 +60,7 @@ class Site:
         self._pool = pool
         self._rows = limit_images_per_patient(pool.cohort, pool.rows[file.index], most=file.policy.max_images_per_patient)
         self.cohort: Cohort = pool.cohort.select(self._rows, name=file.site)
+        self._runs = RunMemory(self.folder)
         self._prepared: dict[str, Prepared] = {}
         if self.cohort.num_patients < file.policy.min_patients:
             # Here and not when a run is declared: what a server is told then depends on declared numbers alone.
@@ -83,11 +84,11 @@ class Site:
           WeightsError: If the site holds other backbone weights than the server.
         """
         check_declaration(declaration, self.file.policy, public=self.cohort.public)
-        self._check_same(declaration)
+        self._runs.check_same(declaration)
         prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
         with self._ledger(declaration) as ledger:
             reply = self._reply(declaration, ledger, events=prepared.schedule.events())
-        self._remember(declaration, payload)
+        self._runs.keep(declaration, payload)
         self._prepared[declaration.run_id] = prepared
         return reply
 
@@ -277,47 +278,18 @@ class Site:
             ledger_head=ledger.head(),
         )
 
-    def _run_folder(self, run_id: str) -> Path:
-        if not run_id.isalnum():
-            raise InvalidSetting("run_id must be letters and digits")
-        return self.folder / "runs" / run_id
-
     def _sums(self, run_id: str) -> SecureRounds:
-        return SecureRounds(self._run_folder(run_id), self.file.site)
-
-    def _remember(self, declaration: Declaration, payload: NDArray[np.float32]) -> None:
-        """Keep what a later process needs to answer a round of this run."""
-        folder = self._run_folder(declaration.run_id)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        np.save(folder / "payload.npy", payload, allow_pickle=False)
-        write_private(folder / "declaration.json", declaration.to_json().encode())
-
-    def _check_same(self, declaration: Declaration) -> None:
-        """PolicyRefused where the run was declared here before in another way: what was agreed on holds for the whole run."""
-        try:
-            known = (self._run_folder(declaration.run_id) / "declaration.json").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return
-        if Declaration.from_json(known) != declaration:
-            raise PolicyRefused(f"run {declaration.run_id} was declared here before in another way; another run needs a new id")
+        return SecureRounds(self._runs.folder(run_id), self.file.site)
 
     def _declared(self, run_id: str) -> Declaration:
-        """The run's declaration, held against the policy again: it may have changed since."""
-        try:
-            text = (self._run_folder(run_id) / "declaration.json").read_text(encoding="utf-8")
-        except OSError as error:
-            raise InvalidSetting(f"run {run_id} was never declared at this site") from error
-        declaration = Declaration.from_json(text)
+        """The run's declaration, checked against the policy again: it may have changed since."""
+        declaration = self._runs.declaration(run_id)
         check_declaration(declaration, self.file.policy, public=self.cohort.public)
         return declaration
 
     def _recall(self, run_id: str) -> Prepared:
         declaration = self._declared(run_id)
-        try:
-            payload = np.load(self._run_folder(run_id) / "payload.npy", allow_pickle=False)
-        except OSError as error:
-            raise InvalidSetting(f"run {run_id} was never declared at this site") from error
-        prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
+        prepared = self._prepare(declaration, PublicPayload.read(self._runs.payload(run_id), declaration))
         self._prepared[run_id] = prepared
         return prepared
 
