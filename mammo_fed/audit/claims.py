@@ -1,4 +1,4 @@
-"""The claim under audit: the trade-off curve that a run's stated epsilon stands for, and how to refute it."""
+"""The claim under audit: the trade-off curve that a run's stated epsilon implies, and how to refute it."""
 
 from __future__ import annotations
 

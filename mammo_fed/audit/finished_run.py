@@ -223,7 +223,7 @@ def _require_plain(settings: Settings) -> None:
     model, use = settings.model, settings.synthesis.use
     if model.flips == "random" or model.norm != "unit" or "augment" in use or settings.federation.keep_optimizer:
         raise InvalidSetting(
-            "the audit knows one feature of norm 1 for each image and sites without memory: it cannot judge a run with "
+            "the audit knows one feature of norm 1 for each image and sites without memory: it cannot test a run with "
             "model.flips=random, model.norm=none, synthesis.use=[augment] or federation.keep_optimizer=true"
         )
 

@@ -92,7 +92,7 @@ def infer_membership(
     """Attack a released model by its loss, and by a likelihood ratio against models trained with and without each patient.
 
     Every shadow model trains on a random part of all patients, about as many as the real one. A patient's score, the mean
-    logit of the true label, is then held against two normal distributions: of shadows that had the patient, and that had not.
+    logit of the true label, is then compared with two normal distributions: of shadows that had the patient, and that had not.
 
     Args:
       population: members and held-out patients.

@@ -100,7 +100,7 @@ def audit_subject(
     Args:
       subject: the site, what it runs, and what that is said to cost.
       run_id: name of the run.
-      trials: judged runs on each side for the gradient canary. The others, weaker by nature, get a third, but 500 if that is
+      trials: evaluated runs on each side for the gradient canary. The others, weaker by nature, get a third, but 500 if that is
         more and so many were asked for.
       canaries: which.
       seed: of the canaries' seats.

@@ -41,7 +41,7 @@ class CanaryResult:
     Attributes:
       canary: its kind.
       description: what it is and who looks for it.
-      held_out, trials: runs on each side that chose the thresholds, and that were then judged by them.
+      held_out, trials: runs on each side that chose the thresholds, and that were then tested by them.
       false_positives, false_negatives: errors in the `trials` runs of each side, at the threshold for the claim's curve.
       mu_lower: mu is above this with 95 % confidence if the mechanism is Gaussian; None where the claim is not.
       epsilon_lower: epsilon at the claim's delta is above this with 95 % confidence, for mechanisms of the claim's kind.
@@ -86,12 +86,12 @@ def audit_canary(
 ) -> CanaryResult:
     """Repeat the site's mechanism with and without a canary, and hold the errors of telling them apart against the claim.
 
-    Half as many further runs choose the thresholds; the runs that are judged have no part in that.
+    Half as many further runs choose the thresholds; the runs that are tested have no part in that.
 
     Args:
       subject: the site, its schedule and its claim.
       kind: of the canary.
-      trials: runs on each side that are judged, at least 20; 500 and more say something.
+      trials: runs on each side that are tested, at least 20; 500 and more say something.
       seed: of the canary's seat; the noise is the operating system's.
       mechanism: the code under audit; the sites' own unless a test says otherwise.
       jobs: processes, >= 1.

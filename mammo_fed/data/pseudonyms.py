@@ -1,4 +1,4 @@
-"""Names that stand for identifiers of a source: the same at every run, and of no meaning to anyone without the salt."""
+"""Pseudonyms of a source's identifiers: the same at every run, and of no meaning to anyone without the salt."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def evaluation_cohorts(data: DataSettings, share: Share, *, cache: ArrayCache) -
 
 
 def synthetic_source(synthesis: SynthesisSettings, data: DataSettings) -> str:
-    """What "auto" stands for here: "gan", "phantom" or "folder"."""
+    """What "auto" means here: "gan", "phantom" or "folder"."""
     if synthesis.source != "auto":
         return synthesis.source
     return "gan" if data.source == "mammo_dp" else "phantom"
@@ -222,7 +222,7 @@ def _read_synthetic(root: Path) -> Cohort:
 
 
 def _read_for(data: DataSettings, split: str) -> Cohort:
-    """A split, or under cross-validation what stands for it: train and val share out the patients of both anew."""
+    """A split, or under cross-validation what takes its place: train and val divide the patients of both again."""
     if data.fold is None or split not in ("train", "val"):
         return _read(data, split)
     return _read_fold(data, split)

@@ -59,7 +59,7 @@ class InProcessGrid(Grid):
         self._pending: dict[str, Future[Message]] = {}
 
     def close(self) -> None:
-        """Start nothing more; what runs ends by itself."""
+        """Start nothing more; what runs is left to end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def set_run(self, run: Any) -> None:

@@ -1,7 +1,7 @@
 """Differentiable augmentation: what the discriminator sees is moved, dimmed and covered, real and generated images alike.
 
 With few images a discriminator learns them by heart; one that never sees the same image twice cannot. The generator learns the
-images as they are, because its own are changed in the same way before they are judged.
+images as they are, because its own are changed in the same way before it sees them.
 
 Source: arXiv:2006.10738.
 """

@@ -101,13 +101,13 @@ def _tensors(path: Path, *, settings_sha256: str | None) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
-                raise DataError(f"{path} is not a checkpoint of this version; train anew in another folder")
+                raise DataError(f"{path} is not a checkpoint of this version; train again in another folder")
             if settings_sha256 is not None and about.get("settings") != settings_sha256:
                 raise InvalidSetting(f"{path} was written under other settings: give those, or another hydra.run.dir")
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"{path} cannot be read ({error}); restore it from a backup, or train anew in another folder"
+            f"{path} cannot be read ({error}); restore it from a backup, or train again in another folder"
         ) from error
 
 

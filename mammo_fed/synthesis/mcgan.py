@@ -34,7 +34,7 @@ class McganSpec:
       image_size: side in pixels, of 32, 64, 128, 256.
       channels: of the widest map (the generator's last, the discriminator's first); each halving of the side doubles them.
       latent: numbers drawn for an image.
-      embedding: numbers that stand for a class.
+      embedding: numbers that represent a class.
       upsampling: "transposed" convolutions, as the paper's; or "resize": nearest neighbour and a convolution, which leaves no
         checkerboard.
       generator_norm: "batch" is possible there: the generator never sees a patient's image.

@@ -34,7 +34,7 @@ class RealImages:
       images: float32 in [-1, 1], shape (images, 1, side, side).
       labels: int64, shape (images,).
       units: int64, shape (images,), dense index of the protected unit.
-      present: bool, shape (images,): False for an image that is zero all over, which stands for nobody.
+      present: bool, shape (images,): False for an image that is zero all over, which belongs to nobody.
     """
 
     images: Tensor

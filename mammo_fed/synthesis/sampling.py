@@ -53,7 +53,7 @@ def draw_images(
             progress(start + len(some), count)
     generator.train(was_training)
     pixels = torch.cat(drawn).float().numpy()
-    # As they are stored: what was judged is what is shared.
+    # As they are stored: what was evaluated is what is shared.
     return (np.round(pixels * LEVELS) / LEVELS).astype(np.float32), labels.numpy().astype(np.int64)
 
 

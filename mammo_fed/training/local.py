@@ -64,7 +64,7 @@ def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: Draws) -> 
 def mean_share(site: SiteFeatures, *, charged: PrivacyEvent, noise: SecureDraws) -> NDArray[np.int64]:
     """The site's part in a private mean over several sites: its clipped sum on the grid with its share of the noise.
 
-    Guarantee: none by itself: see mammo_fed.privacy.shared_noise. Int64, shape (dims,).
+    Guarantee: none for this value alone: see mammo_fed.privacy.shared_noise. Int64, shape (dims,).
     """
     return noisy_share(mean_grid_sum(site.features, site.units, charged=charged), charged=charged, draws=noise)
 

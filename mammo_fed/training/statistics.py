@@ -163,7 +163,7 @@ def summarise_folds(folds: Sequence[Scores], *, bootstrap: int = 1000, seed: int
     """Cross-validation: every metric is the mean over the folds of its value within the fold, then over seeds.
 
     Scores of different folds come from different models, so they are never ranked together. The bootstrap draws the patients
-    of each fold by itself; a replicate is the mean over the folds.
+    of each fold alone; a replicate is the mean over the folds.
 
     Args:
       folds: the held-out part of each fold, every one with the same seeds in the same order.

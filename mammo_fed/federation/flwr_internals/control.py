@@ -100,7 +100,7 @@ class Control:
         )
 
     def nodes(self) -> list[Node]:
-        """All registered nodes; Flower goes on listing those that were shut out, and they are left out here."""
+        """All registered nodes; Flower still lists those that were excluded; they are left out here."""
         found = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
             Node(identifier=node.node_id, public_key=node.public_key, online=node.status == "online")

@@ -101,7 +101,7 @@ def _answer_one(answer: Callable[[Message, Context], Message], *, address: str, 
             status = SubStatus.COMPLETED
         except Exception:
             # Flower would send the text of the error to the server.
-            logger.exception("the app failed; the server is told so, without the reason")
+            logger.exception("the app failed; the server hears only that")
             reply = Message(Error(code=CLIENT_FAILED, reason=FAILED_TEXT), reply_to=message)
         push_message(client, reply, context)
         logger.info("a %s message was answered in %.2f s", message.metadata.message_type, time.perf_counter() - started)

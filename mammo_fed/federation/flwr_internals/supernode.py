@@ -1,7 +1,7 @@
 """A SuperNode that asks sooner for what comes next, and ends when one of its threads does; run as a module, with its options.
 
 Flower's heartbeat ends for good at one answer that it does not expect, such as that of a server whose disk is full. The node
-then goes on asking for work, and the server counts it as away for ever. Ended, it is started again by whoever keeps it.
+then continues to ask for work, and the server counts it as away for ever. Ended, it is started again by whoever keeps it.
 
 It also sleeps 3 s whenever there is no message, which is most of a round with frozen networks. Here the pause begins short
 after every message and grows to those 3 s, so that sites that wait for long ask no more often than Flower's own.
@@ -29,7 +29,7 @@ ANSWER_SECONDS: Final = 0.2
 
 
 class EagerPauses:
-    """Stands for the module `time` in Flower's main loop, and for its function that pulls a message."""
+    """Replaces the module `time` in Flower's main loop, and for its function that pulls a message."""
 
     def __init__(self) -> None:
         self._pull = start_client_internal._pull_and_store_message

@@ -23,7 +23,7 @@ class Certificate:
 
     Attributes:
       valid_from, valid_until: times in UTC.
-      hosts: DNS names and addresses that it stands for; empty for an authority.
+      hosts: DNS names and addresses that it is valid for; empty for an authority.
       authority: whether it may sign others.
       fingerprint: SHA-256 in hexadecimal digits, for comparing over the telephone.
       pem: the certificate alone, whatever else was in the file.

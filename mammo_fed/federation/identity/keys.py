@@ -64,7 +64,7 @@ def check_site_name(name: str, *, option: str) -> str:
 
 
 def make_private_key() -> bytes:
-    """A new P-384 key in OpenSSH's format, without a passphrase: a site must come back by itself after a reboot."""
+    """A new P-384 key in OpenSSH's format, without a passphrase: a site must come back unattended after a reboot."""
     return ec.generate_private_key(ec.SECP384R1()).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )

@@ -1,4 +1,4 @@
-"""Masked sums: what a site sends is uniformly random by itself, and only the sum over enough sites comes out.
+"""Masked sums: what a site sends alone is uniformly random, and only the sum over enough sites comes out.
 
 The protocol is that of Bonawitz et al. (CCS 2017) with double masks, over the integers modulo 2^64:
 
@@ -8,7 +8,7 @@ The protocol is that of Bonawitz et al. (CCS 2017) with double masks, over the i
     unmask    the sites learn who sent; of each that did they give a share of its seed, of each other a share of its mask key
 
 In the sum of the survivors' vectors the common masks of two survivors cancel. The server rebuilds the survivors' seeds and the
-others' mask keys, and takes away what is left. It never gets both secrets of one site, so one vector by itself stays masked:
+others' mask keys, and takes away what is left. It never gets both secrets of one site, so one vector alone stays masked:
 that is why a site answers `unmask` for one set of survivors only, and why a threshold above half of the roster (plus the
 colluders) leaves room for one such set.
 

@@ -96,7 +96,7 @@ def open_sum(
 
 
 def rebuilt_seed(shares: Sequence[bytes], *, roster: Roster, site: str, committed: str) -> bytes:
-    """A survivor's seed from the shares of at least `min_survivors` sites, held against its commitment.
+    """A survivor's seed from the shares of at least `min_survivors` sites, compared with its commitment.
 
     Raises:
       DataError: If no set of shares gives it.
@@ -112,7 +112,7 @@ def rebuilt_seed(shares: Sequence[bytes], *, roster: Roster, site: str, committe
 
 
 def rebuilt_key(shares: Sequence[bytes], *, roster: Roster, lost: Member) -> str:
-    """A lost site's private mask key in hex, held against its public one.
+    """A lost site's private mask key in hex, compared with its public one.
 
     Raises:
       DataError: If no set of shares gives it.
