@@ -18,9 +18,9 @@ from mammo_fed.data.run_cohorts import Pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PrivacyRefused
 from mammo_fed.settings import Settings
 
-__all__ = ["CHARTER_NAME", "site_caps"]
+__all__ = ["MANIFEST_NAME", "site_caps"]
 
-CHARTER_NAME: Final = "federation.json"
+MANIFEST_NAME: Final = "federation.json"
 FORMAT: Final = 1
 KEY_BYTES: Final = 16
 
@@ -28,8 +28,8 @@ KEY_BYTES: Final = 16
 def site_caps(settings: Settings, pool: Pool) -> tuple[float, ...]:
     """The largest epsilon of every simulated site: of this run, or of all runs where `privacy.ledger` is a folder.
 
-    A folder keeps a charter from its first use: which patients are at which site (keyed digests), delta and the caps. The caps
-    are `federation.site_budgets`, or else the first run's target; later runs may give smaller ones for themselves.
+    A folder keeps a ledger manifest from its first use: which patients are at which site (keyed digests), delta, the caps.
+    The caps are `federation.site_budgets`, or else the first run's target; later runs may give smaller ones for themselves.
 
     Raises:
       PrivacyRefused: If the folder belongs to another division of patients over sites, another delta, or smaller caps: the
@@ -39,20 +39,20 @@ def site_caps(settings: Settings, pool: Pool) -> tuple[float, ...]:
     if settings.privacy.ledger == "run":
         return budgets
     folder = Path(settings.privacy.ledger).expanduser().resolve()
-    charter = _charter(folder, settings, pool, budgets)
-    key = bytes.fromhex(charter["key"])
-    if charter["patients"] != _digests(pool, key):
+    manifest = _manifest(folder, settings, pool, budgets)
+    key = bytes.fromhex(manifest["key"])
+    if manifest["patients"] != _digests(pool, key):
         raise PrivacyRefused(
-            f"privacy.ledger={folder} belongs to another division of patients over sites ({_words(charter['described'])}; now "
+            f"privacy.ledger={folder} belongs to another division of patients over sites ({_words(manifest['described'])}; now "
             f"{_words(_described(settings))}): the same patients would be charged to fresh ledgers; use those settings, or "
             "another folder for other patients"
         )
-    if charter["delta"] != settings.privacy.delta:
+    if manifest["delta"] != settings.privacy.delta:
         raise PrivacyRefused(
-            f"privacy.delta={settings.privacy.delta:g} must be {charter['delta']:g}, as in the first run of "
+            f"privacy.delta={settings.privacy.delta:g} must be {manifest['delta']:g}, as in the first run of "
             f"privacy.ledger={folder}"
         )
-    caps = tuple(math.inf if cap is None else float(cap) for cap in charter["caps"])
+    caps = tuple(math.inf if cap is None else float(cap) for cap in manifest["caps"])
     if settings.federation.site_budgets and any(given > cap for given, cap in zip(budgets, caps, strict=True)):
         raise PrivacyRefused(
             f"federation.site_budgets={list(budgets)} must not loosen the caps {list(caps)} of privacy.ledger={folder}; "
@@ -61,9 +61,9 @@ def site_caps(settings: Settings, pool: Pool) -> tuple[float, ...]:
     return budgets if settings.federation.site_budgets else caps
 
 
-def _charter(folder: Path, settings: Settings, pool: Pool, budgets: tuple[float, ...]) -> Mapping[str, Any]:
+def _manifest(folder: Path, settings: Settings, pool: Pool, budgets: tuple[float, ...]) -> Mapping[str, Any]:
     """What was written down on the first use of `folder`, which may be this one."""
-    path, key = folder / CHARTER_NAME, secrets.token_bytes(KEY_BYTES)
+    path, key = folder / MANIFEST_NAME, secrets.token_bytes(KEY_BYTES)
     written = {
         "format": FORMAT,
         "described": _described(settings),
@@ -74,7 +74,7 @@ def _charter(folder: Path, settings: Settings, pool: Pool, budgets: tuple[float,
     }
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = folder / f".{CHARTER_NAME}.{secrets.token_hex(4)}"
+        draft = folder / f".{MANIFEST_NAME}.{secrets.token_hex(4)}"
         if not path.exists():
             draft.touch(mode=0o600)
             draft.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mammo_fed.settings.gan import McganSettings
 from mammo_fed.synthesis.augmentation import augmented, draws_for
-from mammo_fed.synthesis.losses import generator_loss, gradient_penalty, judged
+from mammo_fed.synthesis.losses import discriminator_loss, generator_loss, gradient_penalty
 from mammo_fed.synthesis.mcgan import Discriminator, Generator, McganSpec, initialised
 
 __all__ = ["Adversaries", "Losses", "RealGradient", "public_generator", "real_loss"]
@@ -116,13 +116,15 @@ class Adversaries:
         settings, parameters = self.settings, list(self.discriminator.parameters())
         images, labels, draws = self.generated(settings.batch_size, number, "fake")
         seen = augmented(images, settings.augment, draws)
-        losses = judged(self.discriminator(seen, labels), real=False, loss=settings.loss, smoothing=settings.smoothing)
+        losses = discriminator_loss(
+            self.discriminator(seen, labels), real=False, loss=settings.loss, smoothing=settings.smoothing
+        )
         if clipping_norm is None:
             return gradients_of(losses.mean(), parameters), float(losses.mean().detach())
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for row in range(len(seen)):
             logit = self.discriminator(seen[row : row + 1], labels[row : row + 1])
-            loss = judged(logit, real=False, loss=settings.loss, smoothing=settings.smoothing).sum()
+            loss = discriminator_loss(logit, real=False, loss=settings.loss, smoothing=settings.smoothing).sum()
             own = gradients_of(loss, parameters)
             norm = float(torch.stack([part.norm() for part in own]).norm())
             factor = min(1.0, clipping_norm / max(norm, NORM_FLOOR)) / len(seen)
@@ -174,10 +176,12 @@ def real_loss(adversaries: Adversaries, images: Tensor, labels: Tensor, *, numbe
         mirrored = (torch.rand(len(images), generator=draw) < 0.5).to(adversaries.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     seen = augmented(images, settings.augment, draws)
-    loss = judged(discriminator(seen, labels), real=True, loss=settings.loss, smoothing=settings.smoothing)
+    loss = discriminator_loss(discriminator(seen, labels), real=True, loss=settings.loss, smoothing=settings.smoothing)
     if settings.mismatch > 0:
         wrong = discriminator(seen, 1 - labels)
-        loss = loss + settings.mismatch * judged(wrong, real=False, loss=settings.loss, smoothing=settings.smoothing)
+        loss = loss + settings.mismatch * discriminator_loss(
+            wrong, real=False, loss=settings.loss, smoothing=settings.smoothing
+        )
     if settings.loss == "wgan_gp" and settings.gradient_penalty > 0:
         latent = torch.randn(len(images), adversaries.spec.latent, generator=draw).to(adversaries.device)
         mix = torch.rand(len(images), generator=draw).to(adversaries.device)

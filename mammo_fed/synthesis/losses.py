@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-__all__ = ["GanLoss", "generator_loss", "gradient_penalty", "judged"]
+__all__ = ["GanLoss", "generator_loss", "gradient_penalty", "discriminator_loss"]
 
 GanLoss: TypeAlias = Literal["bce", "lsgan", "wgan_gp"]
 
 
-def judged(logits: Tensor, *, real: bool, loss: GanLoss, smoothing: float) -> Tensor:
+def discriminator_loss(logits: Tensor, *, real: bool, loss: GanLoss, smoothing: float) -> Tensor:
     """The discriminator's loss of each image, shape (batch,), for images that it should call real, or not.
 
     Smoothing is one-sided: real images aim at 1 - smoothing, others at 0 (arXiv:1606.03498).

@@ -19,7 +19,7 @@ from mammo_fed.synthesis.memorisation import Memorisation, memorisation, thumbna
 from mammo_fed.synthesis.spectrum import Artefacts, artefacts
 from mammo_fed.training.evaluation import auroc, auroc_interval
 
-__all__ = ["Descriptor", "Quality", "Reference", "at_side", "judge", "noise_images", "reference"]
+__all__ = ["Descriptor", "Quality", "Reference", "at_side", "evaluate_set", "noise_images", "reference"]
 
 Descriptor: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """From pixels in [0, 1], shape (images, side, side), to descriptors, shape (images, dims)."""
@@ -31,7 +31,7 @@ REPLICATES: Final = 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """Real masses that sets are held against.
+    """Real masses that sets are compared with.
 
     Attributes:
       train: pixels that generators were trained on, float32, shape (images, side, side).
@@ -76,7 +76,7 @@ class Quality:
 
 
 def reference(train: Cohort, held_out: Cohort, *, side: int, describe: Descriptor) -> Reference:
-    """Real masses at the size of what will be judged.
+    """Real masses at the size of what will be evaluated.
 
     Raises:
       DataError: If a class is missing.
@@ -96,13 +96,13 @@ def reference(train: Cohort, held_out: Cohort, *, side: int, describe: Descripto
     )
 
 
-def judge(pixels: NDArray[np.float32], labels: NDArray[np.int64], real: Reference, *, seed: int = 0) -> Quality:
-    """Judge a set of images; not differentially private: every figure depends on the real images.
+def evaluate_set(pixels: NDArray[np.float32], labels: NDArray[np.int64], real: Reference, *, seed: int = 0) -> Quality:
+    """Evaluate a set of images; not differentially private: every figure depends on the real images.
 
     Args:
       pixels: float32 in [0, 1], shape (images, side, side); brought to the reference's side.
       labels: int64, shape (images,), both classes.
-      real: what they are held against.
+      real: what they are compared with.
       seed: of the interval's replicates.
 
     Raises:
@@ -137,10 +137,10 @@ def at_side(pixels: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Images at `side` pixels.
 
     Raises:
-      DataError: If they are smaller: enlarging would invent what is judged.
+      DataError: If they are smaller: enlarging would invent what is evaluated.
     """
     if pixels.shape[-1] < side:
-        raise DataError(f"images of {pixels.shape[-1]} pixels cannot be judged at {side}; choose a smaller side")
+        raise DataError(f"images of {pixels.shape[-1]} pixels cannot be evaluated at {side}; choose a smaller side")
     return resize(torch.from_numpy(np.array(pixels)), side).numpy()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mammo_fed.federation.strategies.aggregator import Aggregator
-from mammo_fed.federation.strategies.fed_agree import Standing, agreement, shortened
+from mammo_fed.federation.strategies.fed_agree import Reputation, agreement, shortened
 from mammo_fed.settings.compose import compose_settings
 
 DIMS = 400
@@ -63,50 +63,50 @@ def test_no_single_update_is_longer_than_the_longest_of_the_others(seed, factor,
 
 
 def test_a_site_that_turns_its_updates_round_is_left_out_from_the_first_round_on():
-    rng, standing = np.random.default_rng(1), Standing()
+    rng, reputation = np.random.default_rng(1), Reputation()
     for index in range(8):
         updates = sites(rng, signal=1.0 if index < 2 else 0.0)
         updates[3] *= -1
-        assert standing.judge(NAMES, updates) == {"site-4"}
+        assert reputation.exclude(NAMES, updates) == {"site-4"}
 
 
 def test_honest_sites_stay_in_while_there_is_a_signal():
-    rng, standing = np.random.default_rng(2), Standing()
-    assert all(standing.judge(NAMES, sites(rng, signal=0.5)) == frozenset() for _ in range(50))
+    rng, reputation = np.random.default_rng(2), Reputation()
+    assert all(reputation.exclude(NAMES, sites(rng, signal=0.5)) == frozenset() for _ in range(50))
 
 
 def test_a_site_gains_nothing_by_being_honest_at_first():
-    rng, standing = np.random.default_rng(3), Standing()
+    rng, reputation = np.random.default_rng(3), Reputation()
     for _ in range(20):
-        assert standing.judge(NAMES, sites(rng, signal=1.0)) == frozenset()
+        assert reputation.exclude(NAMES, sites(rng, signal=1.0)) == frozenset()
     turned = sites(rng, signal=1.0)
     turned[3] *= -1
-    assert standing.judge(NAMES, turned) == {"site-4"}
+    assert reputation.exclude(NAMES, turned) == {"site-4"}
 
 
 def test_a_site_comes_back_when_the_others_agree_with_it_again():
-    rng, standing = np.random.default_rng(4), Standing()
+    rng, reputation = np.random.default_rng(4), Reputation()
     turned = sites(rng, signal=1.0)
     turned[3] *= -1
-    standing.judge(NAMES, turned)
-    judged = [standing.judge(NAMES, sites(rng, signal=1.0)) for _ in range(4)]
-    assert judged[-1] == frozenset()
+    reputation.exclude(NAMES, turned)
+    excluded = [reputation.exclude(NAMES, sites(rng, signal=1.0)) for _ in range(4)]
+    assert excluded[-1] == frozenset()
 
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**20), count=st.integers(1, 7), hostile=st.integers(0, 7))
 def test_fewer_than_half_are_ever_left_out_and_of_two_nobody_is(seed, count, hostile):
-    rng, standing = np.random.default_rng(seed), Standing()
+    rng, reputation = np.random.default_rng(seed), Reputation()
     names = [f"site-{number}" for number in range(count)]
     for _ in range(3):
         updates = sites(rng, signal=1.0, count=count)
         updates[: min(hostile, count)] *= -1
-        low = standing.judge(names, updates)
+        low = reputation.exclude(names, updates)
         assert 2 * len(low) < count or not low
         assert not low or count >= 3
 
 
-def test_the_average_is_that_of_the_sites_in_good_standing(robust, one_round):
+def test_the_average_is_that_of_the_sites_in_good_reputation(robust, one_round):
     rng, aggregator = np.random.default_rng(5), Aggregator(robust)
     updates = sites(rng, signal=3.0).astype(np.float32)
     updates /= np.linalg.norm(updates, axis=1, keepdims=True)
@@ -116,7 +116,7 @@ def test_the_average_is_that_of_the_sites_in_good_standing(robust, one_round):
     np.testing.assert_allclose(got, np.average(updates[:3], axis=0, weights=[1, 2, 3]), atol=1e-6)
 
 
-def test_standing_is_kept_over_the_mean_and_the_rounds_and_over_a_restart(robust, one_round):
+def test_reputation_is_kept_over_the_mean_and_the_rounds_and_over_a_restart(robust, one_round):
     rng, aggregator = np.random.default_rng(6), Aggregator(robust)
     updates = sites(rng, signal=3.0)
     updates[3] *= -1

@@ -18,7 +18,7 @@ from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
 from mammo_fed.synthesis.fidelity import frechet_distance, neighbourhood
 from mammo_fed.synthesis.memorisation import memorisation, thumbnails
-from mammo_fed.synthesis.quality import judge, noise_images, reference
+from mammo_fed.synthesis.quality import evaluate_set, noise_images, reference
 from mammo_fed.synthesis.spectrum import artefacts, checkerboard, radial_power, wrapped_share
 
 
@@ -176,12 +176,15 @@ def test_quality_tells_a_set_whose_classes_mean_something_from_one_whose_do_not(
         describe=lambda pixels: pixels.reshape(len(pixels), -1),
     )
     pixels, labels = blobs(60, seed=2)
-    good, shuffled = judge(pixels, labels, real), judge(pixels, np.random.default_rng(0).permutation(labels), real)
+    good, shuffled = (
+        evaluate_set(pixels, labels, real),
+        evaluate_set(pixels, np.random.default_rng(0).permutation(labels), real),
+    )
     assert good.consistency > 0.95
     assert good.tstr > 0.95
     assert good.tstr_ci[0] <= good.tstr <= good.tstr_ci[1]
     assert 0.25 < shuffled.consistency < 0.75
-    noise = judge(*noise_images(60, side=32, seed=0), real)
+    noise = evaluate_set(*noise_images(60, side=32, seed=0), real)
     assert good.frechet < noise.frechet
     assert good.neighbourhood.coverage > noise.neighbourhood.coverage
     assert noise.tstr < 0.8

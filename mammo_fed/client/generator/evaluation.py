@@ -25,7 +25,7 @@ from mammo_fed.reporting.pages.quality_page import QualityRow, quality_page
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries
 from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
-from mammo_fed.synthesis.quality import Quality, at_side, judge, noise_images, reference
+from mammo_fed.synthesis.quality import Quality, at_side, evaluate_set, noise_images, reference
 from mammo_fed.synthesis.sampling import draw_images
 
 __all__ = ["HELD_OUT_ROW", "Judged", "Verdict", "judge_sets", "write_verdict"]
@@ -127,7 +127,7 @@ def judge_sets(
     judged = []
     for title, kind, pixels, labels in rows:
         progress(f"judging {title}")
-        quality = judge(pixels, labels, real, seed=settings.seed)
+        quality = evaluate_set(pixels, labels, real, seed=settings.seed)
         images = at_side(pixels, at)
         distance = radiomics_distance(real.train, images) if radiomics and title != TRAIN_ROW else None
         judged.append(Judged(name=title, kind=kind, pixels=images, labels=labels, quality=quality, radiomics=distance))

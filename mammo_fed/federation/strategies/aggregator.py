@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting, RunFailed
 from mammo_fed.federation.protocol.messages import ARRAYS, CONFIG, METRICS, WEIGHT, flat_array, pack_array
-from mammo_fed.federation.strategies.fed_agree import FedAgree, Standing
+from mammo_fed.federation.strategies.fed_agree import FedAgree, Reputation
 from mammo_fed.federation.strategies.site_level_dp import (
     SiteLevelNoise,
     accountant_state,
@@ -30,7 +30,7 @@ __all__ = ["Aggregator", "choose_sites"]
 
 # Attributes of Flower's adaptive strategies.
 MOMENTS: Final = ("m_t", "v_t")
-STANDING: Final = "standing"
+REPUTATION: Final = "standing"
 ACCOUNT: Final = "site-level account"
 # In whose name the server draws; no site may be called so.
 SERVER: Final = "-server-"
@@ -81,10 +81,10 @@ class Aggregator:
     """
 
     def __init__(self, settings: FederationSettings, *, noise_seed: int | None = None) -> None:
-        self._standing = Standing()
+        self._reputation = Reputation()
         self._left_out: tuple[str, ...] = ()
-        train = _strategy(settings, settings.strategy, self._standing)
-        mean = _strategy(settings, settings.strategy if settings.strategy in ROBUST else "FedAvg", self._standing)
+        train = _strategy(settings, settings.strategy, self._reputation)
+        mean = _strategy(settings, settings.strategy if settings.strategy in ROBUST else "FedAvg", self._reputation)
         self._train: Strategy = train
         self._mean: Strategy = mean
         self._accountant: PrivacyAccountant | None = None
@@ -130,7 +130,7 @@ class Aggregator:
         self._left_out = strategy.left_out if isinstance(strategy, FedAgree) else ()
         if arrays is None:
             raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
-        # FedAdam and its kin return float64, which would double every later message.
+        # FedAdam and FedYogi return float64, which would double every later message.
         return flat_array(arrays)
 
     def take_average(
@@ -148,15 +148,13 @@ class Aggregator:
         return self.aggregate(round_index, [Message(content, reply_to=asked)])
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What is carried from round to round: FedAdam's moments and its kin's, sites' standing, the site-level account."""
-        carried = {
-            f"{name}/{key}": array for name in MOMENTS for key, array in (getattr(self._train, name, None) or {}).items()
-        }
-        if standing := self._standing.as_dict():
-            carried[STANDING] = np.frombuffer(json.dumps(standing).encode(), np.uint8)
+        """State from round to round: moments of FedAdam and FedYogi, sites' reputation, the site-level account."""
+        state = {f"{name}/{key}": array for name in MOMENTS for key, array in (getattr(self._train, name, None) or {}).items()}
+        if reputation := self._reputation.as_dict():
+            state[REPUTATION] = np.frombuffer(json.dumps(reputation).encode(), np.uint8)
         if self._accountant is not None:
-            carried[ACCOUNT] = accountant_state(self._accountant)
-        return carried
+            state[ACCOUNT] = accountant_state(self._accountant)
+        return state
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take up what `state` gave.
@@ -164,8 +162,8 @@ class Aggregator:
         Raises:
           InvalidSetting: If the site-level account is of other settings.
         """
-        if STANDING in state:
-            self._standing.restore(json.loads(state[STANDING].tobytes()))
+        if REPUTATION in state:
+            self._reputation.restore(json.loads(state[REPUTATION].tobytes()))
         if self._accountant is not None:
             if ACCOUNT not in state:
                 raise InvalidSetting("federation.central.noise_multiplier must be 0, as when the run began")
@@ -178,7 +176,7 @@ class Aggregator:
                 setattr(self._train, name, moments)
 
 
-def _strategy(settings: FederationSettings, name: str, standing: Standing) -> FedAvg:
+def _strategy(settings: FederationSettings, name: str, reputation: Reputation) -> FedAvg:
     common: dict[str, Any] = {
         "fraction_train": 1.0,
         "fraction_evaluate": 1.0,
@@ -206,7 +204,7 @@ def _strategy(settings: FederationSettings, name: str, standing: Standing) -> Fe
     if name == "FedTrimmedAvg":
         return FedTrimmedAvg(**common, beta=settings.trim)
     if name == "FedAgree":
-        return FedAgree(**common, standing=standing)
+        return FedAgree(**common, reputation=reputation)
     if name == "Krum":
         return Krum(**common, num_malicious_nodes=settings.num_malicious)
     return FedAvg(**common)

@@ -5,7 +5,7 @@ honest sites from a hostile one: noise makes their updates about equally long, a
 the signal is, point the same way. So
 
 - every update is shortened to the median length of its round;
-- every site has a standing: the sum, never above zero, of how far its updates agreed with the others', in standard deviations
+- every site has a reputation: the sum, never above zero, of how far its updates agreed with the others', in standard deviations
   of what noise alone gives. Below a limit its updates are left out, until the others agree with it again.
 
 A site that is honest at first gains nothing by it. What a hostile site can still do is bounded by one honest site's length.
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from mammo_fed.federation.protocol.messages import ARRAYS, PRIVACY, flat_array, pack_array
 
-__all__ = ["FedAgree", "Standing", "agreement", "shortened"]
+__all__ = ["FedAgree", "Reputation", "agreement", "shortened"]
 
-LOWEST_STANDING: Final = -3.0
+LOWEST_REPUTATION: Final = -3.0
 # Of two sites that disagree nobody can tell which is right.
-FEWEST_TO_JUDGE: Final = 3
+FEWEST_TO_COMPARE: Final = 3
 
 
 def agreement(updates: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -59,19 +59,19 @@ def shortened(updates: NDArray[np.float64]) -> NDArray[np.float64]:
     return short
 
 
-class Standing:
+class Reputation:
     """How far each site has agreed with the others so far; shared by the mean and the training rounds."""
 
     def __init__(self) -> None:
         self._scores: dict[str, float] = {}
 
-    def judge(self, sites: Sequence[str], updates: NDArray[np.float64]) -> frozenset[str]:
+    def exclude(self, sites: Sequence[str], updates: NDArray[np.float64]) -> frozenset[str]:
         """Take in a round and name the sites whose updates are to be left out: the lowest, always fewer than half of all."""
-        if len(sites) < FEWEST_TO_JUDGE:
+        if len(sites) < FEWEST_TO_COMPARE:
             return frozenset()
         for site, score in zip(sites, agreement(updates).tolist(), strict=True):
             self._scores[site] = min(0.0, self._scores.get(site, 0.0) + score)
-        low = sorted((self._scores[site], site) for site in sites if self._scores[site] < LOWEST_STANDING)
+        low = sorted((self._scores[site], site) for site in sites if self._scores[site] < LOWEST_REPUTATION)
         return frozenset(site for _, site in low[: (len(sites) - 1) // 2])
 
     def as_dict(self) -> dict[str, float]:
@@ -84,21 +84,21 @@ class Standing:
 
 
 class FedAgree(FedAvg):
-    """FedAvg over shortened updates of the sites in good standing.
+    """FedAvg over shortened updates of the sites in good reputation.
 
     Guarantee: post-processing of what sites released.
 
     Args:
-      standing: of the sites; may be shared by several strategies.
+      reputation: of the sites; may be shared by several strategies.
       settings: of FedAvg.
 
     Attributes:
       left_out: sites whose updates the last aggregate does without.
     """
 
-    def __init__(self, *, standing: Standing, **settings: Any) -> None:
+    def __init__(self, *, reputation: Reputation, **settings: Any) -> None:
         super().__init__(**settings)
-        self._standing = standing
+        self._reputation = reputation
         self._sent = np.zeros(0, np.float32)
         self.left_out: tuple[str, ...] = ()
 
@@ -108,14 +108,14 @@ class FedAgree(FedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The weighted average of the shortened updates of the sites in good standing."""
+        """The weighted average of the shortened updates of the sites in good reputation."""
         taken = list(replies)
         if not taken:
             return None, None
         sites = [str(reply.content.config_records[PRIVACY]["site"]) for reply in taken]
         sent = self._sent.astype(np.float64)
         updates = shortened(np.stack([flat_array(reply.content.array_records[ARRAYS]) for reply in taken]) - sent)
-        low = self._standing.judge(sites, updates)
+        low = self._reputation.exclude(sites, updates)
         self.left_out = tuple(sorted(low))
         for reply, update in zip(taken, updates, strict=True):
             reply.content[ARRAYS] = pack_array((sent + update).astype(np.float32))
