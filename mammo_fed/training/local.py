@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mammo_fed.common.keep_last import KeepLast
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.events import PrivacyEvent
@@ -29,7 +30,11 @@ __all__ = ["LocalSteps", "SiteFeatures", "gradient_share", "mean_share", "releas
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SiteFeatures:
-    """A site's training images as the mechanisms see them.
+    """A site's training images as the mechanisms see them; the arrays are never changed in place.
+
+    What a mechanism needs of them behind a feature mean does not change while mean and settings do not: it is made once and
+    kept, until another is asked for. It is kept by the mean's exact bytes, so that a server that sends another mean in each
+    round costs time, never a wrong update, and never more memory than one copy.
 
     Attributes:
       features: float32, shape (images, dims), rows of norm 1 unless the model has norm="none" (or 0 where an image was not
@@ -43,6 +48,26 @@ class SiteFeatures:
     labels: NDArray[np.int64]
     units: NDArray[np.int64]
     public_count: int
+    _logistic: KeepLast[LogisticData] = field(init=False, repr=False, default_factory=KeepLast)
+    _poisson: KeepLast[PoissonData] = field(init=False, repr=False, default_factory=KeepLast)
+
+    def logistic(self, centre: NDArray[np.float32], *, unit: bool, bias_scale: float) -> LogisticData:
+        """The features behind `centre`, sorted by unit, for the closed form; see `train_head`."""
+
+        def make() -> LogisticData:
+            features = centre_and_normalise(self.features, centre, unit=unit)
+            return LogisticData.build(features, self.labels, self.units, bias_scale=bias_scale)
+
+        return self._logistic.get((*_exactly(centre), unit, bias_scale), make)
+
+    def poisson(self, centre: NDArray[np.float32], *, unit: bool) -> PoissonData:
+        """The features behind `centre`, for sampled steps; see `train_head`."""
+
+        def make() -> PoissonData:
+            features = centre_and_normalise(self.features, centre, unit=unit)
+            return PoissonData(features=features, labels=self.labels, units=self.units)
+
+        return self._poisson.get((*_exactly(centre), unit), make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +108,7 @@ def gradient_share(
 
     Args as of `train_head`. Int64, shape (head.num_parameters,).
     """
-    features = centre_and_normalise(site.features, centre, unit=unit)
-    data = LogisticData.build(features, site.labels, site.units, bias_scale=head.bias_scale)
+    data = site.logistic(centre, unit=unit, bias_scale=head.bias_scale)
     return noisy_share(gradient_grid_sum(data, flat, charged=charged), charged=charged, draws=noise)
 
 
@@ -124,10 +148,9 @@ def train_head(
     Returns:
       The new flat vector, float32, same shape.
     """
-    features = centre_and_normalise(site.features, centre, unit=unit)
     if closed_form:
         return private_descent(
-            LogisticData.build(features, site.labels, site.units, bias_scale=head.bias_scale),
+            site.logistic(centre, unit=unit, bias_scale=head.bias_scale),
             flat,
             charged=charged,
             public_count=site.public_count,
@@ -139,7 +162,7 @@ def train_head(
     load_flat(module, flat)
     poisson_steps(
         module,
-        PoissonData(features=features, labels=site.labels, units=site.units),
+        site.poisson(centre, unit=unit),
         loss=_loss(steps.label_smoothing),
         charged=charged,
         public_count=site.public_count,
@@ -153,6 +176,11 @@ def train_head(
         state=state,
     )
     return flatten(module)
+
+
+def _exactly(array: NDArray[np.float32]) -> tuple[str, tuple[int, ...], bytes]:
+    """An array's type, shape and bytes: equal for equal bits alone."""
+    return array.dtype.str, array.shape, array.tobytes()
 
 
 def _loss(label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
