@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import binom
 
-from mammo_fed.audit.gate import Silence
+from mammo_fed.audit.gate import noiseless
 from mammo_fed.audit.subject import Subject
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.models.whitening import centre_and_normalise
@@ -115,7 +115,7 @@ class Forecast:
         if event is None:
             raise ValueError("the schedule has no mean")
         absent, present = (
-            private_mean(world.features, world.units, charged=event, public_count=world.public_count, noise=Silence())
+            private_mean(world.features, world.units, charged=event, public_count=world.public_count, noise=noiseless("float"))
             for world in self._worlds
         )
         return Question(
@@ -165,7 +165,7 @@ class Forecast:
                 public_count=world.public_count,
                 learning_rate=steps.learning_rate,
                 proximal=0.0,
-                noise=Silence(),
+                noise=noiseless("float"),
             )
         return train_head(
             world,
@@ -175,8 +175,8 @@ class Forecast:
             steps=steps,
             charged=once,
             closed_form=False,
-            noise=Silence(),
-            sampling=Silence(),
+            noise=noiseless("float"),
+            sampling=noiseless("float"),
         )
 
 

@@ -9,14 +9,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HOSTILE", "GateCase", "Silence", "hostile_cases", "largest_move"]
+from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
+from mammo_fed.privacy.noise.source import Draws, FloatDraws, GridDraws, NoiseMode
+
+__all__ = ["HOSTILE", "GateCase", "NoiselessGenerator", "hostile_cases", "largest_move", "noiseless"]
 
 # Kinds of a unit that a mechanism may meet.
 HOSTILE: Final = ("ordinary", "empty", "huge", "nan", "infinite", "many_images", "mislabelled", "both_labels")
 MANY: Final = 12
 
 
-class Silence(np.random.Generator):
+class NoiselessGenerator(np.random.Generator):
     """A generator whose normal draws are zero, so that what is left of a release is the clipped sum; other draws are real."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -25,6 +28,11 @@ class Silence(np.random.Generator):
     def standard_normal(self, size=None, dtype=np.float64, **_):  # type: ignore[no-untyped-def,override]
         """Zeros of shape `size`."""
         return 0.0 if size is None else np.zeros(size, dtype)
+
+
+def noiseless(mode: NoiseMode) -> Draws:
+    """Draws of a kind that add nothing to a release; on the grid only together with a noise multiplier of 0."""
+    return GridDraws(words=operating_system_words) if mode == "secure" else FloatDraws(generator=NoiselessGenerator())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

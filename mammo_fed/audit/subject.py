@@ -12,11 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from mammo_fed.audit.claims import Claim
-from mammo_fed.audit.gate import Silence, largest_move
+from mammo_fed.audit.gate import largest_move, noiseless
 from mammo_fed.models.heads import HeadSpec
-from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
-from mammo_fed.privacy.noise.integer_grid import SecureDraws
-from mammo_fed.privacy.noise.source import Draws, NoiseMode, NoiseSource
+from mammo_fed.privacy.noise.source import NoiseMode, NoiseSource
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 
@@ -101,7 +99,7 @@ def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
     norms = {"gradient": event.clipping_norm}
     if mean_event is not None:
         silent = replace(mean_event, noise_multiplier=0.0)
-        releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), charged=silent, noise=_silence(subject))]
+        releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), charged=silent, noise=noiseless(subject.noise))]
         norms["mean"] = mean_event.clipping_norm
     with one_thread():
         moves = {
@@ -125,8 +123,8 @@ def _gradient(subject: Subject, mechanism: Mechanism, start: Floats32) -> Callab
             steps=plain,
             charged=once,
             closed_form=subject.closed_form,
-            noise=_silence(subject),
-            sampling=_silence(subject),
+            noise=noiseless(subject.noise),
+            sampling=noiseless(subject.noise),
         )
         return start - reply
 
@@ -135,8 +133,3 @@ def _gradient(subject: Subject, mechanism: Mechanism, start: Floats32) -> Callab
 
 def _site(features: NDArray[Any], labels: NDArray[Any], units: NDArray[Any]) -> SiteFeatures:
     return SiteFeatures(features=features, labels=labels, units=units, public_count=1)
-
-
-def _silence(subject: Subject) -> Draws:
-    """Draws of the site's own kind; with a noise multiplier of 0 they add nothing."""
-    return Silence() if subject.noise == "float" else SecureDraws(words=operating_system_words)

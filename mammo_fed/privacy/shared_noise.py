@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE, SecureDraws
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE
+from mammo_fed.privacy.noise.source import GridDraws
 
 __all__ = [
     "Adversaries",
@@ -86,7 +87,7 @@ def share_sigma(*, noise_multiplier: float, shares: int) -> int:
     return max(SMALLEST_SIGMA, 1 + math.isqrt(-(-paid * paid // shares) + ROUNDING_VARIANCE))
 
 
-def noisy_share(total: NDArray[np.int64], *, charged: PrivacyEvent, draws: SecureDraws) -> NDArray[np.int64]:
+def noisy_share(total: NDArray[np.int64], *, charged: PrivacyEvent, draws: GridDraws) -> NDArray[np.int64]:
     """A site's sum on the grid with its share of the noise; it must leave the site under a mask only.
 
     Guarantee: in a sum over `charged.noise_shares` honest sites, that of `charged`; see the module's docstring.

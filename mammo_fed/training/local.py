@@ -21,8 +21,7 @@ from mammo_fed.privacy.mechanisms.full_batch import (
     private_mean,
 )
 from mammo_fed.privacy.mechanisms.poisson_sgd import LocalOptimizer, OptimizerState, PoissonData, PublicBatches, poisson_steps
-from mammo_fed.privacy.noise.integer_grid import SecureDraws
-from mammo_fed.privacy.noise.source import Draws
+from mammo_fed.privacy.noise.source import Draws, GridDraws
 from mammo_fed.privacy.shared_noise import noisy_share
 
 __all__ = ["LocalSteps", "SiteFeatures", "gradient_share", "mean_share", "release_mean", "train_head"]
@@ -86,7 +85,7 @@ def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: Draws) -> 
     return private_mean(site.features, site.units, charged=charged, public_count=site.public_count, noise=noise)
 
 
-def mean_share(site: SiteFeatures, *, charged: PrivacyEvent, noise: SecureDraws) -> NDArray[np.int64]:
+def mean_share(site: SiteFeatures, *, charged: PrivacyEvent, noise: GridDraws) -> NDArray[np.int64]:
     """The site's part in a private mean over several sites: its clipped sum on the grid with its share of the noise.
 
     Guarantee: none for this value alone: see mammo_fed.privacy.shared_noise. Int64, shape (dims,).
@@ -101,7 +100,7 @@ def gradient_share(
     head: HeadSpec,
     centre: NDArray[np.float32],
     charged: PrivacyEvent,
-    noise: SecureDraws,
+    noise: GridDraws,
     unit: bool = True,
 ) -> NDArray[np.int64]:
     """The site's part in one full-batch gradient over several sites, at the linear head `flat`; see `mean_share`.

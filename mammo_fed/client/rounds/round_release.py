@@ -14,7 +14,6 @@ from mammo_fed.federation.secure_aggregation.double_masks import Roster
 from mammo_fed.federation.secure_aggregation.opening import LARGEST, quantised, within_range
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PublicBatches
-from mammo_fed.privacy.noise.integer_grid import SecureDraws
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.privacy.shared_noise import largest_share
@@ -100,9 +99,7 @@ class Release:
         if largest_share(images=images, charged=self.event) > LARGEST // sites:
             raise InvalidSetting(f"public_images={images} is too large to be summed over {sites} sites without overflow")
         source = NoiseSource(injected_seed=declaration.noise_seed)
-        noise = source.draws("secure", site=self.site, round_index=task.round_index, purpose="noise")
-        if not isinstance(noise, SecureDraws):
-            raise InvalidSetting("privacy.noise must be secure where noise is shared")
+        noise = source.on_grid(site=self.site, round_index=task.round_index, purpose="noise")
         if task.kind == "mean":
             values = mean_share(self.prepared.data, charged=self.event, noise=noise)
         else:

@@ -97,7 +97,7 @@ class Aggregator:
                     settings=settings.central,
                     sites=settings.num_sites,
                     accountant=self._accountant,
-                    draws=lambda index: source.secure(site=SERVER, round_index=index, purpose="site-level noise"),
+                    draws=lambda index: source.on_grid(site=SERVER, round_index=index, purpose="site-level noise"),
                 )
                 for strategy in (train, mean)
             )

@@ -29,14 +29,15 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, WEIGHT, flat_array, pack_array
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, SecureDraws, grid_sigma, grid_sum
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sigma, grid_sum
+from mammo_fed.privacy.noise.source import GridDraws
 from mammo_fed.settings import CentralSettings
 
 __all__ = ["SiteLevelNoise", "accountant_state", "noisy_average", "site_level_accountant", "take_up_accountant"]
 
 
 def noisy_average(
-    updates: NDArray[np.float64], *, clipping_norm: float, noise_multiplier: float, draws: SecureDraws
+    updates: NDArray[np.float64], *, clipping_norm: float, noise_multiplier: float, draws: GridDraws
 ) -> NDArray[np.float64]:
     """Average of the sites' clipped updates with Gaussian noise, float64, shape (dims,).
 
@@ -107,7 +108,7 @@ class SiteLevelNoise(DifferentialPrivacyServerSideFixedClipping):
         settings: CentralSettings,
         sites: int,
         accountant: PrivacyAccountant,
-        draws: Callable[[int], SecureDraws],
+        draws: Callable[[int], GridDraws],
     ) -> None:
         super().__init__(strategy, settings.noise_multiplier, settings.clipping_norm, sites, accountant=accountant)
         self._draws, self._sites = draws, sites

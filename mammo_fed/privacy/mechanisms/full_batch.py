@@ -1,11 +1,14 @@
 """The Gaussian release of a mean, and full-batch DP gradient descent in closed form.
 
-Both take their noise from a numpy generator, in floating point, or from SecureDraws: then every unit's contribution is rounded
-to a public grid, summed in integers and hidden by discrete Gaussian noise, at the same price: see
+Both release a sum of clipped contributions with whatever draws they are given: in floating point, or with every contribution
+rounded to a public grid, summed in integers and hidden by discrete Gaussian noise, at the same price: see
 mammo_fed.privacy.noise.integer_grid.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, clipped_logistic_sum, unit_gradients
 from mammo_fed.privacy.noise.clipping import clip_factors
-from mammo_fed.privacy.noise.integer_grid import SecureDraws, grid_sum, noisy_release
+from mammo_fed.privacy.noise.integer_grid import grid_sum
 from mammo_fed.privacy.noise.source import Draws
 
 __all__ = [
@@ -59,13 +62,7 @@ def private_mean(
     """
     _check_mean(charged)
     _check_count(public_count)
-    if isinstance(noise, SecureDraws):
-        steps = mean_grid_sum(features, units, charged=charged)
-        return (noisy_release(steps, charged=charged, draws=noise) / public_count).astype(np.float32)
-    sums = _sums_of_units(features, units)
-    factors = clip_factors(np.linalg.norm(sums, axis=1), clipping_norm=charged.clipping_norm)
-    total = factors @ sums
-    total = total + charged.noise_multiplier * charged.clipping_norm * noise.standard_normal(features.shape[1])
+    total = noise.release(_FeatureSum(features=features, units=units), charged=charged)
     return (total / public_count).astype(np.float32)
 
 
@@ -75,7 +72,7 @@ def mean_grid_sum(features: NDArray[np.float32], units: NDArray[np.int64], *, ch
     Guarantee: zeroing out one unit moves it by an integer vector of norm at most GRID_STEPS (see `grid_sum`).
     """
     _check_mean(charged)
-    return grid_sum(_sums_of_units(features, units), clipping_norm=charged.clipping_norm)
+    return _FeatureSum(features=features, units=units).on_grid(clipping_norm=charged.clipping_norm)
 
 
 def gradient_grid_sum(data: LogisticData, weights: NDArray[np.float32], *, charged: PrivacyEvent) -> NDArray[np.int64]:
@@ -84,10 +81,7 @@ def gradient_grid_sum(data: LogisticData, weights: NDArray[np.float32], *, charg
     Guarantee: as `mean_grid_sum`.
     """
     _check_gradient(charged)
-    steps = np.zeros(len(weights), np.int64)
-    for gradients in unit_gradients(data, weights):
-        steps += grid_sum(gradients, clipping_norm=charged.clipping_norm)
-    return steps
+    return _GradientSum(data=data, weights=weights).on_grid(clipping_norm=charged.clipping_norm)
 
 
 def private_descent(
@@ -128,7 +122,7 @@ def private_descent(
     _check_count(public_count)
     current = weights.copy()
     for _ in range(charged.steps):
-        total = _noisy_gradient(data, current, charged=charged, noise=noise)
+        total = noise.release(_GradientSum(data=data, weights=current), charged=charged).astype(np.float32)
         current = current - np.float32(learning_rate / public_count) * total
         if proximal > 0:
             # Implicit, so that the pull never overshoots however large the step is.
@@ -137,18 +131,43 @@ def private_descent(
     return current
 
 
-def _noisy_gradient(
-    data: LogisticData, weights: NDArray[np.float32], *, charged: PrivacyEvent, noise: Draws
-) -> NDArray[np.float32]:
-    """One noisy sum of clipped unit gradients, float32, shape (dims + 1,)."""
-    if isinstance(noise, SecureDraws):
-        steps = gradient_grid_sum(data, weights, charged=charged)
-        return noisy_release(steps, charged=charged, draws=noise).astype(np.float32)
-    total = clipped_logistic_sum(data, weights, clipping_norm=charged.clipping_norm)
-    scale = charged.noise_multiplier * charged.clipping_norm
-    if scale > 0:
-        total = total + (scale * noise.standard_normal(len(total))).astype(np.float32)
-    return total
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _FeatureSum:
+    """The sum of every unit's clipped sum of features."""
+
+    features: NDArray[np.float32]
+    units: NDArray[np.int64]
+
+    def on_grid(self, *, clipping_norm: float) -> NDArray[np.int64]:
+        return grid_sum(_sums_of_units(self.features, self.units), clipping_norm=clipping_norm)
+
+    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+        sums = _sums_of_units(self.features, self.units)
+        factors = clip_factors(np.linalg.norm(sums, axis=1), clipping_norm=charged.clipping_norm)
+        scale = charged.noise_multiplier * charged.clipping_norm
+        total: NDArray[np.float64] = factors @ sums + scale * noise.standard_normal(self.features.shape[1])
+        return total
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _GradientSum:
+    """The sum of every unit's clipped gradient of the logistic loss."""
+
+    data: LogisticData
+    weights: NDArray[np.float32]
+
+    def on_grid(self, *, clipping_norm: float) -> NDArray[np.int64]:
+        steps = np.zeros(len(self.weights), np.int64)
+        for gradients in unit_gradients(self.data, self.weights):
+            steps += grid_sum(gradients, clipping_norm=clipping_norm)
+        return steps
+
+    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+        total = clipped_logistic_sum(self.data, self.weights, clipping_norm=charged.clipping_norm)
+        scale = charged.noise_multiplier * charged.clipping_norm
+        if scale > 0:
+            total = total + (scale * noise.standard_normal(len(total))).astype(np.float32)
+        return total
 
 
 def _sums_of_units(features: NDArray[np.float32], units: NDArray[np.int64]) -> NDArray[np.float64]:

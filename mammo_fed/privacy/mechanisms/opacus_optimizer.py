@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from opacus.optimizers import DPOptimizerFastGradientClipping
+from torch import Tensor
 
 __all__ = ["UnitOptimizer"]
 
@@ -18,9 +19,14 @@ class UnitOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     Edge cases: an empty Poisson batch still adds noise.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, noise: np.random.Generator, **settings: Any) -> None:
-        super().__init__(optimizer, **settings)
+    def noisy(self, clipped: Sequence[Tensor], *, noise: np.random.Generator) -> list[Tensor]:
+        """One step's clipped sum with its noise, a tensor for each parameter."""
         self._noise = noise
+        self.zero_grad()
+        for parameter, gradient in zip(self.params, clipped, strict=True):
+            parameter.grad = gradient
+        self.pre_step()
+        return [parameter.grad for parameter in self.params]
 
     def accumulate(self) -> None:
         """Take the clipped sum as it is: each step has one, and nobody else holds it, so it need not be copied."""

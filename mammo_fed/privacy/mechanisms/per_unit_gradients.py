@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.noise.clipping import clip_factors
-from mammo_fed.privacy.noise.integer_grid import SecureDraws, grid_sum, noisy_release
+from mammo_fed.privacy.noise.integer_grid import grid_sum
 from mammo_fed.privacy.noise.source import Draws
 
 __all__ = ["noisy_unit_gradients"]
@@ -32,7 +34,7 @@ def noisy_unit_gradients(
 
     Guarantee: one step of `charged`, a Poisson-subsampled Gaussian mechanism over units of sensitivity `charged.clipping_norm`,
     for any network and any loss, provided that `unit_loss` depends on no unit's data but its own. A unit goes through the
-    network by itself, so that layers that mix a batch, and rounding that depends on it, cannot carry anything over.
+    network alone, so that layers that mix a batch, and rounding that depends on it, cannot carry anything over.
     Neighbouring cohorts: one unit's data zeroed out, the number of units public; `unit_loss` gives None for such a unit.
     Edge cases: an empty sample is noise alone; a unit whose gradient is not finite contributes nothing.
 
@@ -55,33 +57,47 @@ def noisy_unit_gradients(
     """
     if charged.mechanism != "gradient" or not batch > 0:
         raise InvalidSetting(f"charged={charged} must be gradient steps and batch={batch} above 0")
-    dims = sum(parameter.numel() for parameter in parameters)
-    on_grid, whole = np.zeros(dims, np.int64), np.zeros(dims)
-    for unit in _taken(num_units, charged.sample_rate, sampling):
-        loss = unit_loss(int(unit))
-        if loss is None:
-            continue
-        found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-        flat = torch.cat(
-            [(torch.zeros_like(its) if one is None else one).flatten() for its, one in zip(parameters, found, strict=True)]
-        )
-        gradient = flat.detach().double().cpu().numpy()
-        if isinstance(noise, SecureDraws):
-            on_grid += grid_sum(gradient[None], clipping_norm=charged.clipping_norm)
-        else:
-            whole += _clipped(gradient, charged.clipping_norm)
-    if isinstance(noise, SecureDraws):
-        released = noisy_release(on_grid, charged=charged, draws=noise) / batch
-    else:
-        released = (whole + noise.standard_normal(dims) * charged.noise_multiplier * charged.clipping_norm) / batch
-    parts = torch.split(torch.from_numpy(released), [parameter.numel() for parameter in parameters])
+    units = sampling.poisson_sample(num_units, sample_rate=charged.sample_rate)
+    total = noise.release(_NetworkSum(parameters=parameters, unit_loss=unit_loss, units=units), charged=charged)
+    parts = torch.split(torch.from_numpy(total / batch), [parameter.numel() for parameter in parameters])
     return [part.view_as(its).to(its.dtype).to(its.device) for part, its in zip(parts, parameters, strict=True)]
 
 
-def _taken(num_units: int, sample_rate: float, sampling: Draws) -> NDArray[np.int64]:
-    if isinstance(sampling, SecureDraws):
-        return np.flatnonzero(sampling.taken(num_units, sample_rate=sample_rate))
-    return np.flatnonzero(sampling.random(num_units) < sample_rate) if sample_rate < 1 else np.arange(num_units)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _NetworkSum:
+    """The sum of the clipped gradients of some units, who go through the network one after the other."""
+
+    parameters: Sequence[nn.Parameter]
+    unit_loss: Callable[[int], Tensor | None]
+    units: NDArray[np.int64]
+
+    def on_grid(self, *, clipping_norm: float) -> NDArray[np.int64]:
+        total = np.zeros(self._dims(), np.int64)
+        for gradient in self._gradients():
+            total += grid_sum(gradient[None], clipping_norm=clipping_norm)
+        return total
+
+    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+        total = np.zeros(self._dims())
+        for gradient in self._gradients():
+            total += _clipped(gradient, charged.clipping_norm)
+        return total + noise.standard_normal(len(total)) * charged.noise_multiplier * charged.clipping_norm
+
+    def _dims(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def _gradients(self) -> Iterator[NDArray[np.float64]]:
+        """Each unit's whole gradient, float64, shape (dims,)."""
+        for unit in self.units:
+            loss = self.unit_loss(int(unit))
+            if loss is None:
+                continue
+            found = torch.autograd.grad(loss, list(self.parameters), allow_unused=True)
+            flat = [
+                (torch.zeros_like(its) if one is None else one).flatten()
+                for its, one in zip(self.parameters, found, strict=True)
+            ]
+            yield torch.cat(flat).detach().double().cpu().numpy()
 
 
 def _clipped(gradient: NDArray[np.float64], clipping_norm: float) -> NDArray[np.float64]:

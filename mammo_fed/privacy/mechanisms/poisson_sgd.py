@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.ghost_clipping import clipped_gradient_sum
-from mammo_fed.privacy.noise.integer_grid import SecureDraws, grid_sum, noisy_release
+from mammo_fed.privacy.noise.integer_grid import grid_sum
 from mammo_fed.privacy.noise.source import Draws
+
+if TYPE_CHECKING:
+    from mammo_fed.privacy.mechanisms.opacus_optimizer import UnitOptimizer
 
 __all__ = ["LocalOptimizer", "OptimizerState", "PoissonData", "PublicBatches", "poisson_steps"]
 
 LocalOptimizer = Literal["sgd", "adamw"]
-Step: TypeAlias = Callable[[NDArray[np.int64]], None]
 OptimizerState: TypeAlias = MutableMapping[str, Any]
 """The local optimizer's moments between rounds: made from noisy gradients alone, so they may be kept, at the site."""
 # Numbers of unit gradients that are rounded and summed at a time.
@@ -118,156 +121,125 @@ def poisson_steps(
     if state:
         # The moments alone: step size and weight decay are this round's.
         inner.load_state_dict({**inner.state_dict(), "state": state["optimizer"]})
-    num_units = int(data.units.max()) + 1 if len(data.units) else 0
+    gradients = _HeadGradients(head, inner, data, loss=loss, charged=charged, sampling=sampling)
     batch = charged.sample_rate * public_count
-    plan = _Plan(
-        head=head,
-        inner=inner,
-        data=data,
-        num_units=num_units,
-        loss=loss,
-        charged=charged,
-        batch=batch,
-        sampling=sampling,
-        public=public,
-    )
-    step = _grid_step(plan, noise) if isinstance(noise, SecureDraws) else _opacus_step(plan, noise)
     for _ in range(charged.steps):
-        step(_draw_units(num_units, charged.sample_rate, sampling))
+        drawn = sampling.poisson_sample(gradients.num_units, sample_rate=charged.sample_rate)
+        released = noise.release(_DrawnSum(gradients=gradients, drawn=drawn), charged=charged)
+        _set_gradients(head, torch.from_numpy(released / batch))
+        if public is not None and public.weight > 0:
+            _add_public(head, public, loss=loss, sampling=sampling)
+        inner.step()
         if proximal > 0:
             _pull_back(head, start, learning_rate * proximal)
     if state is not None:
         state["optimizer"] = inner.state_dict()["state"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
-    """What both kinds of step need; `batch` is the expected batch, the denominator."""
+class _HeadGradients:
+    """Gradients of a head over a site's images, with what all steps need once; rows are kept in the order of their units."""
 
-    head: nn.Module
-    inner: torch.optim.Optimizer
-    data: PoissonData
-    num_units: int
-    loss: Callable[[Tensor, Tensor], Tensor]
-    charged: PrivacyEvent
-    batch: float
-    sampling: Draws
-    public: PublicBatches | None
+    def __init__(
+        self,
+        head: nn.Module,
+        inner: torch.optim.Optimizer,
+        data: PoissonData,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        charged: PrivacyEvent,
+        sampling: Draws,
+    ) -> None:
+        self.head, self.parameters = head, list(head.parameters())
+        self.num_units = int(data.units.max()) + 1 if len(data.units) else 0
+        self.dims = sum(parameter.numel() for parameter in self.parameters)
+        self._inner, self._data, self._loss, self._charged, self._sampling = inner, data, loss, charged, sampling
+        self._order = np.argsort(data.units, kind="stable")
+        self._starts = np.searchsorted(data.units[self._order], np.arange(self.num_units + 1))
 
+    @cached_property
+    def optimizer(self) -> UnitOptimizer:
+        """Opacus' optimizer; it is slow to import, and full-batch descent and the grid, which are the defaults, do without."""
+        from mammo_fed.privacy.mechanisms.opacus_optimizer import UnitOptimizer
 
-def _opacus_step(plan: _Plan, noise: np.random.Generator) -> Step:
-    """A step in floating point, for the units it is given."""
-    # Opacus is slow to import, and full-batch descent and the grid, which are the defaults, do without.
-    from mammo_fed.privacy.mechanisms.opacus_optimizer import UnitOptimizer
+        return UnitOptimizer(
+            self._inner,
+            noise_multiplier=self._charged.noise_multiplier,
+            max_grad_norm=self._charged.clipping_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
 
-    private = UnitOptimizer(
-        plan.inner,
-        noise=noise,
-        noise_multiplier=plan.charged.noise_multiplier,
-        max_grad_norm=plan.charged.clipping_norm,
-        expected_batch_size=plan.batch,
-        loss_reduction="mean",
-    )
-    # Rows by unit, so that a step reads what was drawn and no more.
-    order = np.argsort(plan.data.units, kind="stable")
-    counts = np.bincount(plan.data.units, minlength=plan.num_units)
-    ends = np.cumsum(counts)
+    def of_unit(self, unit: int) -> NDArray[np.float64]:
+        """Gradient of one unit's summed loss, float64, shape (dims,)."""
+        rows = self._order[self._starts[unit] : self._starts[unit + 1]]
+        # Copied, because torch aligns its own memory: BLAS may round differently at another alignment.
+        features = np.array(self._views(rows))
+        losses = self._loss(self.head(torch.tensor(features)), torch.tensor(self._data.labels[rows]))
+        loss = (losses * _present(features)).sum()
+        gradients = torch.autograd.grad(loss, self.parameters)
+        return torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
 
-    def step(drawn: NDArray[np.int64]) -> None:
-        private.zero_grad()
-        sizes = counts[drawn]
+    def clipped(self, drawn: NDArray[np.int64], *, clipping_norm: float) -> list[Tensor]:
+        """The sum of the drawn units' clipped gradients in one pass, a tensor for each parameter."""
+        # A step reads the rows of who was drawn and no more.
+        sizes = self._starts[drawn + 1] - self._starts[drawn]
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        rows = order[np.repeat(ends[drawn] - sizes, sizes) + within]
-        features = _views(plan, rows)
-        labels, present = torch.from_numpy(plan.data.labels[rows]), _present(features)
-        gradients = clipped_gradient_sum(
-            plan.head,
+        rows = self._order[np.repeat(self._starts[drawn], sizes) + within]
+        features = self._views(rows)
+        labels, present = torch.from_numpy(self._data.labels[rows]), _present(features)
+        return clipped_gradient_sum(
+            self.head,
             torch.from_numpy(features),
-            lambda logits: plan.loss(logits, labels) * present,
+            lambda logits: self._loss(logits, labels) * present,
             units=torch.from_numpy(np.repeat(np.arange(len(drawn)), sizes)),
             num_units=len(drawn),
-            clipping_norm=plan.charged.clipping_norm,
+            clipping_norm=clipping_norm,
         )
-        for parameter, gradient in zip(private.params, gradients, strict=True):
-            parameter.grad = gradient
-        private.pre_step()
-        _add_public(plan)
-        plan.inner.step()
 
-    return step
-
-
-def _grid_step(plan: _Plan, noise: SecureDraws) -> Step:
-    """A step on the grid, for the units it is given."""
-    parameters = list(plan.head.parameters())
-    order = np.argsort(plan.data.units, kind="stable")
-    bounds = np.searchsorted(plan.data.units[order], np.arange(plan.num_units + 1))
-    dims = sum(parameter.numel() for parameter in parameters)
-    units_per_block = max(1, BLOCK_NUMBERS // dims)
-
-    def step(drawn: NDArray[np.int64]) -> None:
-        total = np.zeros(dims, np.int64)
-        for first in range(0, len(drawn), units_per_block):
-            block = drawn[first : first + units_per_block]
-            gradients = np.stack([_unit_gradient(plan, parameters, order[bounds[unit] : bounds[unit + 1]]) for unit in block])
-            total += grid_sum(gradients, clipping_norm=plan.charged.clipping_norm)
-        released = torch.from_numpy(noisy_release(total, charged=plan.charged, draws=noise) / plan.batch)
-        parts = torch.split(released, [parameter.numel() for parameter in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter).to(parameter.dtype)
-        _add_public(plan)
-        plan.inner.step()
-
-    return step
+    def _views(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features of some images, shape (images, dims), each in a view drawn at random where there are several."""
+        features = self._data.features
+        if features.ndim == 2:
+            return features[rows]
+        return features[rows, self._sampling.integers(features.shape[1], size=len(rows))]
 
 
-def _unit_gradient(plan: _Plan, parameters: list[nn.Parameter], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gradient of one unit's summed loss, float64, shape (parameters,)."""
-    # Copied, because torch aligns its own memory: BLAS may round differently at another alignment.
-    features = np.array(_views(plan, rows))
-    losses = plan.loss(plan.head(torch.tensor(features)), torch.tensor(plan.data.labels[rows]))
-    loss = (losses * _present(features)).sum()
-    gradients = torch.autograd.grad(loss, parameters)
-    return torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _DrawnSum:
+    """The sum of the clipped gradients of the units drawn for one step."""
+
+    gradients: _HeadGradients
+    drawn: NDArray[np.int64]
+
+    def on_grid(self, *, clipping_norm: float) -> NDArray[np.int64]:
+        total = np.zeros(self.gradients.dims, np.int64)
+        units_per_block = max(1, BLOCK_NUMBERS // len(total))
+        for first in range(0, len(self.drawn), units_per_block):
+            block = self.drawn[first : first + units_per_block]
+            total += grid_sum(np.stack([self.gradients.of_unit(unit) for unit in block]), clipping_norm=clipping_norm)
+        return total
+
+    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+        clipped = self.gradients.clipped(self.drawn, clipping_norm=charged.clipping_norm)
+        noisy: NDArray[np.float32] = torch.cat(
+            [gradient.flatten() for gradient in self.gradients.optimizer.noisy(clipped, noise=noise)]
+        ).numpy()
+        return noisy
 
 
-def _draw_units(num_units: int, sample_rate: float, sampling: Draws) -> NDArray[np.int64]:
-    """Poisson sampling: indices of the units that take part, ascending."""
-    if isinstance(sampling, SecureDraws):
-        return np.flatnonzero(sampling.taken(num_units, sample_rate=sample_rate))
-    return np.flatnonzero(sampling.random(num_units) < sample_rate) if sample_rate < 1 else np.arange(num_units)
+def _set_gradients(head: nn.Module, flat: Tensor) -> None:
+    parameters = list(head.parameters())
+    for parameter, part in zip(parameters, torch.split(flat, [one.numel() for one in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
-def _views(plan: _Plan, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Features of some images, shape (images, dims), each in a view drawn at random where there are several."""
-    features = plan.data.features
-    if features.ndim == 2:
-        return features[rows]
-    views = features.shape[1]
-    if isinstance(plan.sampling, SecureDraws):
-        chosen = (plan.sampling.words(len(rows)) % np.uint64(views)).astype(np.int64)
-    else:
-        chosen = plan.sampling.integers(views, size=len(rows))
-    return features[rows, chosen]
-
-
-def _add_public(plan: _Plan) -> None:
+def _add_public(head: nn.Module, public: PublicBatches, *, loss: Callable[[Tensor, Tensor], Tensor], sampling: Draws) -> None:
     """Add the mean gradient of a batch of public images to the private gradient, which has its noise already."""
-    public = plan.public
-    if public is None or public.weight == 0:
-        return
-    rows = _public_rows(len(public.labels), public.batch_size, plan.sampling)
-    losses = plan.loss(plan.head(torch.from_numpy(public.features[rows])), torch.from_numpy(public.labels[rows]))
-    parameters = list(plan.head.parameters())
+    rows = sampling.integers(len(public.labels), size=public.batch_size)
+    losses = loss(head(torch.from_numpy(public.features[rows])), torch.from_numpy(public.labels[rows]))
+    parameters = list(head.parameters())
     for parameter, gradient in zip(parameters, torch.autograd.grad(losses.mean(), parameters), strict=True):
         parameter.grad = gradient * public.weight if parameter.grad is None else parameter.grad + gradient * public.weight
-
-
-def _public_rows(count: int, size: int, sampling: Draws) -> NDArray[np.int64]:
-    """Rows of a public batch, with replacement."""
-    if isinstance(sampling, SecureDraws):
-        return (sampling.words(size) % np.uint64(count)).astype(np.int64)
-    return sampling.integers(count, size=size)
 
 
 def _present(features: NDArray[np.float32]) -> Tensor:

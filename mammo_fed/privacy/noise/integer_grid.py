@@ -18,7 +18,6 @@ Source: convolution of discrete Gaussians, Peikert, CRYPTO 2010, Thm 3.1; the di
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -29,7 +28,7 @@ from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.noise.clipping import clip_factors
 from mammo_fed.privacy.noise.discrete_gaussian import Words, discrete_gaussian
 
-__all__ = ["GRID_STEPS", "SecureDraws", "grid_sigma", "grid_sum", "noisy_release"]
+__all__ = ["GRID_STEPS", "grid_sigma", "grid_sum", "noisy_release"]
 
 # Grid steps in one clipping norm. Rounding moves a unit's coordinate by less than 1e-9 of the clipping norm; the squares of a
 # unit's coordinates sum to at most 2^60, and 2^31 units and the noise to less than 2^63.
@@ -39,29 +38,6 @@ SMALLEST_NORM: Final = 1e-100
 LARGEST_NORM: Final = 1e100
 # Variance, in squared grid steps, given up for the discreteness of the noise.
 ROUNDING_VARIANCE: Final = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class SecureDraws:
-    """Draws for releases on the grid, and for Poisson sampling, from random words.
-
-    Guarantee: that of its words: with the operating system's, no two draws of any process ever share randomness.
-
-    Attributes:
-      words: source of randomness; see mammo_fed.privacy.noise.discrete_gaussian.
-    """
-
-    words: Words
-
-    def gaussian(self, count: int, *, sigma: int) -> NDArray[np.int64]:
-        """Discrete Gaussian samples; see mammo_fed.privacy.noise.discrete_gaussian.discrete_gaussian."""
-        return discrete_gaussian(count, sigma=sigma, words=self.words)
-
-    def taken(self, num_units: int, *, sample_rate: float) -> NDArray[np.bool_]:
-        """Poisson sampling: whether each unit takes part, with probability floor(sample_rate * 2^64) / 2^64: never above."""
-        if sample_rate >= 1:
-            return np.ones(num_units, bool)
-        return self.words(num_units) < np.uint64(int(sample_rate * 2.0**64))
 
 
 def grid_sum(contributions: NDArray[np.float64], *, clipping_norm: float) -> NDArray[np.int64]:
@@ -94,7 +70,7 @@ def grid_sum(contributions: NDArray[np.float64], *, clipping_norm: float) -> NDA
         scaled = contributions * scales[:, None]
     scaled[~np.isfinite(norms)] = 0.0
     steps = scaled.astype(np.int64)
-    # The proof of the sensitivity: in integers, for each unit by itself. The margin of the factors keeps it from ever biting.
+    # The proof of the sensitivity: in integers, for each unit alone. The margin of the factors keeps it from ever biting.
     steps[np.einsum("ij,ij->i", steps, steps) > GRID_STEPS * GRID_STEPS] = 0
     total: NDArray[np.int64] = steps.sum(axis=0)
     return total
@@ -109,7 +85,7 @@ def grid_sigma(noise_multiplier: float) -> int:
     return 1 + math.isqrt(paid * paid + ROUNDING_VARIANCE)
 
 
-def noisy_release(total: NDArray[np.int64], *, charged: PrivacyEvent, draws: SecureDraws) -> NDArray[np.float64]:
+def noisy_release(total: NDArray[np.int64], *, charged: PrivacyEvent, words: Words) -> NDArray[np.float64]:
     """Add noise to a sum on the grid and leave the grid.
 
     Guarantee: at least as private as the continuous Gaussian mechanism with sensitivity `charged.clipping_norm` and noise
@@ -119,11 +95,11 @@ def noisy_release(total: NDArray[np.int64], *, charged: PrivacyEvent, draws: Sec
     Args:
       total: int64, shape (dims,), from grid_sum.
       charged: the event that was reserved.
-      draws: for this release alone.
+      words: source of randomness.
 
     Returns:
       float64, shape (dims,), in units of the contributions.
     """
     if charged.noise_multiplier > 0:
-        total = total + draws.gaussian(len(total), sigma=grid_sigma(charged.noise_multiplier))
+        total = total + discrete_gaussian(len(total), sigma=grid_sigma(charged.noise_multiplier), words=words)
     return total.astype(np.float64) * (charged.clipping_norm / GRID_STEPS)
