@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from mammo_fed.audit.adversaries import Question, evidence
 from mammo_fed.audit.canaries import CANARIES, place_canary
-from mammo_fed.audit.gate import Silence
+from mammo_fed.audit.gate import noiseless
 from mammo_fed.audit.subject import Mechanism, sensitivity
 from mammo_fed.audit.trials import run_trial
 from mammo_fed.errors import InvalidSetting
@@ -22,7 +22,7 @@ class Silent(NoiseSource):
     """A source without noise."""
 
     def draws(self, mode, *, site, round_index, purpose):
-        return Silence()
+        return noiseless("float")
 
 
 def silent_trial(subject, data, canary):
@@ -94,7 +94,7 @@ def test_forecasts_are_what_the_site_answers_without_noise(make_subject, kind):
     asked, messages = next(play), 0
     while True:
         if asked.steps is None:
-            reply = release_mean(canary.present, charged=subject.schedule.mean_event, noise=Silence())
+            reply = release_mean(canary.present, charged=subject.schedule.mean_event, noise=noiseless("float"))
         else:
             reply = train_head(
                 canary.present,
@@ -104,8 +104,8 @@ def test_forecasts_are_what_the_site_answers_without_noise(make_subject, kind):
                 steps=asked.steps,
                 charged=subject.schedule.step_event,
                 closed_form=True,
-                noise=Silence(),
-                sampling=Silence(),
+                noise=noiseless("float"),
+                sampling=noiseless("float"),
             )
         np.testing.assert_allclose(reply, asked.absent + asked.shift, rtol=1e-4, atol=1e-4)
         messages += 1

@@ -36,7 +36,7 @@ def noisy(usual: FederationSettings) -> FederationSettings:
 
 
 def draws(seed: int | None):
-    return NoiseSource(injected_seed=seed).secure(site="server", round_index=1, purpose="test")
+    return NoiseSource(injected_seed=seed).on_grid(site="server", round_index=1, purpose="test")
 
 
 def event(noise_multiplier: float, *, steps: int) -> PrivacyEvent:

@@ -29,11 +29,11 @@ from mammo_fed.privacy.noise.integer_grid import (
     GRID_STEPS,
     MOST_UNITS,
     ROUNDING_VARIANCE,
-    SecureDraws,
     grid_sigma,
     grid_sum,
     noisy_release,
 )
+from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
 from mammo_fed.settings.compose import compose_settings
 
 CLIP = 0.5
@@ -261,7 +261,7 @@ def test_a_clipping_norm_that_leaves_no_grid_is_refused(clipping_norm):
 
 def test_noise_beyond_the_grid_is_refused():
     with pytest.raises(InvalidSetting, match="sigma="):
-        noisy_release(np.zeros(2, np.int64), charged=event(noise_multiplier=1e8), draws=SecureDraws(words=seeded()))
+        noisy_release(np.zeros(2, np.int64), charged=event(noise_multiplier=1e8), words=seeded())
 
 
 # Releases
@@ -303,7 +303,7 @@ def poisson_release(features, labels, units, *, noise, kind="linear", **changes)
         optimizer="sgd",
         proximal=0.1,
         noise=noise,
-        sampling=SecureDraws(words=seeded(9)),
+        sampling=GridDraws(words=seeded(9)),
     )
     return flatten(head)
 
@@ -322,10 +322,10 @@ def test_a_release_is_the_same_bit_for_bit_whatever_the_order_of_the_units(relea
     renamed = np.random.default_rng(seed + 100).permutation(units.max() + 1)[units]
     # Rows move with their unit; images of one unit keep their order among themselves.
     order = np.argsort(renamed, kind="stable")
-    first = release(features, labels, units, noise=SecureDraws(words=seeded(seed)))
-    again = release(features[order], labels[order], renamed[order], noise=SecureDraws(words=seeded(seed)))
+    first = release(features, labels, units, noise=GridDraws(words=seeded(seed)))
+    again = release(features[order], labels[order], renamed[order], noise=GridDraws(words=seeded(seed)))
     np.testing.assert_array_equal(first, again)
-    other = release(features, labels, units, noise=SecureDraws(words=seeded(seed + 1)))
+    other = release(features, labels, units, noise=GridDraws(words=seeded(seed + 1)))
     assert (first != other).any()
 
 
@@ -364,23 +364,25 @@ def test_without_noise_the_grid_moves_the_gradient_sum_by_less_than_a_step_per_u
 @pytest.mark.parametrize("clipping_norm", [0.05, 50.0])
 def test_without_noise_secure_and_float_releases_agree(release, clipping_norm):
     changes = {"noise_multiplier": 0.0, "clipping_norm": clipping_norm}
-    secure = release(*cohort(), noise=SecureDraws(words=seeded()), **changes)
-    in_float = release(*cohort(), noise=np.random.default_rng(0), **changes)
+    secure = release(*cohort(), noise=GridDraws(words=seeded()), **changes)
+    in_float = release(*cohort(), noise=FloatDraws(generator=np.random.default_rng(0)), **changes)
     np.testing.assert_allclose(secure, in_float, rtol=1e-4, atol=2e-5)
 
 
 def test_poisson_draws_keep_to_the_rate_and_never_round_it_up():
-    draws = SecureDraws(words=seeded())
+    draws = GridDraws(words=seeded())
     rate = 0.1
-    assert draws.taken(200_000, sample_rate=rate).mean() == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 200_000))
-    assert draws.taken(5, sample_rate=1.0).all()
+    assert len(draws.poisson_sample(200_000, sample_rate=rate)) / 200_000 == pytest.approx(
+        rate, abs=4 * math.sqrt(rate * (1 - rate) / 200_000)
+    )
+    assert draws.poisson_sample(5, sample_rate=1.0).tolist() == [0, 1, 2, 3, 4]
     for rate in (0.1, 1 / 3, 2.0**-70, math.nextafter(1, 0)):
         threshold = math.floor(Fraction(rate) * 2**64)
-        at_the_edge = SecureDraws(words=lambda count, word=threshold: np.full(count, word, np.uint64))
-        assert not at_the_edge.taken(1, sample_rate=rate).any()
+        at_the_edge = GridDraws(words=lambda count, word=threshold: np.full(count, word, np.uint64))
+        assert len(at_the_edge.poisson_sample(1, sample_rate=rate)) == 0
         if threshold:
-            below = SecureDraws(words=lambda count, word=threshold - 1: np.full(count, word, np.uint64))
-            assert below.taken(1, sample_rate=rate).all()
+            below = GridDraws(words=lambda count, word=threshold - 1: np.full(count, word, np.uint64))
+            assert len(below.poisson_sample(1, sample_rate=rate)) == 1
 
 
 def test_the_setting_is_secure_by_default_and_knows_no_third_kind():

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
+from mammo_fed.audit.gate import HOSTILE, largest_move, noiseless
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.full_batch import LogisticData, clipped_logistic_sum, private_descent, private_mean
 from mammo_fed.privacy.mechanisms.logistic_gradients import unit_gradients
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
-from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, SecureDraws, grid_sum
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sum
+from mammo_fed.privacy.noise.source import FloatDraws
 
 DIMS = 6
 SLACK = 1 + 1e-5
@@ -24,7 +24,7 @@ NOISES = ["secure", "float"]
 
 def silent(noise):
     """Draws that add nothing: in floating point by their own silence, on the grid together with a multiplier of zero."""
-    return Silence() if noise == "float" else SecureDraws(words=operating_system_words)
+    return noiseless(noise)
 
 
 def event(*, mechanism="gradient", unit="patient", clipping_norm=0.5, noise="float"):
@@ -81,7 +81,7 @@ def poisson(unit, clipping_norm, scale, kind, noise="float"):
             optimizer="sgd",
             proximal=0.0,
             noise=silent(noise),
-            sampling=np.random.default_rng(0),
+            sampling=FloatDraws(generator=np.random.default_rng(0)),
         )
         return start - flatten(head)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mammo_fed.audit.gate import Silence
+from mammo_fed.audit.gate import noiseless
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
@@ -21,7 +21,7 @@ from mammo_fed.privacy.mechanisms.full_batch import (
     private_mean,
 )
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
-from mammo_fed.privacy.noise.integer_grid import SecureDraws
+from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
 
 EVENT = PrivacyEvent(
     mechanism="gradient",
@@ -37,13 +37,17 @@ MEAN = dataclasses.replace(EVENT, mechanism="mean", clipping_norm=1.0)
 
 def draws(noise, seed):
     """Repeatable draws of either kind."""
-    return np.random.default_rng(seed) if noise == "float" else SecureDraws(words=np.random.PCG64DXSM(seed).random_raw)
+    return (
+        FloatDraws(generator=np.random.default_rng(seed))
+        if noise == "float"
+        else GridDraws(words=np.random.PCG64DXSM(seed).random_raw)
+    )
 
 
 def silent(noise, charged):
     """Draws that add nothing, and the event to go with them."""
     if noise == "float":
-        return Silence(), charged
+        return noiseless("float"), charged
     return draws(noise, 0), dataclasses.replace(charged, noise_multiplier=0.0)
 
 
@@ -63,8 +67,8 @@ def poisson_moves(features, labels, units, start, charged, **changes):
         "weight_decay": 0.0,
         "optimizer": "sgd",
         "proximal": 0.0,
-        "noise": Silence(),
-        "sampling": np.random.default_rng(5),
+        "noise": noiseless("float"),
+        "sampling": FloatDraws(generator=np.random.default_rng(5)),
     } | changes
     poisson_steps(
         head,
@@ -202,7 +206,7 @@ def test_property_factors_bring_every_norm_to_the_clip_and_drop_what_is_not_fini
 def test_a_gradient_event_is_refused_for_a_mean_and_the_other_way_round():
     features, labels, units = small_cohort()
     with pytest.raises(InvalidSetting, match="must be one full-batch step on a mean"):
-        private_mean(features, units, charged=EVENT, public_count=1, noise=Silence())
+        private_mean(features, units, charged=EVENT, public_count=1, noise=noiseless("float"))
     data = LogisticData.build(features, labels, units, bias_scale=0.2)
     with pytest.raises(InvalidSetting, match="must be full-batch gradient steps"):
         private_descent(
@@ -212,7 +216,7 @@ def test_a_gradient_event_is_refused_for_a_mean_and_the_other_way_round():
             public_count=1,
             learning_rate=1.0,
             proximal=0.0,
-            noise=Silence(),
+            noise=noiseless("float"),
         )
 
 
@@ -220,7 +224,7 @@ def test_a_gradient_event_is_refused_for_a_mean_and_the_other_way_round():
 def test_a_public_count_below_one_is_refused(count):
     features, _, units = small_cohort()
     with pytest.raises(InvalidSetting, match=r"public_count=.* must be at least 1; check the site's policy"):
-        private_mean(features, units, charged=MEAN, public_count=count, noise=Silence())
+        private_mean(features, units, charged=MEAN, public_count=count, noise=noiseless("float"))
 
 
 def test_events_survive_json_and_bad_ones_are_named():

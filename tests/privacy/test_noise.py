@@ -119,5 +119,5 @@ def test_noise_and_sampling_never_share_their_draws(mode):
         if mode == "secure":
             first, second = noise.words(50), sampling.words(50)
         else:
-            first, second = noise.random(50), sampling.random(50)
+            first, second = noise.generator.random(50), sampling.generator.random(50)
         assert not set(first.tolist()) & set(second.tolist())

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
+from mammo_fed.audit.gate import HOSTILE, largest_move, noiseless
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, PublicBatches, poisson_steps
 from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
-from mammo_fed.privacy.noise.integer_grid import SecureDraws
+from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
 
 DIMS = 6
 NOISES = ["secure", "float"]
@@ -17,7 +17,7 @@ KINDS = ["linear", "mlp"]
 
 
 def silent(noise):
-    return Silence() if noise == "float" else SecureDraws(words=operating_system_words)
+    return noiseless(noise)
 
 
 def event(*, unit="image", clipping_norm=0.5, steps=1, sample_rate=1.0, multiplier=1.0):
@@ -99,7 +99,7 @@ def test_gate_public_images_add_no_sensitivity(noise, unit, kind, scale):
             data,
             charged=quiet_event(noise, unit=unit),
             noise=silent(noise),
-            sampling=np.random.default_rng(0),
+            sampling=FloatDraws(generator=np.random.default_rng(0)),
             public=public_images(weight=3.0),
         )
 
@@ -117,7 +117,12 @@ def test_without_patients_a_step_is_the_weighted_mean_gradient_of_a_public_batch
     public, head = public_images(weight=weight), head_of(kind, scale=0.3)
     start = flatten(head)
     moved = take(
-        head, no_patients(), charged=quiet_event(noise), noise=silent(noise), sampling=np.random.default_rng(2), public=public
+        head,
+        no_patients(),
+        charged=quiet_event(noise),
+        noise=silent(noise),
+        sampling=FloatDraws(generator=np.random.default_rng(2)),
+        public=public,
     )
     rows = np.random.default_rng(2).integers(len(public.labels), size=public.batch_size)
     fresh = head_of(kind, scale=0.3)
@@ -132,16 +137,16 @@ def test_without_patients_a_step_is_the_weighted_mean_gradient_of_a_public_batch
 def test_the_noise_does_not_depend_on_the_weight_of_public_images(noise):
     def drawn(public):
         draws = (
-            np.random.default_rng(1)
+            FloatDraws(generator=np.random.default_rng(1))
             if noise == "float"
-            else SecureDraws(words=lambda count: words.integers(2**64, size=count, dtype=np.uint64))
+            else GridDraws(words=lambda count: words.integers(2**64, size=count, dtype=np.uint64))
         )
         return take(
             head_of(),
             no_patients(),
             charged=event(multiplier=2.0),
             noise=draws,
-            sampling=np.random.default_rng(2),
+            sampling=FloatDraws(generator=np.random.default_rng(2)),
             public=public,
         )
 
@@ -166,7 +171,9 @@ def seen_views(noise, *, images, views, seed):
         data,
         charged=quiet_event(noise, clipping_norm=10.0, sample_rate=0.5),
         noise=silent(noise),
-        sampling=np.random.default_rng(seed) if noise == "float" else SecureDraws(words=operating_system_words),
+        sampling=FloatDraws(generator=np.random.default_rng(seed))
+        if noise == "float"
+        else GridDraws(words=operating_system_words),
     )
     used = np.abs(moved[:dims].reshape(images, views)) > 1e-3
     assert used.sum(1).max() <= 1
@@ -187,7 +194,12 @@ def test_views_that_are_alike_give_the_steps_of_one_view():
     stacked = PoissonData(features=np.repeat(data.features[:, None], 4, axis=1), labels=data.labels, units=data.units)
     flats = [
         take(
-            head_of(scale=0.3), one, charged=event(steps=1), noise=Silence(), sampling=np.random.default_rng(0), public_count=30
+            head_of(scale=0.3),
+            one,
+            charged=event(steps=1),
+            noise=noiseless("float"),
+            sampling=FloatDraws(generator=np.random.default_rng(0)),
+            public_count=30,
         )
         for one in (data, stacked)
     ]
@@ -197,7 +209,7 @@ def test_views_that_are_alike_give_the_steps_of_one_view():
 def rounds(lengths, *, optimizer, state, kind="mlp", rates=None, sampling=11):
     """A head trained in rounds of `lengths` steps, with one generator for noise and one for sampling throughout."""
     head, data = head_of(kind, scale=0.3), cohort()
-    noise, draws = np.random.default_rng(10), np.random.default_rng(sampling)
+    noise, draws = FloatDraws(generator=np.random.default_rng(10)), FloatDraws(generator=np.random.default_rng(sampling))
     for steps, rate in zip(lengths, rates or [0.05] * len(lengths), strict=True):
         take(
             head,

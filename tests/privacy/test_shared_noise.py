@@ -16,7 +16,8 @@ from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
 from mammo_fed.privacy.ledger.rules import schedule_unit
 from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE, SecureDraws, grid_sigma
+from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE, grid_sigma
+from mammo_fed.privacy.noise.source import GridDraws
 from mammo_fed.privacy.schedule import plan_schedule
 from mammo_fed.privacy.shared_noise import (
     adversary_epsilons,
@@ -31,7 +32,7 @@ from mammo_fed.training.local import SiteFeatures, gradient_share, mean_share
 
 DIMS = 6
 DELTA = 1e-4
-OS = SecureDraws(words=operating_system_words)
+OS = GridDraws(words=operating_system_words)
 
 
 def event(*, noise=1.0, shares=1, mechanism="gradient", unit="patient"):
@@ -48,7 +49,7 @@ def event(*, noise=1.0, shares=1, mechanism="gradient", unit="patient"):
 
 
 def seeded(seed):
-    return SecureDraws(words=np.random.PCG64DXSM(seed).random_raw)
+    return GridDraws(words=np.random.PCG64DXSM(seed).random_raw)
 
 
 @pytest.fixture(scope="module")

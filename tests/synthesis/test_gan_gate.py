@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mammo_fed.audit.gate import HOSTILE, Silence, largest_move
+from mammo_fed.audit.gate import HOSTILE, largest_move, noiseless
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
-from mammo_fed.privacy.noise.integer_grid import SecureDraws
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.synthesis.adversarial import Adversaries, real_loss
 from mammo_fed.synthesis.real_gradients import RealImages, private_gradients
@@ -35,7 +33,7 @@ class Quiet(NoiseSource):
     """Draws that add nothing; everybody takes part."""
 
     def draws(self, mode, *, site, round_index, purpose):
-        return Silence() if mode == "float" else SecureDraws(words=operating_system_words)
+        return noiseless(mode)
 
 
 def release_of(settings, unit, mode, *, gradients=private_gradients):

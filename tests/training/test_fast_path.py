@@ -8,14 +8,14 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
-from mammo_fed.audit.gate import Silence
+from mammo_fed.audit.gate import noiseless
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.models.backbones import Backbone, BackboneSpec
 from mammo_fed.models.features import Extractor, ExtractorSpec
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
-from mammo_fed.privacy.noise.integer_grid import SecureDraws
+from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
 
 NETWORK = BackboneSpec(name="tf_efficientnet_lite0", weights="none", tap=4)
 SIZE, IMAGES, DIMS, SEED = 64, 24, 320, 11
@@ -107,20 +107,19 @@ class Setting:
 
 def sampling_of(noise):
     """Sampling draws of either kind, the same at every call."""
-    return np.random.default_rng(SEED) if noise == "float" else SecureDraws(words=np.random.PCG64DXSM(SEED).random_raw)
+    return (
+        FloatDraws(generator=np.random.default_rng(SEED))
+        if noise == "float"
+        else GridDraws(words=np.random.PCG64DXSM(SEED).random_raw)
+    )
 
 
 def draw(setting, sampling):
     """Rows and views of one step, drawn as poisson_steps draws them: units first, then a view for each of their images."""
     num_units = int(setting.units.max()) + 1
-    if isinstance(sampling, SecureDraws):
-        taken = sampling.words(num_units) < np.uint64(int(setting.sample_rate * 2.0**64))
-    else:
-        taken = sampling.random(num_units) < setting.sample_rate
-    rows = np.flatnonzero(taken[setting.units])
-    words = sampling.words(len(rows)) if isinstance(sampling, SecureDraws) else None
-    views = sampling.integers(4, size=len(rows)) if words is None else (words % np.uint64(4)).astype(int)
-    return rows, views
+    taken = sampling.poisson_sample(num_units, sample_rate=setting.sample_rate)
+    rows = np.flatnonzero(np.isin(setting.units, taken))
+    return rows, sampling.integers(4, size=len(rows))
 
 
 def fast(setting, patches, noise="float", features=None):
@@ -136,7 +135,7 @@ def fast(setting, patches, noise="float", features=None):
         weight_decay=1e-8 if setting.optimizer == "adamw" else 0.0,
         optimizer=setting.optimizer,
         proximal=0.0,
-        noise=Silence() if noise == "float" else SecureDraws(words=np.random.PCG64DXSM(0).random_raw),
+        noise=noiseless(noise),
         sampling=sampling_of(noise),
     )
     return head, np.concatenate([parameter.grad.numpy().ravel() for parameter in head.parameters()])
@@ -243,7 +242,7 @@ def test_every_step_draws_each_image_one_of_the_four_flips_alike_and_anew(noise)
             weight_decay=0.0,
             optimizer="sgd",
             proximal=0.0,
-            noise=Silence() if noise == "float" else SecureDraws(words=np.random.PCG64DXSM(0).random_raw),
+            noise=noiseless(noise),
             sampling=sampling,
         )
         moved = flatten(head)[:4].astype(np.float64)
