@@ -36,7 +36,7 @@ def one_round(grid: InProcessGrid) -> Callable[..., NDArray[np.float32]]:
     ) -> NDArray[np.float32]:
         flat = np.zeros(updates.shape[1], np.float32) if flat is None else flat
         nodes = sorted(grid.get_node_ids())[: len(updates)]
-        asked = aggregator.configure(grid, nodes, round_index=index, flat=flat, config=ConfigRecord({}))
+        asked = aggregator.configure(grid, nodes, round_index=index, parameters=flat, config=ConfigRecord({}))
         replies = [
             Message(
                 RecordDict(

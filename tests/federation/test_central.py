@@ -141,7 +141,7 @@ def test_a_resumed_run_goes_on_with_everything_it_has_released(noisy, one_round)
 def test_a_round_that_is_asked_for_twice_is_priced_once(noisy, one_round, grid):
     aggregator = Aggregator(noisy, noise_seed=5)
     nodes = sorted(grid.get_node_ids())
-    aggregator.configure(grid, nodes, round_index=1, flat=np.zeros(3, np.float32), config=ConfigRecord({}))
+    aggregator.configure(grid, nodes, round_index=1, parameters=np.zeros(3, np.float32), config=ConfigRecord({}))
     one_round(aggregator, np.zeros((SITES, 3)))
     once = Aggregator(noisy, noise_seed=5)
     one_round(once, np.zeros((SITES, 3)))

@@ -13,7 +13,7 @@ from mammo_fed.federation.protocol.messages import Reply
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.reporting.record.statements import REJECTIONS, RejectionReason, warning_sentences
-from mammo_fed.server.rounds.budget import TURNED_AWAY, BudgetView
+from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView
 from mammo_fed.server.rounds.reply_checks import declaration_fault
 from mammo_fed.settings.compose import compose_settings
 
@@ -127,12 +127,12 @@ def test_releases_that_were_not_asked_for_are_noticed():
     assert fault(declaration, shared) == "schedule"
 
 
-def test_a_site_that_is_turned_away_takes_no_part_and_is_remembered_with_the_reason():
+def test_a_site_that_is_excluded_takes_no_part_and_is_remembered_with_the_reason():
     declaration = declaration_of()
     view = BudgetView(delta=1e-4, accountant="pld")
-    view.turn_away(answer(declaration), reason="noise")
+    view.exclude(answer(declaration), reason="noise")
     assert view.active == ()
-    assert view.sites["north"].reason == TURNED_AWAY
+    assert view.sites["north"].reason == EXCLUDED
     again = BudgetView(delta=1e-4, accountant="pld")
     again.restore(view.as_dict())
     assert again.sites["north"].rejected == [(-1, "noise")]

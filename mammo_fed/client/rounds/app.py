@@ -9,11 +9,12 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from mammo_fed.client.rounds.site import DECLARATION_ROUND, Site, open_site
+from mammo_fed.client.rounds.site import Site, open_site
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
 from mammo_fed.federation.protocol.messages import Reason, Reply, pack_reply, read_declaration, read_task
 from mammo_fed.federation.protocol.secure_messages import Answer, pack_answer, read_parcels, read_question
+from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 
 __all__ = ["app"]
 

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from mammo_fed.federation.protocol.messages import Reply
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.secure_messages import Answer, Question
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
-from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
+from mammo_fed.federation.protocol.task import DECLARATION_ROUND, Declaration, RoundTask, task_hash
 from mammo_fed.federation.secure_aggregation.double_masks import Parcel, secure_task_hash
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, denormals_flushed
@@ -44,8 +43,6 @@ from mammo_fed.training.local import SiteFeatures
 __all__ = ["Site", "open_site"]
 
 logger = logging.getLogger(__name__)
-
-DECLARATION_ROUND: Final = -1
 
 
 class Site:

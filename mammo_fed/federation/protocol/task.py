@@ -17,7 +17,11 @@ from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.settings import ModelSettings
 
-__all__ = ["Declaration", "RoundTask", "task_hash"]
+__all__ = ["DECLARATION_ROUND", "NOT_STARTED", "Declaration", "RoundTask", "task_hash"]
+
+# Where a round's number is asked for: of a run that nobody has heard of, and of its declaration. 0 is the private mean.
+NOT_STARTED: Final = -2
+DECLARATION_ROUND: Final = -1
 
 # Clipping norms that a site accepts.
 CLIPS: Final = (1e-3, 1e3)

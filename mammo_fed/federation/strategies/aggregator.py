@@ -77,7 +77,7 @@ class _Chosen(Grid):
 class Aggregator:
     """Configures and aggregates rounds with one of Flower's strategies.
 
-    Guarantee: post-processing of what sites released; weights are public numbers.
+    Guarantee: post-processing of what sites released; weights are public numbers of images.
     """
 
     def __init__(self, settings: FederationSettings, *, noise_seed: int | None = None) -> None:
@@ -113,11 +113,11 @@ class Aggregator:
         return self._left_out
 
     def configure(
-        self, grid: Grid, nodes: Sequence[int], *, round_index: int, flat: NDArray[np.float32], config: ConfigRecord
+        self, grid: Grid, nodes: Sequence[int], *, round_index: int, parameters: NDArray[np.float32], config: ConfigRecord
     ) -> list[Message]:
         """The messages of a round to `nodes`, in their order."""
         strategy = self._mean if round_index == 0 else self._train
-        return list(strategy.configure_train(round_index, pack_array(flat), config, _Chosen(grid, nodes)))
+        return list(strategy.configure_train(round_index, pack_array(parameters), config, _Chosen(grid, nodes)))
 
     def aggregate(self, round_index: int, replies: Sequence[Message]) -> NDArray[np.float32]:
         """Aggregate valid replies (never none of them) to one flat float32 array.
@@ -134,17 +134,17 @@ class Aggregator:
         return flat_array(arrays)
 
     def take_average(
-        self, round_index: int, average: NDArray[np.float32], *, weight: int, asked: Message
+        self, round_index: int, average: NDArray[np.float32], *, public_images: int, asked: Message
     ) -> NDArray[np.float32]:
         """Aggregate the average over all sites, where no single update is known, as if one site had sent it.
 
         Args:
           round_index: of the round.
           average: float32, flat: the sites' weighted average of what they would have sent.
-          weight: sum of the sites' public weights.
+          public_images: of the sites together.
           asked: one of the messages of the round, from `configure`.
         """
-        content = RecordDict({ARRAYS: pack_array(average), METRICS: MetricRecord({WEIGHT: weight})})
+        content = RecordDict({ARRAYS: pack_array(average), METRICS: MetricRecord({WEIGHT: public_images})})
         return self.aggregate(round_index, [Message(content, reply_to=asked)])
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -34,7 +34,7 @@ from mammo_fed.reporting.record.record import (
 )
 from mammo_fed.reporting.record.statements import site_level_sentence, synthetic_sentence
 from mammo_fed.server.rounds.admission import Traffic
-from mammo_fed.server.rounds.budget import TURNED_AWAY, BudgetView, SiteSpending
+from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView, SiteSpending
 from mammo_fed.server.rounds.synthetic_overlap import Overlap, seen_by_generator
 from mammo_fed.settings import Settings
 
@@ -255,7 +255,7 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         mechanism=_mechanism(outcome),
         budget_left=spending.budget_left,
         rounds=spending.rounds,
-        refused=spending.reason not in ("", TURNED_AWAY),
+        refused=spending.reason not in ("", EXCLUDED),
         patient_epsilon_account=outcome.budget.patient_epsilon_account(spending.site),
         cap_epsilon=spending.cap_epsilon,
         cap_delta=spending.cap_delta,

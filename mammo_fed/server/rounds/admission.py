@@ -84,7 +84,7 @@ class Admission:
         """
         deadline, poll = time.monotonic() + timeout, FIRST_POLL_SECONDS
         while True:
-            self.welcome()
+            self.poll_joins()
             if len(self._asked) >= needed and not self._delivery.open:
                 return
             if time.monotonic() > deadline:
@@ -95,7 +95,7 @@ class Admission:
             raise RunFailed(f"{len(self._asked)} of {needed} sites came within {timeout:g} s; start the others")
         logger.warning("%d sites have not answered the declaration; they can still join", len(self._delivery.open))
 
-    def welcome(self) -> None:
+    def poll_joins(self) -> None:
         """Ask whoever is new, and take in the answers that are there; waits for nobody."""
         new = [node for node in self._delivery.nodes() if node not in self._asked]
         if new:
@@ -151,7 +151,7 @@ class Admission:
         if wrong is not None:
             logger.warning("%s %s; it is left out", reply.site, wrong.text)
             if known is None or not known.events:
-                self._budget.turn_away(reply, reason=wrong.reason)
+                self._budget.exclude(reply, reason=wrong.reason)
             return
         if known is None or not known.events:
             self._budget.enter(reply)

@@ -9,16 +9,17 @@ from typing import Any, Final
 
 from mammo_fed.common.serialization import plain
 from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.shared_noise import Adversaries, adversary_epsilons
 from mammo_fed.reporting.record.sections import RejectionReason
 
-__all__ = ["TURNED_AWAY", "BudgetView", "SiteSpending"]
+__all__ = ["EXCLUDED", "BudgetView", "SiteSpending"]
 
 EVENTS: Final = ("declared", "events", "answered")
-# Stands where a site that takes no part gives its reason.
-TURNED_AWAY: Final = "turned away"
+# In place of a site's own reason, where the server excludes it.
+EXCLUDED: Final = "turned away"
 # The site and the server run the same accountant; what differs by more is a fault or a lie.
 TOLERANCE: Final = 1e-6
 
@@ -42,8 +43,8 @@ class SiteSpending:
       cap_epsilon, cap_delta: the site's own maximum for all runs on its patients.
       answered: events of the rounds with a readable reply.
       unanswered: rounds that are charged though no readable reply came.
-      rejected: rounds (-1 for the declaration) whose answer was left out, and why; the rounds are charged all the same.
-      reason: why it refused, "" if it never did; TURNED_AWAY if the server did.
+      rejected: rounds (DECLARATION_ROUND too) whose answer was left out, and why; the rounds are charged all the same.
+      reason: why it refused, "" if it never did; EXCLUDED if the server did.
       mismatches: rounds in which the site's figure was not the server's.
       ledger_head: what the site last said of where its ledger stood.
     """
@@ -120,7 +121,7 @@ class BudgetView:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Sites that take part: they have not refused, and were not turned away."""
+        """Sites that take part: they have not refused, and were not excluded."""
         return tuple(name for name, spending in self.sites.items() if not spending.reason)
 
     @property
@@ -162,11 +163,11 @@ class BudgetView:
         """Note that what a site sent in a round was left out, and why."""
         self._sites[site].rejected.append((round_index, reason))
 
-    def turn_away(self, reply: Reply, *, reason: RejectionReason) -> None:
+    def exclude(self, reply: Reply, *, reason: RejectionReason) -> None:
         """Note that a site takes no part, because what it declares is not what it was asked for."""
         self.enter(reply)
-        self._sites[reply.site].reason = TURNED_AWAY
-        self.reject(reply.site, round_index=-1, reason=reason)
+        self._sites[reply.site].reason = EXCLUDED
+        self.reject(reply.site, round_index=DECLARATION_ROUND, reason=reason)
 
     def spend(self, reply: Reply, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
         """Charge the declared `events` of a round that a site answered, and compare with what the site says."""

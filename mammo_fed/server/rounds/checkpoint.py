@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mammo_fed.errors import DataError, RunFailed
+from mammo_fed.federation.protocol.task import NOT_STARTED
 from mammo_fed.privacy.ledger.durable_files import sync_folder, write_durably
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
@@ -39,9 +40,9 @@ class Checkpoint:
 
     Attributes:
       declaration: canonical JSON of what was declared; holds the run's name.
-      round_done: -2 before the declaration, -1 after it, 0 after the private mean, then the round.
+      round_done: NOT_STARTED before the declaration, DECLARATION_ROUND after it, 0 after the private mean, then the round.
       round_begun: the last round whose tasks may have been sent; a round that may not be repeated is skipped by it.
-      initial: float32, the model at the start.
+      start: float32, the head that training starts from.
       centre: float32, the aggregated private mean.
       models: float32, the aggregated model after each round.
       optimizer: state of the server's optimizer.
@@ -49,9 +50,9 @@ class Checkpoint:
     """
 
     declaration: str
-    round_done: int = -2
-    round_begun: int = -2
-    initial: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    round_done: int = NOT_STARTED
+    round_begun: int = NOT_STARTED
+    start: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     models: tuple[NDArray[np.float32], ...] = ()
     optimizer: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class CheckpointFolder:
                 declaration=about["declaration"],
                 round_done=about["round_done"],
                 round_begun=about["round_begun"],
-                initial=arrays.pop("initial"),
+                start=arrays.pop("initial"),
                 centre=arrays.pop("centre"),
                 models=models,
                 optimizer=arrays,
@@ -149,7 +150,7 @@ class CheckpointFolder:
         }
         state = save(
             {
-                "initial": np.ascontiguousarray(checkpoint.initial),
+                "initial": np.ascontiguousarray(checkpoint.start),
                 "centre": np.ascontiguousarray(checkpoint.centre),
                 **{name: np.ascontiguousarray(array) for name, array in checkpoint.optimizer.items()},
             },

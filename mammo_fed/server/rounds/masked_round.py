@@ -1,23 +1,27 @@
-"""A round whose updates are added up under masks: from the round's messages to the average that a strategy takes in."""
+"""A round whose updates are added up under masks: from its task to the parameters that a strategy makes of the sum."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError
-from mammo_fed.federation.protocol.messages import Reply, read_reply, reason_of
-from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
+from mammo_fed.federation.protocol.messages import Reply, read_reply, reason_of, task_config
+from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.secure_aggregation.double_masks import Roster, secure_task_hash
 from mammo_fed.federation.secure_aggregation.opening import weighted_sum
+from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.privacy.shared_noise import release_of_sum
 from mammo_fed.server.rounds.admission import Admission, Traffic
 from mammo_fed.server.rounds.delivery import Delivery, Waiting
+from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask
 from mammo_fed.server.rounds.secure_sum import SecureSum
 from mammo_fed.settings import FederationSettings
 
@@ -32,28 +36,30 @@ def most_sites(declaration: Declaration) -> int:
 
 
 def average_of_sum(
-    total: NDArray[np.int64], task: RoundTask, flat: NDArray[np.float32], *, declaration: Declaration, weight: int
+    total: NDArray[np.int64], sent: SentTask, *, declaration: Declaration, public_images: int
 ) -> NDArray[np.float32]:
     """What the weighted average of the sites' updates would be, from their sum alone.
 
-    With masks the sum is that of weight * (update - sent model). With shared noise it is that of the clipped contributions,
-    and one step along it from the sent model is the average of the steps that the sites would take: they all start there.
+    With masks the sum is that of public images * (update - sent parameters). With shared noise it is that of the clipped
+    contributions, and one step along it from the sent parameters, where all sites start, is the average of the steps that they
+    would take.
 
     Args:
       total: int64, shape (length,).
-      task, flat: what the sites were sent.
+      sent: what the sites were sent.
       declaration: of the run.
-      weight: sum of the survivors' public weights.
+      public_images: of the survivors together.
 
     Returns:
       float32, shape (length,).
     """
+    task, parameters = sent.task, sent.parameters
     if declaration.aggregation == "masks":
-        average: NDArray[np.float32] = (flat + weighted_sum(total) / weight).astype(np.float32)
+        average: NDArray[np.float32] = (parameters + weighted_sum(total) / public_images).astype(np.float32)
         return average
     clipping_norm = declaration.mean_clipping_norm if task.kind == "mean" else declaration.clipping_norm
-    mean = release_of_sum(total, clipping_norm=clipping_norm) / weight
-    step = mean if task.kind == "mean" else flat - task.learning_rate * mean
+    mean = release_of_sum(total, clipping_norm=clipping_norm) / public_images
+    step = mean if task.kind == "mean" else parameters - task.learning_rate * mean
     return step.astype(np.float32)
 
 
@@ -63,66 +69,58 @@ class MaskedRound:
 
     Attributes:
       declaration, settings: of the run.
-      admission, delivery, traffic: to the sites.
-      accept: composes a reply's events and says whether its update may be added up, given the hash that it must answer.
-      longest: by a site's name, the largest norm that its update may have, were it seen.
-      answered: sites whose reply to the task was read; what they spent is composed.
-      sent: sites that were sent the task.
+      grid, admission, delivery, traffic: to the sites.
+      checks: charges replies and says whose update is added up.
+      aggregator: makes the messages and takes in the average.
       failure: why nothing was opened, or empty.
     """
 
     declaration: Declaration
     settings: FederationSettings
+    grid: Grid
     admission: Admission
     delivery: Delivery
     traffic: Traffic
-    accept: Callable[[Reply, str], bool]
-    longest: Callable[[str], float]
-    answered: set[str] = field(default_factory=set)
-    sent: tuple[str, ...] = ()
+    checks: ReplyChecks
+    aggregator: Aggregator
     failure: str = ""
+    _answered: set[str] = field(default_factory=set, init=False)
 
-    def run(
-        self,
-        task: RoundTask,
-        sites: Sequence[str],
-        content: RecordDict,
-        *,
-        flat: NDArray[np.float32],
-        centre: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], int] | None:
-        """The average and the weight of the sites behind it, or None where the sum was not opened.
+    def run(self, sent: SentTask, sites: Sequence[str]) -> NDArray[np.float32] | None:
+        """The aggregated parameters, or None where the sum was not opened; what the round cost is charged in both cases."""
+        started, index = time.perf_counter(), sent.task.round_index
+        messages = self.aggregator.configure(
+            self.grid,
+            [self.admission.node(site) for site in sites],
+            round_index=index,
+            parameters=sent.parameters,
+            config=task_config(sent.task, sent.centre),
+        )
 
-        Args:
-          task: of the round.
-          sites: whom to ask.
-          content: of the strategy's message: the task, the model and what else it sends.
-          flat, centre: what the task starts from.
-        """
-        plain_hash = task_hash(task, centre=centre, arrays=flat)
+        def accept(site: str, answer: RecordDict, roster: Roster, present: Sequence[str]) -> Reply | None:
+            return self._accept(site, answer, sent, secure_task_hash(sent.hash, roster, present))
 
-        def judge(site: str, answer: RecordDict, roster: Roster, present: Sequence[str]) -> Reply | None:
-            return self._judge(site, answer, secure_task_hash(plain_hash, roster, present), task.round_index)
-
-        total = SecureSum(exchange=self._exchange, judge=judge, terms=self.declaration.terms(task.round_index))
-        total.run(sites, dict(content))
-        self.sent, self.failure = total.sent, total.failure
-        self.traffic.bytes_down += total.bytes_down + (flat.nbytes + centre.nbytes) * len(total.sent)
+        total = SecureSum(exchange=self._exchange, accept=accept, terms=self.declaration.terms(index))
+        total.run(sites, dict(messages[0].content))
+        self.failure = total.failure
+        self.traffic.bytes_down += total.bytes_down + (sent.parameters.nbytes + sent.centre.nbytes) * len(total.sent)
         self.traffic.bytes_up += total.bytes_up + sum(reply.masked.nbytes for reply in total.replies.values())
+        self.checks.charge_unanswered(sent, sorted(set(total.sent) - self._answered))
         if total.total is None:
             return None
-        replies = total.replies
-        weight = sum(reply.weight for reply in replies.values())
-        average = average_of_sum(total.total, task, flat, declaration=self.declaration, weight=weight)
-        # No single update can be looked at; honest ones cannot have an average longer than this.
-        longest = sum(reply.weight * self.longest(site) for site, reply in replies.items()) / weight
-        length = float(np.linalg.norm(average.astype(np.float64) - flat))
-        if not length <= longest:
-            self.failure = f"the average has norm {length:.4g}, above {longest:.4g} that honest sites can reach"
+        public_images = sum(reply.weight for reply in total.replies.values())
+        average = average_of_sum(total.total, sent, declaration=self.declaration, public_images=public_images)
+        # No single update can be looked at; the average of honest ones is no longer than this.
+        max_norm = sum(reply.weight * self.checks.max_norm(site, sent) for site, reply in total.replies.items()) / public_images
+        norm = float(np.linalg.norm(average.astype(np.float64) - sent.parameters))
+        if not norm <= max_norm:
+            self.failure = f"the average has norm {norm:.4g}, above {max_norm:.4g} that honest sites can reach"
             return None
-        return average, weight
+        aggregated = self.aggregator.take_average(index, average, public_images=public_images, asked=messages[0])
+        self.traffic.seconds.append(time.perf_counter() - started)
+        return aggregated
 
-    def _judge(self, site: str, answer: RecordDict, under: str, round_index: int) -> Reply | None:
+    def _accept(self, site: str, answer: RecordDict, sent: SentTask, masked_hash: str) -> Reply | None:
         try:
             reply = read_reply(answer)
         except (DataError, ValueError) as error:
@@ -133,10 +131,10 @@ class MaskedRound:
             return None
         if reply.reason in ("task", "internal"):
             # It could not take part in this sum: it has not refused the run, and whatever it may have spent is charged.
-            logger.warning("%s cannot answer round %d: %s", site, round_index, reply.reason)
+            logger.warning("%s cannot answer round %d: %s", site, sent.task.round_index, reply.reason)
             return None
-        self.answered.add(site)
-        return reply if self.accept(reply, under) else None
+        self._answered.add(site)
+        return reply if self.checks.accept(reply, sent, masked_hash=masked_hash) else None
 
     def _exchange(self, contents: Mapping[str, RecordDict], message_type: str) -> dict[str, RecordDict]:
         """Send each site its content and wait as for any round; errors are logged and dropped."""

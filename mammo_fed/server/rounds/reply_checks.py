@@ -1,15 +1,21 @@
-"""Whether a site may take part, and its updates be added up: as declared, of this task, of the right shape and size."""
+"""Whether a site may take part, and its updates be added up: as declared, of this task, of the right shape and size.
+
+A round is charged in any case: what counts is what was declared, whatever a site answers and whether it answers at all.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import cached_property
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mammo_fed.errors import PrivacyRefused, RunFailed
 from mammo_fed.federation.protocol.messages import Reply
 from mammo_fed.federation.protocol.site_schedule import site_sample_rate
 from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
@@ -17,11 +23,11 @@ from mammo_fed.federation.protocol.update_bound import update_reach
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.reporting.record.sections import RejectionReason
-from mammo_fed.server.rounds.budget import SiteSpending
-from mammo_fed.settings import FederationSettings
+from mammo_fed.server.rounds.budget import BudgetView, SiteSpending
 
-__all__ = ["Rejection", "declaration_fault", "events_of", "judge", "longest_update"]
+__all__ = ["Rejection", "ReplyChecks", "SentTask", "declaration_fault", "events_of", "validate"]
 
+logger = logging.getLogger(__name__)
 
 # Site and server may run accountants of two versions; beyond that their plans are the same.
 LEAST_SPENT: Final = 0.98
@@ -39,6 +45,26 @@ class Rejection:
 
     reason: RejectionReason
     text: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SentTask:
+    """What the sites of a round are sent.
+
+    Attributes:
+      task: of the round.
+      parameters: float32, flat: the head, or zeros for the mean.
+      centre: float32, shape (dims,): the aggregated private mean, zeros before there is one.
+    """
+
+    task: RoundTask
+    parameters: NDArray[np.float32]
+    centre: NDArray[np.float32]
+
+    @cached_property
+    def hash(self) -> str:
+        """What an answer to this task names."""
+        return task_hash(self.task, centre=self.centre, arrays=self.parameters)
 
 
 def events_of(task: RoundTask, declared: Sequence[PrivacyEvent], *, local_steps: int) -> tuple[PrivacyEvent, ...]:
@@ -75,59 +101,111 @@ def declaration_fault(asked: Declaration, reply: Reply) -> Rejection | None:
     return None
 
 
-def longest_update(
-    settings: FederationSettings,
-    declaration: Declaration,
-    task: RoundTask,
-    expected: Sequence[PrivacyEvent],
+def validate(
+    reply: Reply,
+    sent: SentTask,
     *,
     site: SiteSpending,
-    flat: NDArray[np.float32],
-) -> float:
-    """Largest norm of a site's change of `flat` that is taken in: as set, or what the site's declared schedule can reach."""
-    if settings.max_update_norm != "auto":
-        return settings.max_update_norm
-    return update_reach(declaration, task, expected, images=site.images, patients=site.patients, flat=flat)
-
-
-def judge(
-    reply: Reply,
-    task: RoundTask,
-    *,
-    centre: NDArray[np.float32],
-    flat: NDArray[np.float32],
-    declared: SiteSpending,
-    expected: tuple[PrivacyEvent, ...],
-    longest: float = math.inf,
-    under: str = "",
+    expected: Sequence[PrivacyEvent],
+    max_norm: float,
+    masked_hash: str = "",
 ) -> Rejection | None:
     """Why an update is left out, or None if it may be added up.
 
     Args:
       reply: the site's, not a refusal.
-      task: of the round, sent with `centre` and the model `flat`.
-      declared: what the site said of itself when it took part.
+      sent: what it must answer.
+      site: what the site said of itself when it took part.
       expected: the events that the round spends.
-      longest: largest norm of a change of what was sent; see mammo_fed.federation.protocol.update_bound.
-      under: of a masked update, the hash of the task under the round's masks; nothing more can be seen of it than its length.
+      max_norm: largest norm of a change of what was sent; see mammo_fed.federation.protocol.update_bound.
+      masked_hash: of a masked update, the hash of the task under the round's masks; nothing more can be seen of the update than
+        its length.
     """
+    task, parameters = sent.task, sent.parameters
     number = task.round_index
-    if reply.events != expected:
+    if reply.events != tuple(expected):
         return Rejection(reason="events", text=f"reports undeclared events in round {number}")
-    if (reply.weight, reply.patients) != (declared.images, declared.patients):
+    if (reply.weight, reply.patients) != (site.images, site.patients):
         return Rejection(reason="size", text=f"changes its public size in round {number}")
-    wanted = under or task_hash(task, centre=centre, arrays=flat)
-    if (reply.run_id, reply.round_index, reply.task_hash) != (task.run_id, number, wanted):
+    if (reply.run_id, reply.round_index, reply.task_hash) != (task.run_id, number, masked_hash or sent.hash):
         return Rejection(reason="task", text=f"answers another task than round {number}")
-    if under:
-        if len(reply.arrays) or reply.masked.shape != flat.shape:
+    if masked_hash:
+        if len(reply.arrays) or reply.masked.shape != parameters.shape:
             return Rejection(reason="shape", text="sends a masked update of the wrong shape, or another one beside it")
         return None
-    if reply.arrays.shape != flat.shape:
+    if reply.arrays.shape != parameters.shape:
         return Rejection(reason="shape", text="sends an update of the wrong shape")
     if not np.isfinite(reply.arrays).all():
         return Rejection(reason="not_finite", text="sends an update that is not finite")
-    length = float(np.linalg.norm(reply.arrays.astype(np.float64) - flat))
-    if length > longest:
-        return Rejection(reason="norm", text=f"sends an update of norm {length:.4g} in round {number}, above {longest:.4g}")
+    norm = float(np.linalg.norm(reply.arrays.astype(np.float64) - parameters))
+    if norm > max_norm:
+        return Rejection(reason="norm", text=f"sends an update of norm {norm:.4g} in round {number}, above {max_norm:.4g}")
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyChecks:
+    """Charges what a round spends and says whose update may be added up.
+
+    Attributes:
+      declaration: of the run.
+      max_update_norm: as set, or "auto": what a site's declared schedule can reach.
+      budget: where rounds are charged and refusals and rejections noted.
+    """
+
+    declaration: Declaration
+    max_update_norm: float | Literal["auto"]
+    budget: BudgetView
+
+    def accept(self, reply: Reply, sent: SentTask, *, masked_hash: str = "") -> bool:
+        """Whether a reply's update may be added up; its events are charged in any case. `masked_hash`: see `validate`."""
+        number = sent.task.round_index
+        if reply.reason:
+            if reply.reason == "ledger":
+                # It may have failed after the round was charged there.
+                self.charge_unanswered(sent, [reply.site])
+            self.budget.refuse(reply)
+            logger.warning("%s refuses round %d: %s", reply.site, number, reply.reason)
+            return False
+        site, expected = self.budget.sites[reply.site], self._expected(reply.site, sent)
+        # What counts is what was declared: a site that says it spent less has not thereby spent less.
+        self.budget.spend(reply, round_index=number, events=expected)
+        max_norm = self.max_norm(reply.site, sent)
+        fault = validate(reply, sent, site=site, expected=expected, max_norm=max_norm, masked_hash=masked_hash)
+        if fault is not None:
+            logger.warning("%s %s; its update is left out", reply.site, fault.text)
+            self.budget.reject(reply.site, round_index=number, reason=fault.reason)
+        return fault is None
+
+    def max_norm(self, name: str, sent: SentTask) -> float:
+        """Largest norm of a site's change of what was sent that is taken in."""
+        if self.max_update_norm != "auto":
+            return self.max_update_norm
+        site, expected = self.budget.sites[name], self._expected(name, sent)
+        return update_reach(
+            self.declaration, sent.task, expected, images=site.images, patients=site.patients, flat=sent.parameters
+        )
+
+    def charge_unanswered(self, sent: SentTask, sites: Iterable[str]) -> None:
+        """Charge a round to sites that were sent its task and sent nothing readable back."""
+        number = sent.task.round_index
+        for site in sites:
+            logger.warning("%s sends no readable reply in round %d; the round is charged all the same", site, number)
+            self.budget.charge_unanswered(site, round_index=number, events=self._expected(site, sent))
+
+    def require_active(self, what: str) -> None:
+        """Check that a site is left for `what`.
+
+        Raises:
+          RunFailed: If no site answered the declaration.
+          PrivacyRefused: If every site refuses.
+        """
+        sites = self.budget.sites
+        if not sites:
+            raise RunFailed("no site answered the declaration; look at the sites' logs")
+        if not self.budget.active:
+            reasons = ", ".join(f"{name}: {spending.reason}" for name, spending in sites.items())
+            raise PrivacyRefused(f"every site refuses {what} ({reasons}); look at the sites' policies and ledgers")
+
+    def _expected(self, site: str, sent: SentTask) -> tuple[PrivacyEvent, ...]:
+        return events_of(sent.task, self.budget.sites[site].declared, local_steps=self.declaration.local_steps)

@@ -1,7 +1,7 @@
 """The server's part in a masked sum: it carries keys and sealed parcels between sites, and learns the sum of those that stay.
 
 A sum is tried once. Whatever fails on the way, nothing is opened, and nothing of it is used again: a later round has new keys,
-new masks and new noise, and is charged by itself.
+new masks and new noise, and is charged separately.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from mammo_fed.federation.protocol.secure_messages import (
 from mammo_fed.federation.secure_aggregation.double_masks import Member, Parcel, Roster, Terms, parcels_for
 from mammo_fed.federation.secure_aggregation.opening import open_sum, rebuilt_key, rebuilt_seed
 
-__all__ = ["Exchange", "Judge", "SecureSum"]
+__all__ = ["Accept", "Exchange", "SecureSum"]
 
 logger = logging.getLogger(__name__)
 
 Exchange: TypeAlias = Callable[[Mapping[str, RecordDict], str], Mapping[str, RecordDict]]
 """Sends each site its content as a message of a type; gives the contents that came back, by site."""
 
-Judge: TypeAlias = Callable[[str, RecordDict, Roster, Sequence[str]], Reply | None]
+Accept: TypeAlias = Callable[[str, RecordDict, Roster, Sequence[str]], Reply | None]
 """A site's reply to the task if its masked update may be added up, else None."""
 
 
@@ -50,7 +50,7 @@ class SecureSum:
     """One masked sum over a round's sites.
 
     Attributes:
-      exchange, judge: carry messages, and look at replies.
+      exchange, accept: carry messages, and validate replies.
       terms: of the sum.
       sent: sites that were sent the task: from then on the round may have cost them.
       replies: of the survivors.
@@ -60,7 +60,7 @@ class SecureSum:
     """
 
     exchange: Exchange
-    judge: Judge
+    accept: Accept
     terms: Terms
     sent: tuple[str, ...] = ()
     replies: dict[str, Reply] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class SecureSum:
         self.sent = present
         self.bytes_down += sum(map(size_of, contents.values()))
         for site, content in sorted(self.exchange(contents, MessageType.TRAIN).items()):
-            reply = self.judge(site, content, roster, present)
+            reply = self.accept(site, content, roster, present)
             if reply is not None:
                 self.replies[site] = reply
         self._require_enough(len(self.replies), "sent a masked update")
