@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.pages import markup
-from mammo_fed.reporting.pages.markup import Html
+from mammo_fed.reporting.pages.rendering import Figure, Table, render
 from mammo_fed.reporting.plots import plots
 from mammo_fed.reporting.plots.plots import TradeOffPoint
 from mammo_fed.reporting.record.record import Record, write_atomically
-from mammo_fed.reporting.record.statements import HOW_TO_READ, delta_text, epsilon_text, metric_text, set_title
+from mammo_fed.reporting.record.statements import delta_text, epsilon_text, metric_text, set_title
 
 __all__ = ["write_comparison_page"]
 
@@ -25,17 +24,12 @@ def write_comparison_page(path: Path, records: Sequence[Record]) -> Path:
     if not records:
         raise DataError("a comparison needs at least one run; name one or more run folders")
     names = list(dict.fromkeys(name for record in records for name in record.evaluation))
-    parts = [
-        Html(f'<header><h1>Comparison of runs</h1><p class="soft">mammo-fed, {len(records)} runs</p></header>'),
-        markup.section("Results", _table(records, names), *_trade_off(records, names)),
-        _guarantees(records),
-        markup.section("How to read this", markup.listing(HOW_TO_READ)),
-    ]
-    write_atomically(Path(path), markup.document("mammo-fed: comparison of runs", *parts))
+    page = render("comparison.html", records=records, results=_results(records, names), figures=_trade_off(records, names))
+    write_atomically(Path(path), page)
     return Path(path)
 
 
-def _table(records: Sequence[Record], names: Sequence[str]) -> Html:
+def _results(records: Sequence[Record], names: Sequence[str]) -> Table:
     head = ["Run", "Sites", "Unit", "ε this run", "δ", "Guarantee", *(f"AUROC {set_title(name)} [95 % CI]" for name in names)]
     rows = []
     for record in records:
@@ -52,10 +46,11 @@ def _table(records: Sequence[Record], names: Sequence[str]) -> Html:
                 *(metric_text(one.auroc, one.auroc_ci) if one else "not measured" for one in found),
             )
         )
-    return markup.table(head, rows, caption="ε is the largest over the sites of a run. Intervals resample whole patients.")
+    caption = "ε is the largest over the sites of a run. Intervals resample whole patients."
+    return Table(head=head, rows=rows, caption=caption)
 
 
-def _trade_off(records: Sequence[Record], names: Sequence[str]) -> list[Html]:
+def _trade_off(records: Sequence[Record], names: Sequence[str]) -> list[Figure]:
     series = {}
     for name in names:
         found = [(record.privacy.epsilon, record.evaluation[name]) for record in records if name in record.evaluation]
@@ -71,10 +66,4 @@ def _trade_off(records: Sequence[Record], names: Sequence[str]) -> list[Html]:
     caption = (
         "AUROC with its 95 % interval over epsilon. Runs whose noise was injected stand at the epsilon they were accounted."
     )
-    return [Html(f'<div class="plots">{markup.figure(plots.trade_off(series), caption)}</div>')]
-
-
-def _guarantees(records: Sequence[Record]) -> Html:
-    items = [markup.join([Html(f"<b>{markup.text(record.run_id)}</b>"), record.privacy.guarantee], ": ") for record in records]
-    note = "Runs on the same patients add up: what several of these runs cost together is more than what each costs alone."
-    return markup.section("Guarantees", markup.listing(items), markup.paragraph(note, kind="soft"))
+    return [Figure(svg=plots.trade_off(series), caption=caption)]

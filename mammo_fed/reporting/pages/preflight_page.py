@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +12,9 @@ from PIL import Image
 from mammo_fed.common.private_files import write_private
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.preflight import Finding, count_text
-from mammo_fed.reporting.pages import markup
-from mammo_fed.reporting.pages.markup import Html
-from mammo_fed.reporting.plots.svg import SERIES, draw
+from mammo_fed.reporting.pages.pictures import Picture, picture
+from mammo_fed.reporting.pages.rendering import Figure, Table, render
+from mammo_fed.reporting.plots.svg import SERIES, Svg, draw
 
 __all__ = ["write_preflight_page"]
 
@@ -24,9 +22,6 @@ SHEET_COLUMNS: Final = 10
 SHEET_ROWS: Final = 6
 THUMB_PIXELS: Final = 96
 BINS: Final = 64
-NOT_TO_BE_SHARED: Final = (
-    "This page shows patients' images. It is for this site's own people: do not send it, do not put it on a shared disk."
-)
 
 
 def write_preflight_page(
@@ -46,30 +41,17 @@ def write_preflight_page(
     """
     rows = [(one.name.replace("_", " "), one.level, one.message) for one in findings]
     reasons = [(reason.replace("_", " "), count_text(count, public=cohort.public)) for reason, count in sorted(refused.items())]
-    parts = [
-        markup.paragraph(NOT_TO_BE_SHARED, kind="warning"),
-        markup.section(
-            "Checks", markup.table(("Check", "Outcome", "What was found"), rows, caption="An error keeps the site out")
-        ),
-        markup.section(
-            "Patches", markup.table(("Split and label", "Images", "Patients"), _counts(cohort), caption="Class balance")
-        ),
-    ]
-    if reasons:
-        parts.append(
-            markup.section("Findings without a patch", markup.table(("Reason", "Findings"), reasons, caption="Reasons"))
-        )
-    if identifying:
-        names = [(name, str(count)) for name, count in identifying.items()]
-        told = markup.paragraph("By DICOM PS3.15, basic profile. The cohort keeps none of them.")
-        parts.append(
-            markup.section("Headers", told, markup.table(("Attribute", "Files"), names, caption="What the archive holds"))
-        )
-    parts += [
-        markup.section("Intensities", markup.figure(_histogram(cohort), "Share of pixels by intensity, benign and malignant")),
-        markup.section("Contact sheet", markup.paragraph("Malignant patches have a bright frame."), _sheet(cohort)),
-    ]
-    write_private(path, markup.document("mammo-fed: preflight of a cohort", *parts).encode())
+    names = [(name, str(count)) for name, count in identifying.items()]
+    page = render(
+        "preflight.html",
+        checks=Table(head=("Check", "Outcome", "What was found"), rows=rows, caption="An error keeps the site out"),
+        patches=Table(head=("Split and label", "Images", "Patients"), rows=_counts(cohort), caption="Class balance"),
+        refused=Table(head=("Reason", "Findings"), rows=reasons, caption="Reasons"),
+        headers=Table(head=("Attribute", "Files"), rows=names, caption="What the archive holds"),
+        intensities=Figure(svg=_histogram(cohort), caption="Share of pixels by intensity, benign and malignant"),
+        sheet=_sheet(cohort),
+    )
+    write_private(path, page.encode())
     return path
 
 
@@ -84,7 +66,7 @@ def _counts(cohort: Cohort) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _histogram(cohort: Cohort) -> str:
+def _histogram(cohort: Cohort) -> Svg:
     def paint(axes: Any) -> None:
         edges = np.linspace(0.0, 1.0, BINS + 1)
         for word, label, (colour, dash, _) in zip(("benign", "malignant"), (BENIGN, MALIGNANT), SERIES, strict=False):
@@ -98,7 +80,7 @@ def _histogram(cohort: Cohort) -> str:
     return draw("intensities", paint, label="intensities of the patches", xlabel="Intensity", ylabel="Share of pixels")
 
 
-def _sheet(cohort: Cohort) -> Html:
+def _sheet(cohort: Cohort) -> Picture:
     """Patches evenly spread over the cohort, as one embedded picture."""
     places = np.unique(np.linspace(0, len(cohort) - 1, SHEET_COLUMNS * SHEET_ROWS).astype(int))
     sheet = Image.new("L", (SHEET_COLUMNS * THUMB_PIXELS, -(-len(places) // SHEET_COLUMNS) * THUMB_PIXELS))
@@ -107,7 +89,4 @@ def _sheet(cohort: Cohort) -> Html:
         thumb = Image.new("L", (THUMB_PIXELS, THUMB_PIXELS), 255 if cohort.labels[place] == MALIGNANT else 64)
         thumb.paste(Image.fromarray(values).resize((THUMB_PIXELS - 4, THUMB_PIXELS - 4)), (2, 2))
         sheet.paste(thumb, (number % SHEET_COLUMNS * THUMB_PIXELS, number // SHEET_COLUMNS * THUMB_PIXELS))
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    content = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Html(f'<img alt="patches of the cohort" src="data:image/png;base64,{content}" style="max-width:100%">')
+    return picture(sheet, title="patches of the cohort")

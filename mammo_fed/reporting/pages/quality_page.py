@@ -1,9 +1,7 @@
-"""Synthetic sets beside real masses: grids, figures and spectra on one page, for the donor site's own people."""
+"""Synthetic sets beside real masses: grids, figures and spectra on one page, for the site's own people."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mammo_fed.reporting.pages import markup
-from mammo_fed.reporting.pages.markup import Html
-from mammo_fed.reporting.plots.svg import SERIES, draw, legend
+from mammo_fed.reporting.pages.pictures import Picture, picture
+from mammo_fed.reporting.pages.rendering import Figure, Table, render
+from mammo_fed.reporting.plots.svg import SERIES, Svg, draw, legend
 from mammo_fed.synthesis.spectrum import radial_power
 
 __all__ = ["QualityRow", "quality_page"]
@@ -23,10 +21,6 @@ ACROSS: Final = 6
 DOWN: Final = 4
 MOST_CURVES: Final = len(SERIES)
 NO_VALUE: Final = "\N{EN DASH}"
-NOT_TO_BE_SHARED: Final = (
-    "This page shows patients' images, and every figure depends on them. It is for this site's own people: do not send it."
-)
-PUBLIC: Final = "The real masses here are declared public. Every figure depends on them, and no epsilon covers it."
 COLUMNS: Final[Sequence[tuple[str, str, str]]] = (
     ("frechet", "Fréchet distance", "{:.1f}"),
     ("precision", "Precision", "{:.3f}"),
@@ -83,21 +77,19 @@ def quality_page(title: str, rows: Sequence[QualityRow], *, public: bool) -> str
       rows: the sets, real ones first.
       public: whether the real masses are declared public.
     """
-    warning = markup.paragraph(PUBLIC) if public else markup.paragraph(NOT_TO_BE_SHARED, kind="warning")
-    return markup.document(
-        "mammo-fed: synthetic masses beside real ones",
-        Html("<header><h1>Synthetic masses beside real ones</h1></header>"),
-        warning,
-        markup.paragraph(title),
-        markup.section("Near to real masses, and of use", _figures(rows, COLUMNS, tstr=True, caption="Fidelity and classes")),
-        markup.section("Artefacts and memorisation", _figures(rows, LINES, tstr=False, caption="What generators leave behind")),
-        markup.section("Spectra", markup.figure(_spectra(rows), "Mean power by frequency; a peak is a pattern that repeats")),
-        *(markup.section(f"{row.name} ({row.kind})", _sheet(row)) for row in rows),
-        markup.section("What the figures mean", markup.facts(MEANING)),
+    return render(
+        "quality.html",
+        title=title,
+        public=public,
+        fidelity=_figures(rows, COLUMNS, tstr=True, caption="Fidelity and classes"),
+        artefacts=_figures(rows, LINES, tstr=False, caption="What generators leave behind"),
+        spectra=Figure(svg=_spectra(rows), caption="Mean power by frequency; a peak is a pattern that repeats"),
+        sheets=[(row, _sheet(row)) for row in rows],
+        meaning=MEANING,
     )
 
 
-def _figures(rows: Sequence[QualityRow], columns: Sequence[tuple[str, str, str]], *, tstr: bool, caption: str) -> Html:
+def _figures(rows: Sequence[QualityRow], columns: Sequence[tuple[str, str, str]], *, tstr: bool, caption: str) -> Table:
     head = ["Set", "Kind", *(title for _, title, _ in columns), *(["TSTR AUROC [95 % CI]"] if tstr else [])]
     body = []
     for row in rows:
@@ -107,10 +99,10 @@ def _figures(rows: Sequence[QualityRow], columns: Sequence[tuple[str, str, str]]
             shown = f"{row.figures['tstr']:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else NO_VALUE
             cells.append(shown)
         body.append((row.name, row.kind, *cells))
-    return markup.table(head, body, caption=caption)
+    return Table(head=head, rows=body, caption=caption)
 
 
-def _spectra(rows: Sequence[QualityRow]) -> str:
+def _spectra(rows: Sequence[QualityRow]) -> Svg:
     def paint(axes: Any) -> None:
         lines = []
         for row, (colour, dash, _) in zip(rows[:MOST_CURVES], SERIES, strict=False):
@@ -124,7 +116,7 @@ def _spectra(rows: Sequence[QualityRow]) -> str:
     return draw("spectra", paint, label="power spectra of the sets", xlabel="Cycles per image", ylabel="Power")
 
 
-def _sheet(row: QualityRow) -> Html:
+def _sheet(row: QualityRow) -> list[Picture]:
     """Benign images on the left, malignant ones on the right, evenly taken from the set."""
     halves = []
     for word, label in (("benign", 0), ("malignant", 1)):
@@ -133,16 +125,6 @@ def _sheet(row: QualityRow) -> Html:
             continue
         places = np.linspace(0, len(images) - 1, ACROSS * DOWN).astype(int)
         lines = [np.concatenate(list(images[places[at : at + ACROSS]]), axis=1) for at in range(0, ACROSS * DOWN, ACROSS)]
-        halves.append(_picture(np.concatenate(lines), f"{word} images of {row.name}"))
-    return markup.join(halves)
-
-
-def _picture(values: NDArray[np.float32], title: str) -> Html:
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(values * 255).astype(np.uint8)).save(buffer, format="PNG")
-    content = base64.b64encode(buffer.getvalue()).decode("ascii")
-    named = markup.text(title)
-    return Html(
-        f'<figure style="display:inline-block;margin:0 1em 1em 0"><img alt="{named}" style="max-width:100%" '
-        f'src="data:image/png;base64,{content}"><figcaption>{named}</figcaption></figure>'
-    )
+        grid = Image.fromarray(np.round(np.concatenate(lines) * 255).astype(np.uint8))
+        halves.append(picture(grid, title=f"{word} images of {row.name}"))
+    return halves

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
-from mammo_fed.reporting.pages.markup import Html, figure
+from mammo_fed.reporting.pages.rendering import Figure
 from mammo_fed.reporting.plots import plots
 from mammo_fed.reporting.plots.plots import ScoredSet
 from mammo_fed.reporting.record.record import Record
@@ -15,33 +15,37 @@ from mammo_fed.reporting.record.statements import headline_set, metric_text, set
 __all__ = ["course_figures", "curve_figures"]
 
 
-def curve_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Html]:
+def curve_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Figure]:
     """ROC, precision-recall, calibration and score plots of `sets`, which must all be public and evaluated."""
     name = headline_set(sets)
     if name is None:
         return []
     words = {key: metric_text(record.evaluation[key].auroc, record.evaluation[key].auroc_ci) for key in sets}
     return [
-        figure(
-            plots.roc(sets, auroc=words), "ROC curves with the area under each and its 95 % interval. The diagonal is guessing."
+        Figure(
+            svg=plots.roc(sets, auroc=words),
+            caption="ROC curves with the area under each and its 95 % interval. The diagonal is guessing.",
         ),
-        figure(
-            plots.precision_recall(sets, positive=MALIGNANT),
-            "Precision over recall, malignant as the positive class. Thin lines: guessing.",
+        Figure(
+            svg=plots.precision_recall(sets, positive=MALIGNANT),
+            caption="Precision over recall, malignant as the positive class. Thin lines: guessing.",
         ),
-        figure(
-            plots.precision_recall(sets, positive=BENIGN),
-            "Precision over recall, benign as the positive class. Thin lines: guessing.",
+        Figure(
+            svg=plots.precision_recall(sets, positive=BENIGN),
+            caption="Precision over recall, benign as the positive class. Thin lines: guessing.",
         ),
-        figure(plots.score_histogram(sets[name], name=name), f"Scores of the set {set_title(name)}, each class by itself."),
-        figure(
-            plots.calibration(sets),
-            "Calibration in ten groups of equal size. On the diagonal, a score is the share of malignant images.",
+        Figure(
+            svg=plots.score_histogram(sets[name], name=name),
+            caption=f"Scores of the set {set_title(name)}, each class by itself.",
+        ),
+        Figure(
+            svg=plots.calibration(sets),
+            caption="Calibration in ten groups of equal size. On the diagonal, a score is the share of malignant images.",
         ),
     ]
 
 
-def course_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Html]:
+def course_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Figure]:
     """How the run went: epsilon and AUROC over the rounds (of public `sets`), and the sites' sizes."""
     found = []
     spent = {
@@ -51,22 +55,14 @@ def course_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Html]:
     }
     if spent:
         void = "" if record.privacy.guaranteed else " The noise of this run was not secret, so these values guarantee nothing."
-        found.append(
-            figure(
-                plots.epsilon_per_round(spent, target=record.privacy.target_epsilon),
-                f"What each site had spent after each round.{void}",
-            )
-        )
+        svg = plots.epsilon_per_round(spent, target=record.privacy.target_epsilon)
+        found.append(Figure(svg=svg, caption=f"What each site had spent after each round.{void}"))
     course = {name: scored.round_auroc for name, scored in sets.items() if scored.round_auroc}
     if course:
-        found.append(figure(plots.auroc_per_round(course), "AUROC of the shared model after each round."))
+        found.append(Figure(svg=plots.auroc_per_round(course), caption="AUROC of the shared model after each round."))
     sites = record.data.sites
     if sites:
         counts = [site.patients for site in sites], [site.images for site in sites]
-        found.append(
-            figure(
-                plots.site_sizes([site.site for site in sites], *counts),
-                "Patients and images that each site declares it trains on.",
-            )
-        )
+        svg = plots.site_sizes([site.site for site in sites], *counts)
+        found.append(Figure(svg=svg, caption="Patients and images that each site declares it trains on."))
     return found

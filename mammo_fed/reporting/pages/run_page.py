@@ -8,14 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.reporting.pages import markup
 from mammo_fed.reporting.pages.comparison_page import write_comparison_page
-from mammo_fed.reporting.pages.markup import Html
+from mammo_fed.reporting.pages.rendering import Card, Figure, Table, render
 from mammo_fed.reporting.pages.run_figures import course_figures, curve_figures
 from mammo_fed.reporting.plots.plots import ScoredSet
 from mammo_fed.reporting.record.record import PrivacySection, Record, write_atomically
 from mammo_fed.reporting.record.statements import (
-    HOW_TO_READ,
     budget_text,
     delta_text,
     epsilon_text,
@@ -68,44 +66,31 @@ def write_page(folder: Path, record: Record, curves: Curves, *, settings: str = 
       The path of the page.
     """
     path = Path(folder) / PAGE_NAME
-    parts = [
-        _header(record),
-        Html(f'<div class="cards">{_guaranteed(record.privacy)}{_gained(record)}</div>'),
-        _results(record),
-        _privacy(record.privacy),
-        *_site_level(record),
-        _plots(record, curves),
-        markup.section("How to read this", markup.listing(HOW_TO_READ)),
-        *_with_synthetic(record),
-        markup.section("What epsilon does not cover", markup.listing(record.privacy.not_covered)),
-        _data(record),
-        _how_it_ran(record),
-    ]
-    if settings:
-        parts.append(markup.details("Settings", Html(f"<pre>{markup.lines(settings)}</pre>")))
-    write_atomically(path, markup.document(f"mammo-fed: {record.run_id}", *parts))
+    page = render(
+        "run.html",
+        record=record,
+        when=_when(record),
+        guaranteed=_guaranteed(record.privacy),
+        gained=_gained(record),
+        results=_results(record),
+        privacy=_privacy(record.privacy),
+        terms=_terms(record.privacy),
+        figures=_figures(record, curves),
+        hidden=", ".join(set_title(name) for name in curves.sets if name not in curves.public),
+        data=_data(record),
+        how_it_ran=_how_it_ran(record),
+        settings=settings.expandtabs(4).splitlines(),
+    )
+    write_atomically(path, page)
     return path
 
 
-def _site_level(record: Record) -> list[Html]:
-    """What the server's own noise protects; nothing where it added none."""
-    central = record.federation.central
-    return [] if central is None else [markup.section("Each site as a whole", markup.paragraph(central.guarantee))]
-
-
-def _with_synthetic(record: Record) -> list[Html]:
-    """What set and run guarantee together; nothing for records that do not say."""
-    total = record.synthesis.total
-    return [markup.section("With the synthetic images", markup.paragraph(total))] if total else []
-
-
-def _header(record: Record) -> Html:
+def _when(record: Record) -> str:
     finished = datetime.fromisoformat(record.finished)
-    when = f"mammo-fed, {record.mode}, finished {finished:%Y-%m-%d %H:%M %Z} after {record.seconds.total:,.1f} s"
-    return Html(f"<header><h1>{markup.text(record.run_id)}</h1>{markup.paragraph(when, kind='soft')}</header>")
+    return f"mammo-fed, {record.mode}, finished {finished:%Y-%m-%d %H:%M %Z} after {record.seconds.total:,.1f} s"
 
 
-def _guaranteed(privacy: PrivacySection) -> Html:
+def _guaranteed(privacy: PrivacySection) -> Card:
     if privacy.epsilon == 0:
         value = "Nothing was released"
     elif privacy.guaranteed:
@@ -113,25 +98,25 @@ def _guaranteed(privacy: PrivacySection) -> Html:
         value = f"ε = {epsilon_text(privacy.guaranteed_epsilon)} for each {privacy.unit}{runs}"
     else:
         value = "No privacy guarantee"
-    return markup.card("Guaranteed", value, privacy.guarantee, kind="good" if privacy.guaranteed else "bad")
+    return Card(value=value, note=privacy.guarantee, kind="good" if privacy.guaranteed else "bad")
 
 
-def _gained(record: Record) -> Html:
+def _gained(record: Record) -> Card:
     name = headline_set(record.evaluation)
     if name is None:
-        return markup.card("Gained", "Not measured", "The run has no evaluation set.")
+        return Card(value="Not measured", note="The run has no evaluation set.")
     found = record.evaluation[name]
     if found.auroc is None:
-        return markup.card("Gained", "Withheld", f"{set_title(name)}: the sites' policies do not publish its metrics.")
+        return Card(value="Withheld", note=f"{set_title(name)}: the sites' policies do not publish its metrics.")
     between = f", 95 % interval {found.auroc_ci[0]:.3f} to {found.auroc_ci[1]:.3f}" if found.auroc_ci else ""
     note = (
         f"{set_title(name)}{between}; {found.n_images:,} images of {found.n_patients:,} patients. "
         "The chance that a malignant mass scores above a benign one: 0.5 is guessing, 1 is perfect."
     )
-    return markup.card("Gained", f"AUROC {found.auroc:.3f}", note)
+    return Card(value=f"AUROC {found.auroc:.3f}", note=note)
 
 
-def _results(record: Record) -> Html:
+def _results(record: Record) -> Table:
     rows = [
         (
             set_title(name),
@@ -146,10 +131,10 @@ def _results(record: Record) -> Html:
         for name, found in record.evaluation.items()
     ]
     caption = "Higher is better, except for the Brier score. Intervals resample whole patients."
-    return markup.section("Results", markup.table(RESULT_COLUMNS, rows, caption=caption))
+    return Table(head=RESULT_COLUMNS, rows=rows, caption=caption)
 
 
-def _privacy(privacy: PrivacySection) -> Html:
+def _privacy(privacy: PrivacySection) -> Table:
     by_image, run_alone = privacy.unit == "image", privacy.ledger == "run"
     head = [
         "Site",
@@ -174,42 +159,36 @@ def _privacy(privacy: PrivacySection) -> Html:
         )
         for site in privacy.sites
     ]
-    target = "none" if epsilon_text(privacy.target_epsilon) == "∞" else epsilon_text(privacy.target_epsilon)
     caption = (
         f"At δ = {delta_text(privacy.delta)}, the server's figure or the site's own, whichever is larger. Epsilon of the "
         "account is what all recorded runs of the site cost together. Epsilons are rounded up, budgets down."
     )
-    warnings = [markup.listing(privacy.warnings)] if privacy.warnings else []
-    terms = [
+    return Table(head=head, rows=rows, caption=caption)
+
+
+def _terms(privacy: PrivacySection) -> list[tuple[str, str]]:
+    target = epsilon_text(privacy.target_epsilon)
+    return [
         ("Unit", privacy.unit),
-        ("Target ε", target),
+        ("Target ε", "none" if target == "∞" else target),
         ("Mechanism", privacy.mechanism),
         ("Schedule", f"rounds: {privacy.rounds}, local steps in each: {privacy.local_steps}"),
         ("Noise", privacy.noise),
         ("Accountant", privacy.accountant),
         ("Neighbouring cohorts", RELATION_WORDS.get(privacy.relation, privacy.relation)),
     ]
-    if warnings:
-        warnings = [Html(f'<div class="warning" role="note"><strong>Warning</strong>{markup.join(warnings)}</div>')]
-    return markup.section("Privacy", *warnings, markup.table(head, rows, caption=caption), markup.facts(terms))
 
 
-def _plots(record: Record, curves: Curves) -> Html:
+def _figures(record: Record, curves: Curves) -> list[Figure]:
     public = {name: scored for name, scored in curves.public.items() if _shown(record, name)}
-    figures = [*curve_figures(record, public), *course_figures(record, public)]
-    content = [Html(f'<div class="plots">{markup.join(figures)}</div>')] if figures else []
-    hidden = ", ".join(set_title(name) for name in curves.sets if name not in curves.public)
-    if hidden:
-        note = f"Not drawn: {hidden}. Those patients are not declared public, and a curve gives back scores of single patients."
-        content.append(markup.paragraph(note, kind="soft"))
-    return markup.section("Plots", *content) if content else Html("")
+    return [*curve_figures(record, public), *course_figures(record, public)]
 
 
 def _shown(record: Record, name: str) -> bool:
     return name in record.evaluation and record.evaluation[name].auroc is not None
 
 
-def _data(record: Record) -> Html:
+def _data(record: Record) -> Table:
     rows = [
         (
             site.site,
@@ -221,13 +200,13 @@ def _data(record: Record) -> Html:
     ]
     caption = f"Source: {record.data.source}. Fingerprint: {record.data.fingerprint}"
     head = ("Site", "Patients", "Images", "Malignant images")
-    return markup.section("Training data", markup.table(head, rows, caption=caption))
+    return Table(head=head, rows=rows, caption=caption)
 
 
-def _how_it_ran(record: Record) -> Html:
+def _how_it_ran(record: Record) -> list[tuple[str, str]]:
     model, synthesis, federation, seconds = record.model, record.synthesis, record.federation, record.seconds
     megabytes = f"{federation.bytes_up / 1e6:,.2f} MB up, {federation.bytes_down / 1e6:,.2f} MB down"
-    entries = [
+    return [
         ("Backbone", model.backbone),
         ("Weights (SHA-256)", model.weights_sha256),
         ("Trained", f"{model.scope}, {model.parameters_trained:,} parameters"),
@@ -248,4 +227,3 @@ def _how_it_ran(record: Record) -> Html:
         ("Hash of the settings", record.config_hash),
         ("Versions", ", ".join(f"{key} {version}" for key, version in record.versions.items())),
     ]
-    return markup.section("How it ran", markup.facts(entries))

@@ -10,12 +10,11 @@ from typing import Final
 import numpy as np
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.pages import markup
-from mammo_fed.reporting.pages.markup import Html
+from mammo_fed.reporting.pages.rendering import Figure, Table, render
 from mammo_fed.reporting.plots.plots import ScoredSet
 from mammo_fed.reporting.plots.table_plots import PAPER_SET, curve_plots, utility_plot
 from mammo_fed.reporting.record.record import write_atomically
-from mammo_fed.reporting.record.statements import HOW_TO_READ, metric_text
+from mammo_fed.reporting.record.statements import metric_text
 from mammo_fed.reporting.table import ABSENT, SETS, TableRow, check_rows, table_cells, table_set_title, value_text
 from mammo_fed.training.evaluation import auroc
 from mammo_fed.training.statistics import Difference, Subgroup
@@ -110,27 +109,24 @@ def write_table_page(folder: Path, page: TablePage) -> Path:
       The path of the page.
     """
     path = Path(folder) / TABLE_PAGE_NAME
-    parts = [
-        Html(f"<header><h1>{markup.text(page.title)}</h1></header>"),
-        _table(page),
-        _utility(page.rows),
-        _curves(page),
-        _comparisons(page.comparisons),
-        _subgroups(page.strata),
-        markup.section("How the numbers were made", *map(markup.paragraph, page.notes)) if page.notes else Html(""),
-        markup.section("How to read this", markup.listing(HOW_TO_READ)),
-    ]
-    write_atomically(path, markup.document(f"mammo-fed: {page.title}", *parts))
+    curves, hidden = _curves(page)
+    head, rows = table_cells(page.rows)
+    content = render(
+        "table.html",
+        page=page,
+        results=Table(head=head, rows=rows, caption=f"{SPREAD} The paper gives no intervals."),
+        utility=_utility(page.rows),
+        at_zero=any(row.epsilon == 0 for row in page.rows),
+        curves=curves,
+        hidden=", ".join(hidden),
+        comparisons=_comparisons(page.comparisons),
+        subgroups=_subgroups(page.strata),
+    )
+    write_atomically(path, content)
     return path
 
 
-def _table(page: TablePage) -> Html:
-    head, body = table_cells(page.rows)
-    absent = [markup.paragraph(page.absent)] if page.absent else []
-    return markup.section("Results", *absent, markup.table(head, body, caption=f"{SPREAD} The paper gives no intervals."))
-
-
-def _utility(rows: Sequence[TableRow]) -> Html:
+def _utility(rows: Sequence[TableRow]) -> list[Figure]:
     figures = []
     for name in SETS:
         svg = utility_plot(rows, name)
@@ -144,33 +140,25 @@ def _utility(rows: Sequence[TableRow]) -> Html:
             caption += " The paper's line takes its best row at each epsilon."
             if PAPER_SET[name] != name:
                 caption += " That line is of its test set: other patients, so not like for like."
-        figures.append(markup.figure(svg, caption))
-    if not figures:
-        return Html("")
-    note = "Rows at epsilon 0 have no place on a logarithmic axis: they are in the table alone."
-    kept_out = [markup.paragraph(note, kind="soft")] if any(row.epsilon == 0 for row in rows) else []
-    return markup.section("Privacy and utility", Html(f'<div class="plots">{markup.join(figures)}</div>'), *kept_out)
+        figures.append(Figure(svg=svg, caption=caption))
+    return figures
 
 
-def _curves(page: TablePage) -> Html:
-    figures, hidden = [], []
+def _curves(page: TablePage) -> tuple[list[Figure], list[str]]:
+    """The curves of sets that are public, and the names of those that are not drawn."""
+    figures: list[Figure] = []
+    hidden: list[str] = []
     for name in (one for one in SETS if one in page.curves):
         public = {key: scored for key, scored in page.curves[name].items() if scored.public}
         hidden += [f"{key} ({table_set_title(name)})" for key in page.curves[name] if key not in public]
         # Of the curve that is drawn, which may be one seed of several.
         words = {key: metric_text(auroc(np.asarray(one.scores, np.float64), one.labels)) for key, one in public.items()}
         if public:
-            figures += [markup.figure(svg, caption) for svg, caption in curve_plots(name, public, auroc=words)]
-    content = [Html(f'<div class="plots">{markup.join(figures)}</div>')] if figures else []
-    if hidden:
-        note = f"Not drawn: {', '.join(hidden)}. Those patients are not declared public; a curve gives back single scores."
-        content.append(markup.paragraph(note, kind="soft"))
-    return markup.section("ROC and precision-recall curves, one seed of each row", *content) if content else Html("")
+            figures += [Figure(svg=svg, caption=caption) for svg, caption in curve_plots(name, public, auroc=words)]
+    return figures, hidden
 
 
-def _comparisons(comparisons: Sequence[Comparison]) -> Html:
-    if not comparisons:
-        return Html("")
+def _comparisons(comparisons: Sequence[Comparison]) -> Table:
     rows = [
         (
             f"{one.first} less {one.second}",
@@ -186,16 +174,14 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Html:
         "replicates on the other side of 0; not corrected for the number of comparisons."
     )
     head = ("Rows", "Set", "Metric", "Difference [95 % CI]", "p")
-    return markup.section("Paired differences", markup.table(head, rows, caption=caption))
+    return Table(head=head, rows=rows, caption=caption)
 
 
-def _subgroups(strata: Sequence[Stratified]) -> Html:
+def _subgroups(strata: Sequence[Stratified]) -> Table:
     rows = [_subgroup(one, group) for one in strata for group in one.groups]
-    if not rows:
-        return Html("")
     caption = f"Only groups with at least 10 patients of each class have metrics. {SPREAD}"
     head = ("Row", "Set", "Group", "Patients, benign / malignant", "Images", "AUROC [95 % CI] ± seeds", "AUPRC, benign")
-    return markup.section("Subgroups", markup.table(head, rows, caption=caption))
+    return Table(head=head, rows=rows, caption=caption)
 
 
 def _subgroup(one: Stratified, group: Subgroup) -> tuple[str, ...]:

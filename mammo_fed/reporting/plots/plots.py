@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.plots.svg import GRID, INK, SERIES, draw, legend, legend_label
+from mammo_fed.reporting.plots.svg import GRID, INK, SERIES, Svg, draw, legend, legend_label
 from mammo_fed.reporting.record.statements import epsilon_text, set_title
 
 __all__ = [
@@ -37,6 +37,8 @@ MOST_SITES_SHOWN: Final = 30
 # Where a run without noise sits on a logarithmic axis: this many times the largest finite epsilon.
 INFINITY_FACTOR: Final = 4.0
 SHIFT: Final = 1.05
+# Titles of sets longer than this, in characters, do not fit three in a row.
+LONGEST_OF_THREE: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +78,7 @@ class TradeOffPoint:
     auroc_ci: tuple[float, float] | None
 
 
-def roc(sets: Mapping[str, ScoredSet], *, auroc: Mapping[str, str]) -> str:
+def roc(sets: Mapping[str, ScoredSet], *, auroc: Mapping[str, str]) -> Svg:
     """Receiver operating characteristic of each set; `auroc` gives the words for the legend, value and interval."""
 
     def paint(axes: Any) -> None:
@@ -94,7 +96,7 @@ def roc(sets: Mapping[str, ScoredSet], *, auroc: Mapping[str, str]) -> str:
     return draw("roc", paint, label=label, xlabel="1 - specificity", ylabel="Sensitivity")
 
 
-def precision_recall(sets: Mapping[str, ScoredSet], *, positive: int) -> str:
+def precision_recall(sets: Mapping[str, ScoredSet], *, positive: int) -> Svg:
     """Precision over recall of each set with `positive` (MALIGNANT or BENIGN) as the positive class; thin lines: chance."""
     word = "malignant" if positive == MALIGNANT else "benign"
 
@@ -113,7 +115,7 @@ def precision_recall(sets: Mapping[str, ScoredSet], *, positive: int) -> str:
     return draw(f"precision-recall-{word}", paint, label=label, xlabel=f"Recall ({word})", ylabel=f"Precision ({word})")
 
 
-def score_histogram(scored: ScoredSet, *, name: str) -> str:
+def score_histogram(scored: ScoredSet, *, name: str) -> Svg:
     """How benign and malignant images of one set score, as shares of their class."""
 
     def paint(axes: Any) -> None:
@@ -131,7 +133,7 @@ def score_histogram(scored: ScoredSet, *, name: str) -> str:
     return draw("scores", paint, label=label, xlabel="Score (probability of malignant)", ylabel="Share of the class's images")
 
 
-def calibration(sets: Mapping[str, ScoredSet]) -> str:
+def calibration(sets: Mapping[str, ScoredSet]) -> Svg:
     """Share of malignant images over the mean score, in ten groups of equal size; bars: 95 % Wilson intervals."""
 
     def paint(axes: Any) -> None:
@@ -148,7 +150,7 @@ def calibration(sets: Mapping[str, ScoredSet]) -> str:
     return draw("calibration", paint, label=label, xlabel="Mean score", ylabel="Share of malignant images")
 
 
-def epsilon_per_round(sites: Mapping[str, Sequence[float]], *, target: float) -> str:
+def epsilon_per_round(sites: Mapping[str, Sequence[float]], *, target: float) -> Svg:
     """Cumulative epsilon after each round; sites that spent the same share a line; the target is drawn where finite.
 
     `sites` maps a site to its finite cumulative epsilons, one for each round.
@@ -175,7 +177,7 @@ def epsilon_per_round(sites: Mapping[str, Sequence[float]], *, target: float) ->
     return draw("epsilon", paint, label=label, xlabel="Round", ylabel="Cumulative epsilon (this run)")
 
 
-def auroc_per_round(sets: Mapping[str, Sequence[float]]) -> str:
+def auroc_per_round(sets: Mapping[str, Sequence[float]]) -> Svg:
     """AUROC of each set after each round."""
 
     def paint(axes: Any) -> None:
@@ -189,7 +191,7 @@ def auroc_per_round(sets: Mapping[str, Sequence[float]]) -> str:
     return draw("rounds", paint, label="AUROC after each round", xlabel="Round", ylabel="AUROC")
 
 
-def site_sizes(names: Sequence[str], patients: Sequence[int], images: Sequence[int]) -> str:
+def site_sizes(names: Sequence[str], patients: Sequence[int], images: Sequence[int]) -> Svg:
     """Public counts of each site as bars, the first site on top; of very many sites the largest are shown."""
     largest = sorted(np.argsort(patients, kind="stable")[::-1][:MOST_SITES_SHOWN].tolist())
     rows = np.arange(len(largest))
@@ -210,7 +212,7 @@ def site_sizes(names: Sequence[str], patients: Sequence[int], images: Sequence[i
     return draw("sites", paint, label="Patients and images of each site", xlabel="Count", ylabel="", inches=(5.2, height))
 
 
-def trade_off(sets: Mapping[str, Sequence[TradeOffPoint]]) -> str:
+def trade_off(sets: Mapping[str, Sequence[TradeOffPoint]]) -> Svg:
     """AUROC with its 95 % interval over epsilon, one series a set; runs without noise stand at the right edge.
 
     Every epsilon is above 0.
@@ -219,6 +221,8 @@ def trade_off(sets: Mapping[str, Sequence[TradeOffPoint]]) -> str:
     edge = max(finite, default=1.0) * INFINITY_FACTOR
     endless = {edge for points in sets.values() for point in points if math.isinf(point.epsilon)}
     ticks = sorted(finite | endless)
+    titles = [set_title(name) for name in sets]
+    columns = 3 if max(map(len, titles)) <= LONGEST_OF_THREE else 1
 
     def paint(axes: Any) -> None:
         lines = []
@@ -234,7 +238,7 @@ def trade_off(sets: Mapping[str, Sequence[TradeOffPoint]]) -> str:
             values = [point.auroc for point in shown]
             style = {"linestyle": dash if joined else "", "marker": marker, "markersize": 6}
             lines += axes.plot(places, values, color=colour, **style)
-        legend(axes, lines, [set_title(name) for name in sets], loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
+        legend(axes, lines, titles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns)
         axes.set_xscale("log")
         axes.set_xticks(ticks, ["no noise" if tick in endless else epsilon_text(tick) for tick in ticks], minor=False)
         axes.minorticks_off()

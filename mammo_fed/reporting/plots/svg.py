@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mammo_fed.reporting.record.statements import readable
 
-__all__ = ["GRID", "INK", "SERIES", "draw", "legend", "legend_label"]
+__all__ = ["COLOUR_VARIABLES", "GRID", "INK", "SERIES", "Svg", "draw", "legend", "legend_label", "prefixed"]
 
 INK: Final = "#1f2933"
 GRID: Final = "#d3d9e0"
@@ -28,7 +28,7 @@ SERIES: Final = (
     ("#3a8fc4", (0, (1, 2)), "P"),
 )
 # A page that defines the variable recolours the plot (dark mode); alone, the SVG shows the colour given here.
-VARIABLES: Final = {
+COLOUR_VARIABLES: Final = {
     INK: "--ink",
     GRID: "--grid",
     **{colour: f"--series-{row}" for row, (colour, _, _) in enumerate(SERIES, start=1)},
@@ -59,9 +59,15 @@ STYLE: Final[dict[Any, Any]] = {
 NO_METADATA: Final = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
+class Svg(str):
+    """An `<svg>` element that `draw` made: the one text that a page takes without escaping it."""
+
+    __slots__ = ()
+
+
 def draw(
     name: str, paint: Callable[[Any], None], *, label: str, xlabel: str, ylabel: str, inches: tuple[float, float] = (5.2, 3.9)
-) -> str:
+) -> Svg:
     """An `<svg>` element that `paint` has drawn on one pair of axes.
 
     No pyplot and no global figure: the matplotlib settings are put back afterwards.
@@ -99,12 +105,21 @@ def legend_label(text: str) -> str:
     return f" {short}" if short.startswith("_") else short
 
 
-def _inline(svg: str, name: str, label: str) -> str:
+def prefixed(svg: Svg, prefix: str) -> Svg:
+    """The same plot under other identifiers, so that one drawn for several sets can be on one page several times."""
+    return Svg(_with_prefix(svg, prefix))
+
+
+def _inline(svg: str, name: str, label: str) -> Svg:
     """What matplotlib wrote as an element that can sit beside others on one page: no prologue, no shared ids or styles."""
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for colour, variable in VARIABLES.items():
+    svg = _with_prefix(svg, name)
+    for colour, variable in COLOUR_VARIABLES.items():
         svg = svg.replace(f": {colour}", f": var({variable}, {colour})")
     head = f'<svg role="img" aria-label="{html.escape(label)}" style="stroke-linejoin: round; stroke-linecap: butt"'
-    return head + svg[len("<svg") :]
+    return Svg(head + svg[len("<svg") :])
+
+
+def _with_prefix(svg: str, prefix: str) -> str:
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)

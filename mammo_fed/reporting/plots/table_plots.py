@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.reporting.plots import plots
 from mammo_fed.reporting.plots.plots import ScoredSet
-from mammo_fed.reporting.plots.svg import INK, SERIES, draw
+from mammo_fed.reporting.plots.svg import INK, SERIES, Svg, draw, prefixed
 from mammo_fed.reporting.record.statements import epsilon_text, readable
 from mammo_fed.reporting.table import TableRow, table_set_title
 
@@ -43,7 +42,7 @@ def series_of(rows: Sequence[TableRow]) -> list[tuple[str, list[TableRow]]]:
     return [(_series_name(*key, many_sites=many_sites), points) for key, points in curves.items()]
 
 
-def utility_plot(rows: Sequence[TableRow], name: str) -> str | None:
+def utility_plot(rows: Sequence[TableRow], name: str) -> Svg | None:
     """AUROC over epsilon on the set called `name`: a line for each series, intervals as bars, and the paper's best rows.
 
     The paper's line takes, at each epsilon, the highest AUROC it publishes. Rows at epsilon 0 have no place on a logarithmic
@@ -85,7 +84,7 @@ def utility_plot(rows: Sequence[TableRow], name: str) -> str | None:
     return draw(f"utility-{name}", paint, label=label, xlabel="Epsilon (logarithmic)", ylabel="AUROC", inches=size)
 
 
-def curve_plots(name: str, curves: Mapping[str, ScoredSet], *, auroc: Mapping[str, str]) -> list[tuple[str, str]]:
+def curve_plots(name: str, curves: Mapping[str, ScoredSet], *, auroc: Mapping[str, str]) -> list[tuple[Svg, str]]:
     """ROC and precision-recall plots of rows on one set, each with its caption.
 
     Args:
@@ -98,7 +97,7 @@ def curve_plots(name: str, curves: Mapping[str, ScoredSet], *, auroc: Mapping[st
     for positive, word in ((MALIGNANT, "malignant"), (BENIGN, "benign")):
         caption = f"{where}: precision over recall, {word} as the positive class; thin lines: chance"
         found.append((plots.precision_recall(curves, positive=positive), caption))
-    return [(_prefixed(svg, name), caption) for svg, caption in found]
+    return [(prefixed(svg, name), caption) for svg, caption in found]
 
 
 def _series_name(group: str, unit: str | None, sites: int, *, many_sites: bool) -> str:
@@ -130,8 +129,3 @@ def _line(axes: Any, points: Sequence[TableRow], name: str, style: tuple[Any, An
     through = [(place, one.value) for place, one in zip(places, found, strict=True) if places.count(place) == 1]
     along, up = [place for place, _ in through], [value for _, value in through]
     return axes.plot(along, up, color=colour, linestyle=dash, marker=marker, markersize=5)[0]
-
-
-def _prefixed(svg: str, name: str) -> str:
-    """The same plot drawn for several sets keeps its identifiers apart on one page."""
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
