@@ -1,4 +1,4 @@
-"""The server's Flower app between real machines: it finds its run in a folder, and leaves word there how it ended."""
+"""The server's Flower app between real machines: its run lies in a folder, where it reports what happens and how it ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Context
@@ -15,8 +16,10 @@ from flwr.serverapp import Grid, ServerApp
 from mammo_fed.common.logs import LOG_NAME, log_to_file
 from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import MammoFedError, RunFailed
+from mammo_fed.server.operations.events import EventLog, WarningEvents
 from mammo_fed.server.operations.run_folder import (
     CHECKPOINT_NAME,
+    EVENTS_NAME,
     OUTCOME_NAME,
     PID_NAME,
     PROGRESS_NAME,
@@ -42,10 +45,12 @@ def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - the bundle tha
     """Run, or go on with, the run in the folder that the environment names."""
     folder = Path(os.environ[RUN_VARIABLE])
     write_private(folder / PID_NAME, f"{os.getpid()}\n".encode())
-    with log_to_file(folder / LOG_NAME):
+    events = EventLog(folder / EVENTS_NAME)
+    with log_to_file(folder / LOG_NAME), _warnings_to(events):
         logger.info("the server's app starts")
+        events.write("started", ["the server's app starts"])
         try:
-            _run(grid, folder)
+            _run(grid, folder, events)
             outcome = {"exit_code": 0, "message": ""}
         except MammoFedError as error:
             logger.error("%s", error)
@@ -56,11 +61,11 @@ def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - the bundle tha
         write_private(folder / OUTCOME_NAME, json.dumps(outcome).encode())
 
 
-def _run(grid: Grid, folder: Path) -> None:
+def _run(grid: Grid, folder: Path, events: EventLog) -> None:
     settings = Settings.from_json((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
     hooks = Hooks(
-        features=lambda name, done, total: _features(folder, name, done, total),
-        round=lambda index, rounds, budget: _round(folder, index, rounds, budget),
+        features=lambda name, done, total: _features(folder, events, name, done, total),
+        round=lambda index, rounds, budget: _round(folder, events, index, rounds, budget),
     )
     roster = folder / ROSTER_NAME
     deployment = Deployment(checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME), roster=lambda: read_roster(roster))
@@ -75,14 +80,27 @@ def read_roster(path: Path) -> Mapping[int, str]:
         return {}
 
 
-def _features(folder: Path, name: str, done: int, total: int) -> None:
+@contextmanager
+def _warnings_to(events: EventLog) -> Iterator[None]:
+    handler, packages = WarningEvents(events), logging.getLogger("mammo_fed")
+    packages.addHandler(handler)
+    try:
+        yield
+    finally:
+        packages.removeHandler(handler)
+
+
+def _features(folder: Path, events: EventLog, name: str, done: int, total: int) -> None:
     if done == total:
-        logger.info("features of %d images (%s)", total, name)
+        line = f"features of {total} images ({name})"
+        logger.info("%s", line)
+        events.write("features", [line], set=name, images=total)
     _progress(folder, {"phase": "features", "set": name, "done": done, "total": total})
 
 
-def _round(folder: Path, index: int, rounds: int, budget: BudgetView) -> None:
-    for line in round_lines(index, rounds, budget):
+def _round(folder: Path, events: EventLog, index: int, rounds: int, budget: BudgetView) -> None:
+    lines = round_lines(index, rounds, budget)
+    for line in lines:
         logger.info("%s", line)
     sites = [
         {
@@ -95,6 +113,7 @@ def _round(folder: Path, index: int, rounds: int, budget: BudgetView) -> None:
         }
         for name, site in budget.sites.items()
     ]
+    events.write("round", lines, round=index, rounds=rounds, sites=sites)
     _progress(folder, {"phase": "rounds", "round": index, "rounds": rounds, "sites": sites})
 
 

@@ -25,7 +25,7 @@ from mammo_fed.server.operations.authority import (
     make_key,
     make_server_certificate,
 )
-from mammo_fed.server.operations.onboarding_bundle import write_for_sites
+from mammo_fed.server.operations.onboarding_bundle import write_onboarding_bundle
 from mammo_fed.server.operations.registry import Registry
 from mammo_fed.server.operations.run_folder import OUTCOME_NAME
 
@@ -169,7 +169,9 @@ class FederationFolder:
             write_private(self.server_key, key)
         write_atomically(self.server_certificate, certificate.decode())
         write_atomically(self.path / ABOUT, _text(about))
-        write_for_sites(self.path / "for-sites", name=about.name, address=about.address, authority=authority.certificate)
+        write_onboarding_bundle(
+            self.path / "for-sites", name=about.name, address=about.address, authority=authority.certificate
+        )
         return FederationFolder(path=self.path, about=about)
 
     def certificate(self) -> Certificate:
@@ -235,7 +237,7 @@ def init_folder(
         (draft / "tls" / "server.crt").write_bytes(certificate)
         write_private(draft / "tls" / "ca.key", authority.key)
         write_private(draft / "tls" / "server.key", key)
-        write_for_sites(draft / "for-sites", name=name, address=about.address, authority=authority.certificate)
+        write_onboarding_bundle(draft / "for-sites", name=name, address=about.address, authority=authority.certificate)
         (draft / ABOUT).write_text(_text(about), encoding="utf-8")
     return FederationFolder.open(path)
 

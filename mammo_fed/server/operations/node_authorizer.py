@@ -1,4 +1,4 @@
-"""Who may come in: the keys of a federation's registry, brought to the SuperLink while it runs."""
+"""Which nodes may connect: the keys of a federation's registry, brought to the SuperLink while it runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, node_key
 from mammo_fed.server.operations.registry import Registry
 
-__all__ = ["Door"]
+__all__ = ["NodeAuthorizer"]
 
 CHECK_SECONDS: Final = 2.0
 
 
-class Door:
-    """Keeps the SuperLink's nodes and the registry the same: registered keys may come in, others are shut out at once.
+class NodeAuthorizer:
+    """Keeps the SuperLink's nodes and the registry the same: registered keys may connect, others are unregistered at once.
 
     Args:
       registry: of the federation.
       control: of the SuperLink.
       roster: file that tells the server's app which node is which site.
-      say: told of every change.
+      say: called with a line for every change.
     """
 
     def __init__(self, registry: Registry, control: Control, roster: Path, *, say: Callable[[str], None]) -> None:

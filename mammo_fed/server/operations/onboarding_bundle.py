@@ -11,7 +11,7 @@ from typing import Final
 from mammo_fed.federation.identity.certificates import parse_certificate
 from mammo_fed.federation.identity.site_template import example_site
 
-__all__ = ["write_for_sites"]
+__all__ = ["write_onboarding_bundle"]
 
 _README: Final = Template("""\
 Joining the federation $name
@@ -49,7 +49,7 @@ older than the last round, the site refuses to take part. Copies are good only i
 """)
 
 
-def write_for_sites(folder: Path, *, name: str, address: str, authority: bytes) -> None:
+def write_onboarding_bundle(folder: Path, *, name: str, address: str, authority: bytes) -> None:
     """Write the folder that every hospital gets a copy of; one that is there is replaced whole.
 
     Args:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["CHECKPOINT_NAME", "OUTCOME_NAME", "PID_NAME", "PROGRESS_NAME", "ROSTER_NAME", "RUN_VARIABLE", "SETTINGS_NAME"]
+__all__ = [
+    "CHECKPOINT_NAME",
+    "EVENTS_NAME",
+    "OUTCOME_NAME",
+    "PID_NAME",
+    "PROGRESS_NAME",
+    "ROSTER_NAME",
+    "RUN_VARIABLE",
+    "SETTINGS_NAME",
+]
 
 # The environment names the folder: the bundle that starts a run says nothing of it, for sites receive that too.
 RUN_VARIABLE: Final = "MAMMO_FED_RUN_FOLDER"
 SETTINGS_NAME: Final = "settings.json"
 OUTCOME_NAME: Final = "outcome.json"
 PROGRESS_NAME: Final = "progress.json"
+EVENTS_NAME: Final = "events.jsonl"
 PID_NAME: Final = "server-app.pid"
 CHECKPOINT_NAME: Final = "checkpoint"
 ROSTER_NAME: Final = "roster.json"

@@ -25,9 +25,11 @@ from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 from mammo_fed.reporting.console import results_table
 from mammo_fed.reporting.record.record import read_record
+from mammo_fed.server.operations.events import EventReader
 from mammo_fed.server.operations.folder import FederationFolder
-from mammo_fed.server.operations.node_authorizer import Door
+from mammo_fed.server.operations.node_authorizer import NodeAuthorizer
 from mammo_fed.server.operations.run_folder import (
+    EVENTS_NAME,
     OUTCOME_NAME,
     PID_NAME,
     PROGRESS_NAME,
@@ -65,7 +67,7 @@ def serve(
       run_folder: where the run lies; exists.
       resume: go on with the run that lies there.
       insecure: neither encryption nor keys.
-      console: told what happens.
+      console: shows what happens.
     """
     server = _Server(folder, run_folder=run_folder, insecure=insecure, console=console)
     with _stopping() as stopped:
@@ -110,15 +112,13 @@ class _Server:
         self._run: int | None = None
         self._due, self._asked = 0.0, 0.0
         self._starts, self._progress_seen = 0, ""
-        self._said = 0
 
     def prepare(self, composed: Composed, *, resume: bool) -> None:
         """Write what the processes need."""
         write_private(self._run_folder / SETTINGS_NAME, composed.settings.to_json().encode())
         for name in (OUTCOME_NAME, PID_NAME):
             (self._run_folder / name).unlink(missing_ok=True)
-        log = self._run_folder / LOG_NAME
-        self._said = log.stat().st_size if resume and log.exists() else 0
+        self._events = EventReader(self._run_folder / EVENTS_NAME, seen=resume)
         for name in ("superexec.secret", "control.secret"):
             if not (self._folder.state / name).exists():
                 write_private(self._folder.state / name, secrets.token_hex(48).encode())
@@ -126,8 +126,8 @@ class _Server:
         write_private(self._folder.state / STATE_NAME, json.dumps(about).encode())
         secret = (self._folder.state / "control.secret").read_text(encoding="ascii").strip()
         self._control = Control(self._local, ca=self._ca, secret=secret)
-        self._door = Door(self._folder.registry, self._control, self._run_folder / ROSTER_NAME, say=self._say)
-        self._keeper = Keeper(self._children(), on_death=self._tell_death)
+        self._authorizer = NodeAuthorizer(self._folder.registry, self._control, self._run_folder / ROSTER_NAME, say=self._say)
+        self._keeper = Keeper(self._children(), on_death=self._report_death)
 
     def wait_for_room(self) -> None:
         """Say that the disk is full, and give somebody a moment to make room."""
@@ -148,7 +148,7 @@ class _Server:
                     self._due = max(self._due, time.monotonic() + ASK_SECONDS)
                     self._note(f"the SuperLink or the disk does not answer ({type(error).__name__}); tried again")
                     code = None
-                self._narrate()
+                self._show_events()
                 if code is not None:
                     return code
                 time.sleep(TICK_SECONDS)
@@ -161,7 +161,7 @@ class _Server:
             return self._finish(outcome)
         now = time.monotonic()
         if not self._insecure:
-            self._door.check()
+            self._authorizer.check()
         if now < self._due:
             return None
         if self._run is None:
@@ -207,7 +207,7 @@ class _Server:
             self._control.stop(run)
 
     def _finish(self, outcome: dict[str, Any]) -> int:
-        self._narrate()
+        self._show_events()
         code = int(outcome["exit_code"])
         if code:
             self._console.print(f"error: {outcome['message']}", style="red", highlight=False, markup=False, soft_wrap=True)
@@ -280,22 +280,11 @@ class _Server:
         except (FileNotFoundError, ValueError):
             return None
 
-    def _narrate(self) -> None:
-        """Show the new lines of the run's log: its course, and warnings."""
-        try:
-            with (self._run_folder / LOG_NAME).open("rb") as log:
-                log.seek(self._said)
-                new = log.read()
-        except FileNotFoundError:
-            return
-        whole = new[: new.rfind(b"\n") + 1]
-        self._said += len(whole)
-        for line in whole.decode("utf-8", errors="replace").splitlines():
-            head, _, text = line.partition(": ")
-            if head.endswith(" mammo_fed.run") or " WARNING " in head:
-                self._say(text)
+    def _show_events(self) -> None:
+        for event in self._events.read():
+            self._say(*event.lines)
 
-    def _tell_death(self, child: Child, wait: float) -> None:
+    def _report_death(self, child: Child, wait: float) -> None:
         self._say(f"the {child.name} has died; it is started again in {wait:.1f} s ({child.log})")
 
     def _note(self, line: str) -> None:

@@ -43,7 +43,7 @@ class Admission:
     Args:
       delivery: to the nodes.
       declaration, payload: what a site is asked to accept, and the public array that comes with it.
-      budget, traffic: told of every site.
+      budget, traffic: where sites are entered and bytes counted.
       roster: the registered names by node, where the sites' keys are known; an empty one believes the first who gives a name.
       ask_again: a site that could not answer is asked again before every round.
     """

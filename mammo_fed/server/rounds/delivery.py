@@ -43,7 +43,7 @@ class Waiting:
 
 
 @dataclass(kw_only=True)
-class _Errand:
+class _PendingTask:
     """One node's open task: when and where it was and will be sent, and the identifiers of what was sent and not answered."""
 
     message: Message
@@ -64,7 +64,7 @@ class Delivery:
 
     def __init__(self, grid: Grid, *, resend_after: float = math.inf) -> None:
         self._grid, self._resend_after = grid, resend_after
-        self._errands: dict[int, _Errand] = {}
+        self._pending: dict[int, _PendingTask] = {}
         self._current: Callable[[int], int] = lambda node: node
 
     def follow(self, current: Callable[[int], int]) -> None:
@@ -83,25 +83,25 @@ class Delivery:
     def start(self, messages: Mapping[int, Message]) -> None:
         """Send a message to each node; what the nodes had open before is forgotten."""
         now = time.monotonic()
-        self._errands |= {
-            node: _Errand(message=message, pause=self._resend_after, due=now) for node, message in messages.items()
+        self._pending |= {
+            node: _PendingTask(message=message, pause=self._resend_after, due=now) for node, message in messages.items()
         }
         self._send(list(messages))
 
     @property
     def open(self) -> frozenset[int]:
         """Nodes that have not answered yet."""
-        return frozenset(self._errands)
+        return frozenset(self._pending)
 
     def forget(self, node: int) -> None:
         """Wait no more for a node."""
-        self._errands.pop(node, None)
+        self._pending.pop(node, None)
 
     def collect(self) -> dict[int, Message]:
         """Answers that are there, by node; what is due is sent again."""
         answers = self._fetch()
         now = time.monotonic()
-        if due := [node for node, errand in self._errands.items() if now >= errand.due or self._has_moved(node, errand)]:
+        if due := [node for node, pending in self._pending.items() if now >= pending.due or self._has_moved(node, pending)]:
             # A task for a node that is away would come back from Flower as an error: it waits until the node is there.
             there = set(self.nodes())
             self._send([node for node in due if self._current(node) in there])
@@ -132,28 +132,28 @@ class Delivery:
             self.forget(node)
         return answers
 
-    def _has_moved(self, node: int, errand: _Errand) -> bool:
-        return errand.sent_to is not None and self._current(node) != errand.sent_to
+    def _has_moved(self, node: int, pending: _PendingTask) -> bool:
+        return pending.sent_to is not None and self._current(node) != pending.sent_to
 
     def _send(self, nodes: list[int]) -> None:
         for node in nodes:
-            errand, target = self._errands[node], self._current(node)
-            if errand.tries:
+            pending, target = self._pending[node], self._current(node)
+            if pending.tries:
                 logger.info("the task of node %d is sent again", node)
             try:
-                first = not errand.tries and target == node
-                pushed = list(self._grid.push_messages([errand.message if first else _copy(errand.message, target)]))
+                first = not pending.tries and target == node
+                pushed = list(self._grid.push_messages([pending.message if first else _copy(pending.message, target)]))
             except LINK_ERRORS as error:
                 logger.warning("a task cannot be handed to the SuperLink (%s); it is tried again", type(error).__name__)
-                errand.due = time.monotonic() + LINK_PAUSE_SECONDS
+                pending.due = time.monotonic() + LINK_PAUSE_SECONDS
                 continue
-            errand.unanswered |= {identifier for identifier in pushed if identifier}
-            errand.tries, errand.sent_to = errand.tries + 1, target
-            errand.due = time.monotonic() + errand.pause
-            errand.pause *= 2
+            pending.unanswered |= {identifier for identifier in pushed if identifier}
+            pending.tries, pending.sent_to = pending.tries + 1, target
+            pending.due = time.monotonic() + pending.pause
+            pending.pause *= 2
 
     def _fetch(self) -> dict[int, Message]:
-        waited = {identifier: node for node, errand in self._errands.items() for identifier in errand.unanswered}
+        waited = {identifier: node for node, pending in self._pending.items() for identifier in pending.unanswered}
         if not waited:
             return {}
         try:
@@ -169,15 +169,15 @@ class Delivery:
             node = waited.get(identifier)
             if node is None or node in answers:
                 continue
-            errand = self._errands[node]
-            errand.unanswered.discard(identifier)
-            if answer.has_error() and answer.error.code != CLIENT_FAILED and math.isfinite(errand.pause):
+            pending = self._pending[node]
+            pending.unanswered.discard(identifier)
+            if answer.has_error() and answer.error.code != CLIENT_FAILED and math.isfinite(pending.pause):
                 # The node was away, or its process was killed: the site has not refused, so it is asked again.
                 logger.info("node %d is away (code %d)", node, answer.error.code)
-                errand.due = time.monotonic() + LINK_PAUSE_SECONDS
+                pending.due = time.monotonic() + LINK_PAUSE_SECONDS
                 continue
             answers[node] = answer
-            del self._errands[node]
+            del self._pending[node]
         return answers
 
 

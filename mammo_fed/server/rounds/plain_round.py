@@ -106,6 +106,6 @@ class PlainRound:
             if reply.site not in self.checks.budget.sites:
                 logger.warning("a reply names the unknown site %s; it is left out", reply.site)
             elif reply.reason != "internal":
-                # A site that failed has told its operator why: it has not refused, and whatever it may have spent is charged.
+                # A site that failed says why in its own log: it has not refused, and whatever it may have spent is charged.
                 replies.append((reply, message))
         return replies
