@@ -82,7 +82,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         sys.stdout.write(composed.yaml)
         return 0
     # Imported late: torch takes seconds, and --help should not.
-    from mammo_fed.client.generator.training import new_private_folder, read_training, start_training
+    from mammo_fed.client.generator.training import start_training
+    from mammo_fed.client.generator.training_folder import new_private_folder, read_training
 
     folder = composed.folder
     if not options.resume:

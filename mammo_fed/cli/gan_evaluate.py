@@ -16,7 +16,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings.compose import compose_gan
 
 if TYPE_CHECKING:
-    from mammo_fed.client.generator.evaluation import Judged, Verdict
+    from mammo_fed.client.generator.evaluation import EvaluatedSet, Evaluation
 
 __all__ = ["add_judge_command"]
 
@@ -46,7 +46,7 @@ def add_judge_command(add: Callable[[str, str, Command], argparse.ArgumentParser
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.client.generator.evaluation import judge_sets, write_verdict
+    from mammo_fed.client.generator.evaluation import evaluate_sets, write_evaluation
 
     sets = [Path(argument) for argument in options.sets if "=" not in argument]
     overrides = [argument for argument in options.sets if "=" in argument]
@@ -55,7 +55,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     if options.output is not None and options.output.exists() and any(options.output.iterdir()):
         raise InvalidSetting(f"--output={options.output} holds something: nothing is overwritten; choose another folder")
     settings = compose_gan(overrides).settings
-    verdict = judge_sets(
+    evaluation = evaluate_sets(
         settings,
         sets,
         site_folder=options.site,
@@ -65,25 +65,25 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         baselines=not options.no_baselines,
         progress=(lambda _: None) if options.json else lambda line: say(console, line),
     )
-    page = None if options.output is None else write_verdict(verdict, options.output)
+    page = None if options.output is None else write_evaluation(evaluation, options.output)
     if options.json:
-        print_json(verdict.as_dict())
+        print_json(evaluation.as_dict())
         return 0
-    Console().print(_table(verdict, FIDELITY, title=verdict.title))
-    Console().print(_table(verdict, LINES, title="classes, artefacts, memorisation"))
-    for one in verdict.judged:
+    Console().print(_table(evaluation, FIDELITY, title=evaluation.title))
+    Console().print(_table(evaluation, LINES, title="classes, artefacts, memorisation"))
+    for one in evaluation.sets:
         if one.radiomics is not None:
             say(console, f"Frechet radiomics distance of {one.name}: {one.radiomics:.3f}")
         if len(one.quality.memorisation.copies) and one.kind != "real":
             warn(console, f"{one.name}: {len(one.quality.memorisation.copies)} images are copies of training images")
     if page is not None:
         say(console, f"page: {page.resolve()}")
-        if not verdict.public:
+        if not evaluation.public:
             warn(console, "the page shows patients' images: it stays at this site")
     return 0
 
 
-Columns = tuple[tuple[str, Callable[["Judged"], str]], ...]
+Columns = tuple[tuple[str, Callable[["EvaluatedSet"], str]], ...]
 FIDELITY: Final[Columns] = (
     ("Frechet", lambda one: f"{one.quality.frechet:.1f}"),
     ("precision", lambda one: f"{one.quality.neighbourhood.precision:.3f}"),
@@ -104,17 +104,17 @@ LINES: Final[Columns] = (
 )
 
 
-def _tstr(one: Judged) -> str:
+def _tstr(one: EvaluatedSet) -> str:
     if one.name == HELD_OUT_ROW:
         return ""
     return f"{one.quality.tstr:.3f}\n[{one.quality.tstr_ci[0]:.3f}, {one.quality.tstr_ci[1]:.3f}]"
 
 
-def _table(verdict: Verdict, columns: Columns, *, title: str) -> Table:
+def _table(evaluation: Evaluation, columns: Columns, *, title: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     table.add_column("set", max_width=20)
     for name, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for one in verdict.judged:
+    for one in evaluation.sets:
         table.add_row(one.name, *(value(one) for _, value in columns))
     return table

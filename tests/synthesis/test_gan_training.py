@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mammo_fed.client.generator.export import sample_set
-from mammo_fed.client.generator.training import read_training, start_training
+from mammo_fed.client.generator.training import start_training
+from mammo_fed.client.generator.training_folder import read_training
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
@@ -242,7 +243,7 @@ def test_gan_the_128_pixel_networks_take_a_step(images, tmp_path):
     ],
 )
 def test_gan_policy_of_patients_who_are_not_public(gan_settings, overrides, word, images):
-    from mammo_fed.client.generator.training import check_policy
+    from mammo_fed.client.generator.cohort import check_policy
     from mammo_fed.data.cohort import Cohort
 
     names = np.array([f"i{row}" for row in range(4)])

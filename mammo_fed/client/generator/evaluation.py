@@ -1,4 +1,4 @@
-"""Several synthetic sets, judged against the same real masses, and the page that shows them side by side."""
+"""Evaluation of synthetic sets against the same real masses, and the page that shows them side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.client.folder import SiteFolder
-from mammo_fed.client.generator.training import donor_cohort, share_of_donor
+from mammo_fed.client.generator.cohort import training_cohort, training_partition
 from mammo_fed.common.private_files import new_folder, write_private
 from mammo_fed.common.typed_json import dumps, plain
 from mammo_fed.data.cache import ArrayCache, default_cache_root
@@ -28,7 +28,7 @@ from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
 from mammo_fed.synthesis.quality import Quality, at_side, evaluate_set, noise_images, reference
 from mammo_fed.synthesis.sampling import draw_images
 
-__all__ = ["HELD_OUT_ROW", "Judged", "Verdict", "judge_sets", "write_verdict"]
+__all__ = ["HELD_OUT_ROW", "EvaluatedSet", "Evaluation", "evaluate_sets", "write_evaluation"]
 
 # Of the sets that a source keeps apart from training, the first that is there.
 HELD_OUT: Final = ("val", "test")
@@ -40,8 +40,8 @@ TRAIN_ROW: Final = "real, train"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
-    """One set: its name, where it comes from in a word, images at the common side, labels, and what it is worth.
+class EvaluatedSet:
+    """One set: its name, where it comes from in a word, images at the common side, labels and figures.
 
     `radiomics` is its Frechet radiomics distance to the training masses, where that was asked for.
     """
@@ -55,28 +55,28 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Verdict:
-    """All sets, and the real masses they were held against: rows "real, held out" and "real, train" are among them.
+class Evaluation:
+    """All sets, and the real masses that they were compared with: rows "real, held out" and "real, train" are among them.
 
     Attributes:
       title: what was compared, and how.
       public: whether the real masses are declared public.
       side: pixels at which all were compared.
-      judged: the rows.
+      sets: the rows.
     """
 
     title: str
     public: bool
     side: int
-    judged: tuple[Judged, ...]
+    sets: tuple[EvaluatedSet, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Figures without images, for JSON."""
-        rows = [_row(one) for one in self.judged]
+        rows = [_row(one) for one in self.sets]
         return {"title": self.title, "side": self.side, "sets": rows}
 
 
-def judge_sets(
+def evaluate_sets(
     settings: GanSettings,
     sets: Sequence[Path],
     *,
@@ -86,8 +86,8 @@ def judge_sets(
     side: int | None,
     baselines: bool,
     progress: Callable[[str], None],
-) -> Verdict:
-    """Judge sets against a donor's masses and held-out patients of the same source.
+) -> Evaluation:
+    """Compare sets with the masses that a generator learns from and with held-out patients of the same source.
 
     Args:
       settings: `data`, `donor` and `seed` say which masses, `gan` which untrained generator is the baseline.
@@ -96,15 +96,15 @@ def judge_sets(
       name: of the descriptor.
       radiomics: whether the Frechet radiomics distance is computed too.
       side: pixels at which all are compared; None is the smallest side among them.
-      baselines: whether noise and an untrained generator are judged too.
-      progress: told what is being judged.
+      baselines: whether noise and an untrained generator are evaluated too.
+      progress: called with a line before each set.
 
     Raises:
       DataError: If a set or the masses cannot be read, or the source keeps no patients apart.
     """
     site = None if site_folder is None else SiteFolder.open(site_folder).file
-    train = donor_cohort(settings, site).cohort
-    share = site.share if site else share_of_donor(settings)
+    train = training_cohort(settings, site).cohort
+    share = site.share if site else training_partition(settings)
     held_out = _held_out(settings if site is None else replace(settings, data=site.data), share=share)
     read = [_read(folder) for folder in sets]
     smallest = min(train.image_size[0], held_out.image_size[0], *(cohort.image_size[0] for _, cohort, _ in read))
@@ -124,33 +124,33 @@ def judge_sets(
         drawn, labels = draw_images(untrained, count=count, seed=settings.seed)
         if drawn.shape[-1] >= at:
             rows.append(("untrained weights", "baseline", drawn, labels))
-    judged = []
+    evaluated = []
     for title, kind, pixels, labels in rows:
-        progress(f"judging {title}")
+        progress(f"evaluating {title}")
         quality = evaluate_set(pixels, labels, real, seed=settings.seed)
         images = at_side(pixels, at)
         distance = radiomics_distance(real.train, images) if radiomics and title != TRAIN_ROW else None
-        judged.append(Judged(name=title, kind=kind, pixels=images, labels=labels, quality=quality, radiomics=distance))
+        evaluated.append(EvaluatedSet(name=title, kind=kind, pixels=images, labels=labels, quality=quality, radiomics=distance))
     title = f"Against {len(train):,} masses of {train.name}, at {at} pixels, by {name}; held out: {held_out.name}"
-    return Verdict(title=title, public=train.public and held_out.public, side=at, judged=tuple(judged))
+    return Evaluation(title=title, public=train.public and held_out.public, side=at, sets=tuple(evaluated))
 
 
-def write_verdict(verdict: Verdict, folder: Path) -> Path:
+def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """Write page and figures into a new folder, readable by its owner only; returns the page."""
     with new_folder(folder, last=PAGE_NAME) as draft:
-        write_private(draft / FIGURES_NAME, dumps(plain(verdict.as_dict())).encode())
+        write_private(draft / FIGURES_NAME, dumps(plain(evaluation.as_dict())).encode())
         rows = [
             QualityRow(name=one.name, kind=one.kind, pixels=one.pixels, labels=one.labels, figures=_row(one))
-            for one in verdict.judged
+            for one in evaluation.sets
         ]
-        write_private(draft / PAGE_NAME, quality_page(verdict.title, rows, public=verdict.public).encode())
+        write_private(draft / PAGE_NAME, quality_page(evaluation.title, rows, public=evaluation.public).encode())
     return folder / PAGE_NAME
 
 
-def _row(one: Judged) -> dict[str, Any]:
+def _row(one: EvaluatedSet) -> dict[str, Any]:
     values: dict[str, Any] = {"name": one.name, "kind": one.kind, "images": len(one.pixels), **_figures(one.quality)}
     if one.name == HELD_OUT_ROW:
-        # Trained and tested on the same patients: no figure of worth.
+        # Trained and tested on the same patients: their figure says nothing.
         values |= {"tstr": None, "tstr_ci": None}
     return values if one.radiomics is None else {**values, "radiomics": one.radiomics}
 
@@ -190,4 +190,4 @@ def _held_out(settings: GanSettings, *, share: Share) -> Cohort:
     for name in HELD_OUT:
         if name in found:
             return found[name]
-    raise DataError(f"data={settings.data.source} keeps no patients apart (val or test): there is nobody to judge by")
+    raise DataError(f"data={settings.data.source} keeps no patients apart (val or test): there is nobody to compare with")

@@ -1,4 +1,4 @@
-"""The synthetic sets that leave a donor: drawn from a finished training, or imported with their true provenance."""
+"""Export of synthetic sets: drawn from a finished training, or imported with their true provenance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.client.generator.training import Training, last_step, load_average, read_training
+from mammo_fed.client.generator.training_folder import Training, last_step, load_average, read_training
 from mammo_fed.data.sources.mammo_dp import read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.data.sources.synthetic_set import (
     Donor,
@@ -47,7 +47,7 @@ def sample_set(
       output: new folder of the set.
       count, seed: number of images, and of their latent numbers.
       step: another step than the last; the provenance says that it was chosen.
-      licence: of the images; None is that of the donor's source.
+      licence: of the images; None is that of the data that was trained on.
       progress: called with (images done, images in all).
 
     Raises:
