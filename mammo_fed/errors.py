@@ -10,6 +10,7 @@ __all__ = [
     "PolicyRefused",
     "PrivacyRefused",
     "RunFailed",
+    "VersionMismatch",
     "WeightsError",
 ]
 
@@ -60,3 +61,21 @@ class PolicyRefused(PrivacyRefused):
 
 class LedgerError(PrivacyRefused):
     """The ledger is damaged, was tampered with, or is asked to contradict itself; nothing is released."""
+
+
+class VersionMismatch(MammoFedError):
+    """The other side speaks another version of the protocol; nothing else of its message is read.
+
+    Args:
+      theirs: the version of the message.
+      ours: the version of this program.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *, theirs: int, ours: int) -> None:
+        super().__init__(
+            f"version: the other side speaks version {theirs} of the protocol and this one version {ours}; install the same "
+            "release of mammo-fed on both"
+        )
+        self.theirs, self.ours = theirs, ours

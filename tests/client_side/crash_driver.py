@@ -118,7 +118,7 @@ def answer_for_ever(folder, settings, whitening, flat):
             )
             arrays = weights if index else np.zeros(declared.dims, np.float32)
             reply = site.round(task, np.zeros(declared.dims, np.float32), arrays)
-            line = f"{run_id} {index} {hashlib.sha256(reply.arrays.tobytes()).hexdigest()}\n"
+            line = f"{run_id} {index} {hashlib.sha256(reply.parameters.tobytes()).hexdigest()}\n"
             with (folder / "sent").open("a") as sent:
                 sent.write(line)
         current.write_text("")

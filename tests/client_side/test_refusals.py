@@ -11,7 +11,7 @@ from mammo_fed.client.policy import SitePolicy, check_declaration
 from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
-from mammo_fed.federation.protocol.messages import pack_array
+from mammo_fed.federation.protocol.messages import pack_parameters
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.settings.compose import compose_settings
 from mammo_fed.simulations.in_process import InProcessGrid
@@ -120,7 +120,7 @@ def test_a_declaration_with_a_bias_that_drowns_the_features_is_refused(declarati
 def test_a_site_that_cannot_be_opened_answers_one_word_and_no_name(tmp_path, kind):
     (tmp_path / "site-1.json").write_text('{"site": "JANE_DOE_1950"}')
     grid = InProcessGrid(app, num_sites=1, run_config={"sites-folder": str(tmp_path)}, workers=1, wire=True)
-    content = RecordDict({"arrays": pack_array(np.zeros(3, np.float32)), "config": ConfigRecord({"task": "x"})})
+    content = RecordDict({"arrays": pack_parameters(np.zeros(3, np.float32)), "config": ConfigRecord({"task": "x"})})
     (reply,) = grid.send_and_receive([Message(content, 2, kind)], timeout=20)
     grid.close()
     assert reply.has_error()

@@ -55,7 +55,7 @@ def site(settings, tmp_path):
 def test_a_declared_network_is_taken(site, declared):
     declaration, payload = declared
     assert declaration.network_size > 1000
-    assert site.declare(declaration, payload).reason == ""
+    assert site.declare(declaration, payload).events
 
 
 def test_a_network_that_was_changed_is_refused_and_the_right_one_is_taken_afterwards(site, declared):
@@ -64,7 +64,7 @@ def test_a_network_that_was_changed_is_refused_and_the_right_one_is_taken_afterw
     changed[-declaration.network_size :] *= np.float32(1.5)
     with pytest.raises(WeightsError, match="weights differ from the server's"):
         site.declare(declaration, changed)
-    assert site.declare(declaration, payload).reason == ""
+    assert site.declare(declaration, payload).events
 
 
 @pytest.mark.parametrize("missing", [1, 1000])

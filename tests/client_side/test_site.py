@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 
 from mammo_fed.client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
 from mammo_fed.client.rounds.app import app
+from mammo_fed.client.rounds.replies import refusal
 from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.client.rounds.site import Site
 from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
@@ -20,9 +21,12 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, become_server
-from mammo_fed.federation.protocol.messages import Reply, pack_array, pack_declaration, read_reply, task_config
+from mammo_fed.federation.protocol.messages import pack_declaration, pack_parameters, task_config
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
+from mammo_fed.federation.protocol.reply_messages import read_reply
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
+from mammo_fed.federation.protocol.version import PROTOCOL_VERSION, stamped
 from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
@@ -101,7 +105,7 @@ def zeros(count: int = DIMS) -> np.ndarray:
     return np.zeros(count, np.float32)
 
 
-def answer(site: Site, round_index: int, arrays: np.ndarray | None = None, **changed: object) -> Reply:
+def answer(site: Site, round_index: int, arrays: np.ndarray | None = None, **changed: object) -> Update:
     arrays = zeros(DIMS + 1 if round_index else DIMS) if arrays is None else arrays
     return site.round(task(round_index, **changed), zeros(), arrays)
 
@@ -115,11 +119,13 @@ def entries(described: SiteFile) -> list[str]:
 
 def fields(reply: Reply) -> dict[str, object]:
     """Everything in a reply, to the last bit."""
-    bits = {
-        name: (array.dtype.str, array.shape, array.tobytes())
-        for name, array in (("arrays", reply.arrays), ("masked", reply.masked))
+    return {
+        "kind": type(reply),
+        **{
+            name: (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+            for name, value in vars(reply).items()
+        },
     }
-    return {**vars(reply), **bits}
 
 
 def same(one: Reply, other: Reply) -> bool:
@@ -130,14 +136,14 @@ def test_the_answer_to_a_declaration_is_the_price_of_the_whole_run_and_no_output
     reply = site.declare(declaration, whitening)
     assert epsilon(reply.events, delta=1e-4, accountant="pld") <= declaration.target_epsilon
     assert (reply.epsilon, reply.epsilon_account, reply.budget_left) == (0.0, 0.0, declaration.target_epsilon)
-    assert (reply.reason, len(reply.arrays)) == ("", 0)
+    assert isinstance(reply, Accepted)
 
 
 def test_a_round_is_reserved_before_and_settled_after_training(site, described, declaration, whitening):
     site.declare(declaration, whitening)
     reply = answer(site, 0)
     assert entries(described) == ["opened", "declared", "reserved", "settled"]
-    assert reply.arrays.shape == (DIMS,)
+    assert reply.parameters.shape == (DIMS,)
     assert reply.epsilon == epsilon(reply.events, delta=1e-4, accountant="pld")
 
 
@@ -209,9 +215,9 @@ def test_a_run_whose_payload_is_damaged_fails_a_round_without_a_charge_and_goes_
         answer(Site(described), 0)
     assert entries(described) == ["opened", "declared"]
     network = Network(described, tmp_path / "site.json")
-    assert network.round(task(0), zeros()).reason == "internal"
-    assert network.declare(declaration, whitening).reason == ""
-    assert network.round(task(0), zeros()).reason == ""
+    assert getattr(network.round(task(0), zeros()), "reason", None) == "internal"
+    assert isinstance(network.declare(declaration, whitening), Accepted)
+    assert isinstance(network.round(task(0), zeros()), Update)
 
 
 def test_what_a_site_keeps_of_a_run_is_written_whole_or_not_at_all(site, described, declaration, whitening, monkeypatch):
@@ -372,8 +378,8 @@ def test_images_beyond_the_largest_number_of_a_patient_are_left_out(described):
 def test_counts_and_weights_come_from_the_policy_and_never_from_the_data(described, declaration, whitening):
     policy = replace(described.policy, public_patients=1000, public_images=2000)
     site = Site(replace(described, policy=policy))
-    for reply in (site.declare(declaration, whitening), answer(site, 0), site.refusal("", 0, "policy")):
-        assert (reply.patients, reply.weight) == (1000, 2000)
+    for reply in (site.declare(declaration, whitening), answer(site, 0), refusal(site.file, "policy")):
+        assert (reply.public_patients, reply.public_images) == (1000, 2000)
 
 
 def test_the_public_number_of_images_is_the_only_denominator(described, declaration, whitening):
@@ -384,22 +390,16 @@ def test_the_public_number_of_images_is_the_only_denominator(described, declarat
         policy = replace(described.policy, public_images=images)
         site = Site(replace(described, policy=policy, folder=str(folder), ledger=str(folder / "ledger")))
         site.declare(seeded, whitening)
-        means[images] = answer(site, 0).arrays
+        means[images] = answer(site, 0).parameters
     np.testing.assert_allclose(means[100], 2 * means[200], rtol=1e-6)
 
 
 def test_a_refusal_says_nothing_that_depends_on_a_patient(settings, described, of_table):
-    refusals = [Site(file).refusal("", 0, "budget") for file in (described, replace(of_table, site=described.site))]
-    told = [
-        {name: value for name, value in asdict(refusal).items() if name not in ("arrays", "masked")} for refusal in refusals
-    ]
-    for refusal, file in zip(told, (described, of_table), strict=True):
-        assert refusal.pop("weight") == file.policy.public_images
-        assert refusal.pop("patients") == file.policy.public_patients
-    assert told[0] == told[1]
-    assert told[0]["malignant_fraction"] is None
-    assert told[0]["fingerprint"] == ""
-    assert all(refusal.arrays.size == 0 and refusal.events == () for refusal in refusals)
+    told = [asdict(refusal(file, "budget")) for file in (described, replace(of_table, site=described.site))]
+    for said, file in zip(told, (described, of_table), strict=True):
+        assert said.pop("public_images") == file.policy.public_images
+        assert said.pop("public_patients") == file.policy.public_patients
+    assert told[0] == told[1] == {"site": described.site, "reason": "budget", "protocol_version": PROTOCOL_VERSION}
 
 
 def test_a_cohort_that_is_not_public_sends_neither_balance_nor_hash(of_table, declaration, whitening):
@@ -440,7 +440,7 @@ def test_settle_failure_leaves_no_moments_of_a_gradient_that_nobody_can_have(des
                     patch.setattr(Ledger, "settle", refuse)
                     with pytest.raises(LedgerError, match="the disk is full"):
                         answer(site, index, learning_rate=0.1, optimizer="adamw")
-            updates.append(answer(site, index, learning_rate=0.1, optimizer="adamw").arrays.tobytes())
+            updates.append(answer(site, index, learning_rate=0.1, optimizer="adamw").parameters.tobytes())
         return updates
 
     def refuse(*_: object) -> None:
@@ -460,21 +460,20 @@ def test_a_round_that_fails_is_told_once_and_leaves_no_moments(described, declar
         with pytest.raises(ZeroDivisionError):
             answer(site, 1, optimizer="adamw")
     again = answer(site, 1, optimizer="adamw")
-    assert (again.reason, again.events, again.arrays.size) == ("internal", (), 0)
+    assert isinstance(again, Refusal)
+    assert again.reason == "internal"
     elsewhere = Path(described.folder).parent / "other"
     untouched = Site(replace(described, folder=str(elsewhere / "site"), ledger=str(elsewhere / "ledger")))
     untouched.declare(kept, whitening)
-    updates = [answer(one, 2, optimizer="adamw").arrays.tobytes() for one in (site, untouched)]
+    updates = [answer(one, 2, optimizer="adamw").parameters.tobytes() for one in (site, untouched)]
     assert updates[0] == updates[1]
     assert entries(described).count("settled") == 2
 
 
-@pytest.mark.parametrize("events", [1, 0])
-def test_a_stored_reply_is_rebuilt_exactly(site, declaration, whitening, events):
+def test_a_stored_reply_is_rebuilt_exactly(site, declaration, whitening):
     site.declare(declaration, whitening)
-    reply = answer(site, 0) if events else site.refusal("run1", 0, "budget")
-    infinite = replace(reply, budget_left=math.inf, malignant_fraction=0.1)
-    for one in (reply, infinite):
+    reply = answer(site, 0)
+    for one in (reply, replace(reply, budget_left=math.inf), refusal(site.file, "internal")):
         assert fields(reply_from_bytes(reply_to_bytes(one))) == fields(one)
 
 
@@ -535,7 +534,8 @@ class Network:
         return self.send(pack_declaration(declaration, whitening), "query")
 
     def round(self, asked: RoundTask, arrays: np.ndarray) -> Reply:
-        return self.send(RecordDict({"arrays": pack_array(arrays), "config": task_config(asked, zeros())}), "train")
+        content = RecordDict({"arrays": pack_parameters(arrays), "config": task_config(asked, zeros())})
+        return self.send(stamped(content), "train")
 
 
 @pytest.fixture
@@ -544,9 +544,9 @@ def network(described, tmp_path) -> Network:
 
 
 def test_the_app_answers_what_the_site_answers(network, declaration, whitening):
-    assert network.declare(declaration, whitening).reason == ""
+    assert isinstance(network.declare(declaration, whitening), Accepted)
     reply = network.round(task(0), zeros())
-    assert (reply.reason, reply.arrays.shape, len(reply.events)) == ("", (DIMS,), 1)
+    assert (reply.parameters.shape, len(reply.events)) == ((DIMS,), 1)
 
 
 @pytest.mark.parametrize(
@@ -556,12 +556,13 @@ def test_the_app_answers_what_the_site_answers(network, declaration, whitening):
 )
 def test_the_network_gets_one_fixed_word_about_what_went_wrong(network, declaration, whitening, changed, word):
     reply = network.declare(replace(declaration, **changed), whitening)
-    assert (reply.reason, reply.events, reply.epsilon, reply.arrays.size) == (word, (), 0.0, 0)
+    assert isinstance(reply, Refusal)
+    assert reply.reason == word
 
 
 def test_a_message_without_a_task_is_refused_with_a_word(network):
-    assert network.send(RecordDict({}), "train").reason == "internal"
-    assert network.send(RecordDict({}), "query").reason == "internal"
+    for kind in ("train", "query"):
+        assert network.send(stamped(RecordDict({})), kind).reason == "task"
 
 
 def test_a_replayed_message_is_answered_with_the_stored_reply(network, declaration, whitening):

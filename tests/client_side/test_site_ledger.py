@@ -15,7 +15,7 @@ from mammo_fed.client.rounds.site import Site
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused
-from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.replies import Update
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
@@ -64,7 +64,7 @@ def sampled(declaration: Declaration, run_id: str) -> Declaration:
     return replace(declaration, run_id=run_id, mechanism="dp_sgd", batch_size=8)
 
 
-def mean(site: Site, run_id: str) -> Reply:
+def mean(site: Site, run_id: str) -> Update:
     task = RoundTask(
         run_id=run_id,
         round_index=0,
@@ -116,12 +116,12 @@ def test_filter_of_an_open_account_is_not_changed_by_the_policy(described, decla
 
 def test_ledger_account_of_the_policy_is_charged_and_reported(described, declaration, payload):
     site = site_with(described, account="study-7")
-    site.declare(declaration, payload)
+    accepted = site.declare(declaration, payload)
     reply = mean(site, "run1")
     assert accounts(described) == [(("study-7",), "gdp")]
     assert reply.epsilon_account == reply.epsilon > 0
     assert reply.budget_left == pytest.approx(described.policy.max_epsilon - reply.epsilon, abs=1e-3)
-    assert (reply.cap_epsilon, reply.cap_delta) == (described.policy.max_epsilon, described.policy.delta)
+    assert (accepted.cap_epsilon, accepted.cap_delta) == (described.policy.max_epsilon, described.policy.delta)
 
 
 def test_ledger_patient_figure_of_a_reply_is_over_all_runs_of_the_account(described, declaration, payload):
@@ -136,11 +136,11 @@ def test_ledger_patient_figure_of_a_reply_is_over_all_runs_of_the_account(descri
 
 def test_ledger_figures_of_a_reply_are_at_the_declared_delta_where_the_policy_allows_a_larger(described, declaration, payload):
     site = site_with(described, delta=1e-3, max_epsilon=6.0)
-    site.declare(declaration, payload)
+    accepted = site.declare(declaration, payload)
     reply = mean(site, "run1")
     assert reply.patient_epsilon_account == patient_epsilon(reply.events, delta=declaration.delta, accountant="pld")
     assert reply.epsilon == reply.patient_epsilon_account
-    assert reply.cap_delta == 1e-3
+    assert accepted.cap_delta == 1e-3
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder"])

@@ -81,7 +81,7 @@ def main(grid, context):
         for path in sorted(FOLDER.glob("ask-*")):
             ask = pickle.loads(path.read_bytes())
             path.unlink()
-            content = RecordDict(dict(config=ConfigRecord(ask["config"])))
+            content = RecordDict(dict(config=ConfigRecord(ask["config"]), protocol=ConfigRecord(dict(version=2))))
             if ask["arrays"] is not None:
                 content["arrays"] = ArrayRecord(dict(flat=Array(ask["arrays"])))
             replies = grid.send_and_receive([Message(content, ask["node"], ask["kind"])], timeout=90)

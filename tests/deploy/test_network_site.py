@@ -23,7 +23,8 @@ from real_federation import SMALL_RUN
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.federation.flwr_internals.control import bundle
-from mammo_fed.federation.protocol.messages import Reason, pack_declaration, task_config
+from mammo_fed.federation.protocol.messages import pack_declaration, task_config
+from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
@@ -42,8 +43,8 @@ LISTENING = "0A"
 def reason_in(config: dict[str, Any]) -> str:
     """The word in a round's reply, or in the answer to a stage of a masked sum."""
     if "privacy" in config:
-        return str(config["privacy"]["reason"])
-    return str(json.loads(config["secure"]["json"])["reason"])
+        return str(config["privacy"].get("reason", ""))
+    return json.loads(config["secure"]["json"])["reason"] or ""
 
 
 @dataclasses.dataclass

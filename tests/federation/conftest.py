@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, pack_array
+from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, pack_parameters
 from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.simulations.in_process import InProcessGrid
 
@@ -41,7 +41,7 @@ def one_round(grid: InProcessGrid) -> Callable[..., NDArray[np.float32]]:
             Message(
                 RecordDict(
                     {
-                        ARRAYS: pack_array((flat + update).astype(np.float32)),
+                        ARRAYS: pack_parameters((flat + update).astype(np.float32)),
                         METRICS: MetricRecord({WEIGHT: 10 if weights is None else weights[site]}),
                         PRIVACY: ConfigRecord({"site": f"site-{site + 1}"}),
                     }

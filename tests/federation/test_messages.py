@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,16 +20,17 @@ from mammo_fed.federation.protocol.messages import (
     CONFIG,
     PRIVACY,
     WEIGHT,
-    Reply,
-    flat_array,
-    pack_array,
-    pack_reply,
+    pack_parameters,
     read_declaration,
-    read_reply,
+    read_parameters,
     read_task,
     task_config,
 )
+from mammo_fed.federation.protocol.reasons import Reason
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
+from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
 from mammo_fed.federation.protocol.task import RoundTask
+from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.privacy.events import PrivacyEvent
 
 EVENT = PrivacyEvent(
@@ -40,22 +42,21 @@ EVENT = PrivacyEvent(
     clipping_norm=0.5,
     max_images_per_patient=16,
 )
-REPLY = Reply(
-    site="site-1",
-    run_id="run1",
-    round_index=2,
-    task_hash="c" * 64,
-    events=(EVENT,),
-    epsilon=1.25,
-    epsilon_account=2.5,
-    budget_left=math.inf,
-    reason="",
-    weight=281,
-    patients=146,
-    arrays=np.linspace(-1, 1, 7, dtype=np.float32),
-    malignant_fraction=0.25,
-    fingerprint="f" * 64,
-)
+PRICED: dict[str, Any] = {
+    "site": "site-1",
+    "public_images": 281,
+    "public_patients": 146,
+    "run_id": "run1",
+    "events": (EVENT,),
+    "epsilon": 1.25,
+    "epsilon_account": 2.5,
+    "patient_epsilon_account": 3.5,
+    "budget_left": math.inf,
+    "ledger_head": "7:" + "a" * 64,
+}
+UPDATE = Update(**PRICED, round_index=2, task_hash="c" * 64, parameters=np.linspace(-1, 1, 7, dtype=np.float32))
+ACCEPTED = Accepted(**PRICED, cap_epsilon=6.0, cap_delta=1e-4, malignant_fraction=0.25, fingerprint="f" * 64)
+REFUSAL = Refusal(site="site-1", public_images=281, public_patients=146, reason="budget")
 TASK = RoundTask(
     run_id="run1",
     round_index=1,
@@ -78,22 +79,40 @@ events = st.builds(
     clipping_norm=st.floats(1e-9, 1e9),
     max_images_per_patient=st.integers(1, 999),
 )
-replies = st.builds(
-    Reply,
-    site=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True),
-    run_id=st.text(max_size=9),
-    round_index=st.integers(-1, 10**6),
-    task_hash=st.text("0123456789abcdef", max_size=64),
-    events=st.lists(events, max_size=3).map(tuple),
-    epsilon=st.floats(0, allow_nan=False),
-    epsilon_account=st.floats(0, allow_nan=False),
-    budget_left=st.floats(0, allow_nan=False),
-    reason=st.sampled_from(["", "budget", "policy", "ledger", "task", "weights", "internal"]),
-    weight=st.integers(1, 2**40),
-    patients=st.integers(1, 2**40),
-    arrays=arrays,
-    malignant_fraction=st.none() | st.floats(0, 1),
-    fingerprint=st.text(max_size=9),
+site = {
+    "site": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True),
+    "public_images": st.integers(1, 2**40),
+    "public_patients": st.integers(1, 2**40),
+}
+figure = st.floats(0, allow_nan=False)
+priced = {
+    **site,
+    "run_id": st.text(max_size=9),
+    "events": st.lists(events, max_size=3).map(tuple),
+    "epsilon": figure,
+    "epsilon_account": figure,
+    "patient_epsilon_account": figure,
+    "budget_left": figure,
+    "ledger_head": st.just("") | st.from_regex(r"[0-9]{1,18}:[0-9a-f]{64}", fullmatch=True),
+}
+replies = st.one_of(
+    st.builds(
+        Update,
+        **priced,
+        round_index=st.integers(-1, 10**6),
+        task_hash=st.text("0123456789abcdef", max_size=64),
+        parameters=arrays,
+        masked=hnp.arrays(np.uint64, st.integers(0, 9)),
+    ),
+    st.builds(
+        Accepted,
+        **priced,
+        cap_epsilon=figure,
+        cap_delta=st.floats(0, 1),
+        malignant_fraction=st.none() | st.floats(0, 1),
+        fingerprint=st.text(max_size=9),
+    ),
+    st.builds(Refusal, **site, reason=st.sampled_from(get_args(Reason))),
 )
 
 
@@ -107,16 +126,18 @@ def travelled(content: RecordDict, kind: str = "train") -> Message:
 
 def fields(reply: Reply) -> dict[str, object]:
     """Everything in a reply, to the last bit."""
-    bits = {
-        name: (array.dtype.str, array.shape, array.tobytes())
-        for name, array in (("arrays", reply.arrays), ("masked", reply.masked))
+    return {
+        "kind": type(reply),
+        **{
+            name: (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+            for name, value in vars(reply).items()
+        },
     }
-    return {**vars(reply), **bits}
 
 
-def changed(**privacy: object) -> RecordDict:
+def changed(reply: Reply = UPDATE, **privacy: object) -> RecordDict:
     """A packed reply with entries of its privacy record changed, or removed where they are None."""
-    content = pack_reply(REPLY)
+    content = pack_reply(reply)
     record = dict(content.config_records[PRIVACY])
     for name, value in privacy.items():
         key = name.replace("_", "-")
@@ -136,59 +157,86 @@ def test_a_reply_arrives_as_it_was_sent(reply):
 
 
 def test_flowers_strategies_find_one_array_record_and_one_number_to_weigh_by():
-    content = pack_reply(REPLY)
+    content = pack_reply(UPDATE)
     assert list(content.array_records) == [ARRAYS]
     (metrics,) = content.metric_records.values()
     assert dict(metrics) == {WEIGHT: 281}
 
 
+@pytest.mark.parametrize("reply", [ACCEPTED, REFUSAL], ids=["accepted", "refusal"])
+def test_only_an_update_carries_an_array(reply):
+    assert list(pack_reply(reply).array_records) == []
+
+
 def test_a_balance_that_is_not_public_does_not_travel_at_all():
-    packed = pack_reply(replace(REPLY, malignant_fraction=None))
+    packed = pack_reply(replace(ACCEPTED, malignant_fraction=None))
     assert not any("malignant" in key for key in packed.config_records[PRIVACY])
-    assert read_reply(packed).malignant_fraction is None
+    read = read_reply(packed)
+    assert isinstance(read, Accepted)
+    assert read.malignant_fraction is None
 
 
 @pytest.mark.parametrize(
-    "name", ["site", "run_id", "round", "task_hash", "events", "epsilon", "reason", "patients", "fingerprint"]
+    ("reply", "name"),
+    [
+        *((UPDATE, name) for name in ("kind", "site", "run_id", "round", "task_hash", "events", "epsilon", "patients")),
+        *((ACCEPTED, name) for name in ("run_id", "fingerprint", "cap_epsilon", "ledger_head", "patient_epsilon_account")),
+        (REFUSAL, "reason"),
+    ],
 )
-def test_a_reply_that_lacks_a_field_is_refused_by_name(name):
+def test_a_reply_that_lacks_a_field_is_refused_by_name(reply, name):
     with pytest.raises(DataError, match=f"a reply lacks '{name.replace('_', '-')}'"):
-        read_reply(changed(**{name: None}))
+        read_reply(changed(reply, **{name: None}))
+
+
+@pytest.mark.parametrize("reply", [UPDATE, ACCEPTED, REFUSAL], ids=["update", "accepted", "refusal"])
+def test_version_a_field_that_this_version_does_not_have_is_refused_by_name(reply):
+    content = pack_reply(reply)
+    content[PRIVACY] = ConfigRecord({**content.config_records[PRIVACY], "birthday": "1950"})
+    with pytest.raises(DataError, match="unknown field 'birthday'"):
+        read_reply(content)
+    more = pack_reply(reply)
+    more["images"] = pack_parameters(np.zeros(3, np.float32))
+    with pytest.raises(DataError, match="unknown record 'images'"):
+        read_reply(more)
 
 
 @pytest.mark.parametrize("record", [ARRAYS, PRIVACY, "metrics"])
 def test_a_reply_that_lacks_a_record_is_refused(record):
-    content = pack_reply(REPLY)
+    content = pack_reply(UPDATE)
     del content[record]
     with pytest.raises(DataError, match="a reply lacks"):
         read_reply(content)
 
 
 @pytest.mark.parametrize(
-    "privacy",
+    ("reply", "privacy"),
     [
-        {"round": 1.0},
-        {"round": "1"},
-        {"round": True},
-        {"patients": 0.5},
-        {"epsilon": "6"},
-        {"epsilon": True},
-        {"budget_left": b"6"},
-        {"reason": "because of Erika"},
-        {"malignant_fraction": "half"},
+        (UPDATE, {"kind": "confession"}),
+        (UPDATE, {"round": 1.0}),
+        (UPDATE, {"round": "1"}),
+        (UPDATE, {"round": True}),
+        (UPDATE, {"patients": 0.5}),
+        (UPDATE, {"epsilon": "6"}),
+        (UPDATE, {"epsilon": True}),
+        (UPDATE, {"budget_left": b"6"}),
+        (UPDATE, {"ledger_head": "7"}),
+        (REFUSAL, {"reason": "because of Erika"}),
+        (REFUSAL, {"reason": ""}),
+        (ACCEPTED, {"malignant_fraction": "half"}),
     ],
     ids=str,
 )
-def test_a_reply_with_a_value_of_the_wrong_kind_is_refused(privacy):
-    with pytest.raises(DataError, match="a reply has a"):
-        read_reply(changed(**privacy))
+def test_a_reply_with_a_value_of_the_wrong_kind_is_refused(reply, privacy):
+    with pytest.raises(DataError, match=r"a reply (has a|is of a kind)"):
+        read_reply(changed(reply, **privacy))
 
 
 @pytest.mark.parametrize("weight", [0, -3, 2.0, math.nan])
-def test_a_reply_with_a_weight_that_no_site_sends_is_refused(weight):
-    content = pack_reply(REPLY)
+def test_a_reply_with_a_number_of_images_that_no_site_sends_is_refused(weight):
+    content = pack_reply(UPDATE)
     content["metrics"] = MetricRecord({WEIGHT: weight})
-    with pytest.raises(DataError, match="weight"):
+    with pytest.raises(DataError, match="number of images"):
         read_reply(content)
 
 
@@ -199,7 +247,7 @@ def test_a_reply_whose_events_are_none_is_refused(text):
 
 
 def test_an_event_with_another_relation_is_refused():
-    text = str(pack_reply(REPLY).config_records[PRIVACY]["events"])
+    text = str(pack_reply(UPDATE).config_records[PRIVACY]["events"])
     with pytest.raises(InvalidSetting, match="relation='add_remove' must be 'zero_out'"):
         read_reply(changed(events=text.replace("zero_out", "add_remove")))
 
@@ -219,24 +267,24 @@ def test_an_event_with_another_relation_is_refused():
 )
 def test_a_message_carries_exactly_one_flat_real_array(record):
     with pytest.raises(DataError, match="array"):
-        flat_array(record)
+        read_parameters(record)
 
 
 def test_wider_numbers_become_float32():
-    narrowed = flat_array(ArrayRecord({"flat": Array(np.array([0.1, 1e30]))}))
+    narrowed = read_parameters(ArrayRecord({"flat": Array(np.array([0.1, 1e30]))}))
     np.testing.assert_array_equal(narrowed, np.array([0.1, 1e30], np.float32))
     assert narrowed.dtype == np.float32
 
 
 def test_an_array_that_lies_apart_in_memory_arrives_whole():
     wide = np.arange(10, dtype=np.float32)
-    np.testing.assert_array_equal(flat_array(pack_array(wide[::3])), wide[::3])
+    np.testing.assert_array_equal(read_parameters(pack_parameters(wide[::3])), wide[::3])
 
 
 def test_a_task_arrives_as_it_was_sent():
     centre = np.array([0.1, -0.0, 1e-38], np.float32)
     flat = np.array([np.pi, 2.0], np.float32)
-    message = travelled(RecordDict({ARRAYS: pack_array(flat), CONFIG: task_config(TASK, centre)}))
+    message = travelled(stamped(RecordDict({ARRAYS: pack_parameters(flat), CONFIG: task_config(TASK, centre)})))
     task, arrived_centre, arrived = read_task(message)
     assert task == TASK
     assert (arrived_centre.tobytes(), arrived.tobytes()) == (centre.tobytes(), flat.tobytes())
@@ -248,10 +296,10 @@ def test_a_task_arrives_as_it_was_sent():
 def test_a_centre_that_is_no_array_is_refused(centre):
     config = ConfigRecord({"task": TASK.to_json(), "centre": centre})
     with pytest.raises(DataError, match="a task's centre must be bytes"):
-        read_task(travelled(RecordDict({ARRAYS: pack_array(np.zeros(2, np.float32)), CONFIG: config})))
+        read_task(travelled(stamped(RecordDict({ARRAYS: pack_parameters(np.zeros(2, np.float32)), CONFIG: config}))))
 
 
 def test_a_declaration_that_is_none_is_refused():
-    content = RecordDict({ARRAYS: pack_array(np.zeros(2, np.float32)), CONFIG: ConfigRecord({"declaration": "[]"})})
+    content = RecordDict({ARRAYS: pack_parameters(np.zeros(2, np.float32)), CONFIG: ConfigRecord({"declaration": "[]"})})
     with pytest.raises(InvalidSetting, match="must be a JSON object"):
-        read_declaration(travelled(content, "query"))
+        read_declaration(travelled(stamped(content), "query"))

@@ -20,6 +20,7 @@ from mammo_fed.federation.protocol.secure_messages import (
     read_parcels,
     read_question,
 )
+from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.federation.secure_aggregation.double_masks import (
     SEED_BYTES,
     Member,
@@ -257,24 +258,24 @@ def test_numbers_in_range_never_overflow_however_many_sites_send_them(sites):
 def test_questions_answers_and_parcels_arrive_as_they_were_sent(roster, dealings):
     question = Question(stage="shares", run_id="run1", round_index=2, roster=roster, survivors=())
     assert read_question(pack_question(question)) == question
-    answer = Answer(reason="", commitment="c", parcels=dealings["east"].parcels, opened=(Opened(site="west", share="00"),))
+    answer = Answer(commitment="c", parcels=dealings["east"].parcels, opened=(Opened(site="west", share="00"),))
     assert read_answer(pack_answer(answer)) == answer
     content = pack_question(question)
-    assert read_parcels(type(content)({})) is None
+    assert read_parcels(stamped(type(content)({}))) is None
     content["secure"] = pack_parcels(dealings["east"].parcels)
     assert read_parcels(content) == dealings["east"].parcels
 
 
 def test_a_dealing_as_it_is_sent_holds_nothing_of_the_sites_own_part(parties, dealings):
     dealing = dealings["east"]
-    text = str(dict(pack_answer(Answer(reason="", commitment=dealing.commitment, parcels=dealing.parcels))["secure"]))
+    text = str(dict(pack_answer(Answer(commitment=dealing.commitment, parcels=dealing.parcels))["secure"]))
     for secret in (dealing.own.seed_share, dealing.own.key_share, parties["east"].masking.private):
         assert secret not in text
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"reason": ""}', "no JSON"])
 def test_an_answer_that_is_none_is_refused(text):
-    content = pack_answer(Answer(reason=""))
+    content = pack_answer(Answer())
     content["secure"]["json"] = text
     with pytest.raises(DataError, match="cannot be read"):
         read_answer(content)

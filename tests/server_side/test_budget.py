@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from mammo_fed.cli.progress import RunProgress
-from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.replies import Accepted, Update
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.server.rounds.budget import BudgetView
@@ -26,23 +26,26 @@ STEP = PrivacyEvent(
 )
 
 
-def reply(site: str = "north", *, spent: float = 0.0, left: float = 6.0, reason: str = "", cap: float = 6.0) -> Reply:
-    return Reply(
-        site=site,
-        run_id="run1",
-        round_index=-1,
-        task_hash="",
-        events=(STEP.repeated(3),),
-        epsilon=spent,
-        epsilon_account=spent,
-        budget_left=left,
-        reason=reason,
-        weight=200,
-        patients=100,
-        arrays=np.zeros(0, np.float32),
-        cap_epsilon=cap,
-        cap_delta=1e-4,
-    )
+def figures(*, spent: float, left: float) -> dict[str, Any]:
+    return {
+        "run_id": "run1",
+        "events": (STEP.repeated(3),),
+        "epsilon": spent,
+        "epsilon_account": spent,
+        "patient_epsilon_account": 0.0,
+        "budget_left": left,
+        "ledger_head": "",
+        "public_images": 200,
+        "public_patients": 100,
+    }
+
+
+def accepted(site: str = "north", *, left: float = 6.0, cap: float = 6.0) -> Accepted:
+    return Accepted(site=site, **figures(spent=0.0, left=left), cap_epsilon=cap, cap_delta=1e-4)
+
+
+def update(*, spent: float, left: float = 6.0) -> Update:
+    return Update(site="north", **figures(spent=spent, left=left), round_index=1, task_hash="")
 
 
 def price(steps: int) -> float:
@@ -52,7 +55,7 @@ def price(steps: int) -> float:
 @pytest.fixture
 def view() -> BudgetView:
     opened = BudgetView(delta=1e-4, accountant="pld")
-    opened.enter(reply())
+    opened.enter(accepted())
     return opened
 
 
@@ -74,7 +77,7 @@ def test_budget_of_a_round_without_a_reply_is_charged_and_shrinks_what_is_left(v
 @pytest.mark.parametrize(("steps", "mismatch"), [(1, False), (2, False), (3, True), (0, True)])
 def test_budget_after_a_lost_round_believes_a_figure_with_or_without_it_and_no_other(view, steps, mismatch):
     view.charge_unanswered("north", round_index=1, events=[STEP])
-    view.spend(reply(spent=price(steps) if steps else 0.0), round_index=2, events=[STEP])
+    view.spend(update(spent=price(steps) if steps else 0.0), round_index=2, events=[STEP])
     site = view.sites["north"]
     assert (site.mismatches == [2]) is mismatch
     assert site.epsilon == max(price(2), price(steps) if steps else 0.0)
@@ -83,22 +86,22 @@ def test_budget_after_a_lost_round_believes_a_figure_with_or_without_it_and_no_o
 
 def test_budget_of_a_site_without_noise_is_no_mismatch():
     silent = BudgetView(delta=1e-4, accountant="pld")
-    silent.enter(reply(cap=math.inf, left=math.inf))
+    silent.enter(accepted(cap=math.inf, left=math.inf))
     quiet = PrivacyEvent.from_dict({**STEP.as_dict(), "noise_multiplier": 0.0})
-    silent.spend(reply(spent=math.inf, left=math.inf), round_index=1, events=[quiet])
+    silent.spend(update(spent=math.inf, left=math.inf), round_index=1, events=[quiet])
     assert silent.sites["north"].mismatches == []
     assert math.isinf(silent.sites["north"].epsilon)
 
 
 def test_budget_never_falls_where_a_site_reports_less_than_before(view):
     for index, spent in enumerate((5.0, 0.1), start=1):
-        view.spend(reply(spent=spent), round_index=index, events=[STEP])
+        view.spend(update(spent=spent), round_index=index, events=[STEP])
     assert view.sites["north"].epsilon_after_round == [5.0, 5.0]
     assert view.sites["north"].mismatches == [1, 2]
 
 
 def test_progress_rounds_epsilon_up_and_what_is_left_down(view):
-    view.spend(reply(spent=price(1), left=4.12399), round_index=1, events=[STEP])
+    view.spend(update(spent=price(1), left=4.12399), round_index=1, events=[STEP])
     shown = math.ceil(price(1) * 1000) / 1000
     assert f"north {shown:g} (left 4.123)" in line(view, 1)
 
@@ -106,6 +109,6 @@ def test_progress_rounds_epsilon_up_and_what_is_left_down(view):
 def test_progress_of_many_sites_counts_those_with_a_warning():
     many = BudgetView(delta=1e-4, accountant="pld")
     for number in range(10):
-        many.enter(reply(f"site-{number}"))
+        many.enter(accepted(f"site-{number}"))
     many.charge_unanswered("site-3", round_index=1, events=[STEP])
     assert "NO REPLY, MISMATCH or LEFT OUT at 1" in line(many, 1)

@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 from typing import get_args
 
-import numpy as np
 import pytest
 
-from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.reasons import RejectionReason
+from mammo_fed.federation.protocol.replies import Accepted
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
 from mammo_fed.federation.protocol.task import Declaration
-from mammo_fed.reporting.record.statements import REJECTIONS, RejectionReason, warning_sentences
+from mammo_fed.reporting.record.statements import REJECTIONS, warning_sentences
 from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView
 from mammo_fed.server.rounds.reply_checks import declaration_fault
 from mammo_fed.settings.compose import compose_settings
@@ -45,30 +45,28 @@ def declaration_of(**changed: object) -> Declaration:
     return Declaration(**{**values, **changed})
 
 
-def answer(declaration: Declaration) -> Reply:
+def answer(declaration: Declaration) -> Accepted:
     plan = plan_for_site(declaration, public_images=IMAGES, max_images_per_patient=4)
-    return Reply(
+    return Accepted(
         site="north",
         run_id="run1",
-        round_index=-1,
-        task_hash="",
         events=plan.events(),
         epsilon=0.0,
         epsilon_account=0.0,
+        patient_epsilon_account=0.0,
         budget_left=6.0,
-        reason="",
-        weight=IMAGES,
-        patients=PATIENTS,
-        arrays=np.zeros(0, np.float32),
+        ledger_head="",
+        public_images=IMAGES,
+        public_patients=PATIENTS,
     )
 
 
-def fault(declaration: Declaration, reply: Reply) -> str:
+def fault(declaration: Declaration, reply: Accepted) -> str:
     found = declaration_fault(declaration, reply)
     return "" if found is None else found.reason
 
 
-def changed(reply: Reply, **fields: object) -> Reply:
+def changed(reply: Accepted, **fields: object) -> Accepted:
     return replace(reply, events=tuple(replace(event, **fields) for event in reply.events))
 
 
@@ -113,7 +111,7 @@ def test_another_clipping_norm_is_noticed():
 def test_another_sampling_rate_than_the_public_size_gives_is_noticed():
     declaration = declaration_of(mechanism="dp_sgd", mean_fraction=0.0)
     assert fault(declaration, changed(answer(declaration), sample_rate=0.01)) == "sampling"
-    assert fault(declaration, replace(answer(declaration), weight=10 * IMAGES)) == "sampling"
+    assert fault(declaration, replace(answer(declaration), public_images=10 * IMAGES)) == "sampling"
     full = declaration_of()
     assert fault(full, changed(answer(full), sample_rate=0.5)) == "sampling"
 

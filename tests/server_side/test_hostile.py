@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.run_cohorts import load_pool
-from mammo_fed.federation.protocol.messages import Reply, pack_reply, read_reply, read_task
+from mammo_fed.federation.protocol.messages import read_task
+from mammo_fed.federation.protocol.replies import Update
+from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.server.app import make_app
 from mammo_fed.server.run import Hooks, share_of
@@ -43,10 +45,10 @@ class Seen:
     """What a hostile site can use: the model it was sent, and its own earlier answers."""
 
     flat: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    earlier: list[Reply] = field(default_factory=list)
+    earlier: list[Update] = field(default_factory=list)
 
 
-Attack = Callable[[Reply, Seen], Reply]
+Attack = Callable[[Update, Seen], Update]
 
 
 class HostileApp(ClientApp):
@@ -59,7 +61,7 @@ class HostileApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         honest = app(message, context)
         reply = read_reply(honest.content)
-        if self._attack is None or reply.site != HOSTILE or reply.round_index < 0:
+        if self._attack is None or reply.site != HOSTILE or not isinstance(reply, Update):
             return honest
         self._seen.flat = read_task(message)[2]
         hostile = self._attack(reply, self._seen)
@@ -70,34 +72,34 @@ class HostileApp(ClientApp):
 def turned(times: float) -> Attack:
     """The honest change with its sign flipped, `times` as long."""
 
-    def attack(reply: Reply, seen: Seen) -> Reply:
-        return replace(reply, arrays=(seen.flat - times * (reply.arrays - seen.flat)).astype(np.float32))
+    def attack(reply: Update, seen: Seen) -> Update:
+        return replace(reply, parameters=(seen.flat - times * (reply.parameters - seen.flat)).astype(np.float32))
 
     return attack
 
 
-def pulled_back(reply: Reply, seen: Seen) -> Reply:
+def pulled_back(reply: Update, seen: Seen) -> Update:
     """Straight back along the model, as far as an update may be; against the mean and the first step."""
-    change = reply.arrays - seen.flat
+    change = reply.parameters - seen.flat
     away = seen.flat if reply.round_index > 1 else change
     length = 3 * np.linalg.norm(change) / max(np.linalg.norm(away), 1e-9)
-    return replace(reply, arrays=(seen.flat - length * away).astype(np.float32))
+    return replace(reply, parameters=(seen.flat - length * away).astype(np.float32))
 
 
-def stale(reply: Reply, seen: Seen) -> Reply:
+def stale(reply: Update, seen: Seen) -> Update:
     """The site's answer to the round before."""
     return seen.earlier[-1] if seen.earlier else replace(reply, task_hash="0" * 64)
 
 
-def under_reported(reply: Reply, seen: Seen) -> Reply:
+def under_reported(reply: Update, seen: Seen) -> Update:
     events = tuple(replace(event, noise_multiplier=10 * event.noise_multiplier) for event in reply.events)
     return replace(reply, events=events)
 
 
 ATTACKS: dict[str, Attack] = {
-    "not finite": lambda reply, seen: replace(reply, arrays=np.full_like(reply.arrays, np.nan)),
-    "times a million": lambda reply, seen: replace(reply, arrays=(1e6 * reply.arrays).astype(np.float32)),
-    "wrong shape": lambda reply, seen: replace(reply, arrays=reply.arrays[:-1]),
+    "not finite": lambda reply, seen: replace(reply, parameters=np.full_like(reply.parameters, np.nan)),
+    "times a million": lambda reply, seen: replace(reply, parameters=(1e6 * reply.parameters).astype(np.float32)),
+    "wrong shape": lambda reply, seen: replace(reply, parameters=reply.parameters[:-1]),
     "stale": stale,
     "under-reported": under_reported,
     "sign flip": turned(1.0),

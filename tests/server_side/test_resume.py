@@ -17,7 +17,9 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import InvalidSetting, RunFailed
-from mammo_fed.federation.protocol.messages import ARRAYS, read_declaration, read_reply
+from mammo_fed.federation.protocol.messages import PRIVACY, read_declaration
+from mammo_fed.federation.protocol.replies import Update
+from mammo_fed.federation.protocol.reply_messages import read_reply
 from mammo_fed.privacy.ledger.report import show_ledger
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.server.rounds.budget import BudgetView
@@ -47,11 +49,11 @@ class WatchedApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = app(message, context)
-        if ARRAYS not in reply.content.array_records:
+        if PRIVACY not in reply.content.config_records:
             # A stage of a masked sum; it is no round's reply.
             return reply
         told = read_reply(reply.content)
-        which = (message.metadata.dst_node_id, told.round_index)
+        which = (message.metadata.dst_node_id, told.round_index if isinstance(told, Update) else -1)
         self.answered.append(which)
         if which in self.silent:
             raise ConnectionError("the line is cut")

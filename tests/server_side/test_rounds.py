@@ -18,7 +18,9 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import PrivacyRefused, RunFailed
-from mammo_fed.federation.protocol.messages import Reply, pack_reply, read_reply
+from mammo_fed.federation.protocol.replies import Refusal, Reply, Update
+from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
+from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.models.classifier import Classifier, read_classifier
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
@@ -46,9 +48,13 @@ class TamperedApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         honest = app(message, context)
         reply = read_reply(honest.content)
-        if reply.site != self._hostile or reply.round_index < self._from_round:
+        if reply.site != self._hostile or round_of(reply) < self._from_round:
             return honest
         return self._tamper(reply, message) or honest
+
+
+def round_of(reply: Reply) -> int:
+    return reply.round_index if isinstance(reply, Update) else -1
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,16 @@ def changing(**changed: object) -> Tamper:
     return lambda reply, message: answer(reply, message, **changed)
 
 
+def refusing(reason: str) -> Tamper:
+    def tamper(reply: Reply, message: Message) -> Message:
+        refusal = Refusal(
+            site=reply.site, public_images=reply.public_images, public_patients=reply.public_patients, reason=reason
+        )
+        return Message(pack_reply(refusal), reply_to=message)
+
+    return tamper
+
+
 def garbage(content: RecordDict) -> Tamper:
     return lambda reply, message: Message(content, reply_to=message)
 
@@ -130,11 +146,13 @@ def raising(reply: Reply, message: Message) -> Message:
 
 
 NOTHING = RecordDict({})
-TWO_ARRAYS = RecordDict(
-    {
-        "arrays": ArrayRecord({"flat": Array(np.zeros(20, np.float32)), "more": Array(np.zeros(20, np.float32))}),
-        "privacy": ConfigRecord({"site": HOSTILE}),
-    }
+TWO_ARRAYS = stamped(
+    RecordDict(
+        {
+            "arrays": ArrayRecord({"flat": Array(np.zeros(20, np.float32)), "more": Array(np.zeros(20, np.float32))}),
+            "privacy": ConfigRecord({"site": HOSTILE}),
+        }
+    )
 )
 
 
@@ -168,7 +186,7 @@ def test_an_honest_site_is_believed(federate, usual):
     ids=["nan", "infinite", "short", "empty"],
 )
 def test_an_update_that_cannot_be_averaged_is_left_out_and_charged_all_the_same(federate, left_out, arrays, said, reason):
-    federation = federate(lambda reply, message: answer(reply, message, arrays=arrays(reply.arrays)))
+    federation = federate(lambda reply, message: answer(reply, message, parameters=arrays(reply.parameters)))
     assert f"{HOSTILE} sends an update {said}" in federation.log
     assert federation.hostile.rejected == tuple(Rejected(round=index, reason=reason) for index in (0, 1, 2))
     assert [site.rejected for site in federation.honest] == [()] * 3
@@ -213,7 +231,7 @@ def test_a_site_that_nobody_knows_is_left_out(federate, left_out):
 
 
 def test_a_refusal_in_the_middle_of_a_run_ends_the_sites_part_in_it(federate):
-    federation = federate(changing(reason="ledger", events=(), arrays=np.zeros(0, np.float32)), from_round=2)
+    federation = federate(refusing("ledger"), from_round=2)
     assert f"{HOSTILE} refuses round 2: ledger" in federation.log
     assert (federation.hostile.refused, federation.hostile.rounds) == (True, 2)
     assert [site.rounds for site in federation.honest] == [3, 3, 3]
@@ -245,11 +263,11 @@ def test_a_record_charges_a_round_whose_reply_was_lost_or_cannot_be_read(federat
 
 def test_a_record_does_not_take_a_lost_task_for_a_lie(federate):
     """The reply of round 1 is lost; the site's figures of the later rounds are its own and no mismatch."""
-    federation = federate(lambda reply, message: lost(reply, message) if reply.round_index == 1 else None)
+    federation = federate(lambda reply, message: lost(reply, message) if round_of(reply) == 1 else None)
     assert (federation.hostile.unanswered, federation.hostile.mismatches) == ((1,), ())
     skipping = federate(
         lambda reply, message: (
-            lost(reply, message) if reply.round_index == 1 else answer(reply, message, epsilon=reply.epsilon * 0.9)
+            lost(reply, message) if round_of(reply) == 1 else answer(reply, message, epsilon=reply.epsilon * 0.9)
         ),
         again="skipping",
     )
@@ -289,7 +307,7 @@ def test_a_run_whose_every_site_talks_nonsense_in_a_round_fails(federate):
 def test_a_run_whose_last_site_refuses_on_the_way_is_refused(federate):
     with pytest.raises(PrivacyRefused, match="every site refuses round 1"):
         federate(
-            changing(reason="budget", events=(), arrays=np.zeros(0, np.float32)),
+            refusing("budget"),
             "federation.site_budgets=[1,1,1,6]",
             from_round=1,
         )
@@ -303,7 +321,7 @@ def test_a_second_reply_under_one_name_is_left_out(federate):
 
 def test_a_site_cannot_speak_in_the_name_of_another_however_fast_it_is(federate):
     def as_site_3(reply: Reply, message: Message) -> Message:
-        return answer(reply, message, site="site-3", arrays=np.full_like(reply.arrays, 1e6))
+        return answer(reply, message, site="site-3", parameters=np.full_like(reply.parameters, 1e6))
 
     federation = federate(as_site_3, hostile="site-1", from_round=1)
     assert np.abs(federation.model.flat).max() < 1e3
@@ -321,7 +339,7 @@ def test_events_that_were_not_declared_are_noticed(federate):
 
 
 def test_a_weight_that_changes_on_the_way_gives_no_more_say(federate, usual, left_out):
-    federation = federate(changing(weight=10**9), from_round=1)
+    federation = federate(changing(public_images=10**9), from_round=1)
     honest = any(np.array_equal(federation.model.flat, model["head"]) for model in (usual, left_out))
     assert honest or HOSTILE in federation.warnings
 

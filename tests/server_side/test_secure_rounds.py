@@ -18,8 +18,9 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.protocol.messages import read_reply, read_task
-from mammo_fed.federation.protocol.secure_messages import SECURE, read_question
+from mammo_fed.federation.protocol.messages import SECURE, read_task
+from mammo_fed.federation.protocol.reply_messages import read_reply
+from mammo_fed.federation.protocol.secure_messages import read_question
 from mammo_fed.federation.secure_aggregation.opening import WEIGHTED_STEPS
 from mammo_fed.models.classifier import Classifier, read_classifier
 from mammo_fed.privacy.ledger.report import show_ledger
@@ -75,7 +76,7 @@ class WatchedApp(ClientApp):
         if watch.loses(site, stage, index):
             raise ConnectionError("lost")
         if stage == "masked" and SECURE not in message.content:
-            watch.updates[site, index] = (read_reply(answer.content).arrays, read_task(message)[2])
+            watch.updates[site, index] = (read_reply(answer.content).parameters, read_task(message)[2])
         changed = watch.changes(site, stage, index, answer.content)
         if changed is not None:
             answer = Message(changed, reply_to=message)

@@ -9,12 +9,14 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from mammo_fed.client.rounds.replies import reason_for, refusal
 from mammo_fed.client.rounds.site import Site, open_site
-from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
+from mammo_fed.errors import PrivacyRefused, VersionMismatch
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
-from mammo_fed.federation.protocol.messages import Reason, Reply, pack_reply, read_declaration, read_task
+from mammo_fed.federation.protocol.messages import read_declaration, read_task
+from mammo_fed.federation.protocol.replies import Reply
+from mammo_fed.federation.protocol.reply_messages import pack_reply
 from mammo_fed.federation.protocol.secure_messages import Answer, pack_answer, read_parcels, read_question
-from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 
 __all__ = ["app"]
 
@@ -31,7 +33,7 @@ def declare(message: Message, context: Context) -> Message:
         declaration, payload = read_declaration(message)
         return site.declare(declaration, payload)
 
-    return _answer(message, context, answer, round_index=DECLARATION_ROUND)
+    return _answer(message, context, answer)
 
 
 @app.train()
@@ -42,7 +44,7 @@ def train(message: Message, context: Context) -> Message:
         task, centre, arrays = read_task(message)
         return site.round(task, centre, arrays, read_parcels(message.content))
 
-    return _answer(message, context, answer, round_index=0)
+    return _answer(message, context, answer)
 
 
 @app.query("secure")
@@ -54,12 +56,12 @@ def secure(message: Message, context: Context) -> Message:
     try:
         answer = site.secure_stage(read_question(message.content))
     except Exception as error:
-        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not isinstance(error, PrivacyRefused))
-        answer = Answer(reason=_reason(error))
+        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not _is_expected(error))
+        answer = Answer(reason=reason_for(error))
     return Message(pack_answer(answer), reply_to=message)
 
 
-def _answer(message: Message, context: Context, answer: Callable[[Site], Reply], *, round_index: int) -> Message:
+def _answer(message: Message, context: Context, answer: Callable[[Site], Reply]) -> Message:
     # Whatever happens, the text of it stays here: Flower would send str(error) to the server.
     site = _open(context)
     if site is None:
@@ -67,8 +69,8 @@ def _answer(message: Message, context: Context, answer: Callable[[Site], Reply],
     try:
         packed = pack_reply(answer(site))
     except Exception as error:
-        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not isinstance(error, PrivacyRefused))
-        packed = pack_reply(site.refusal("", round_index, _reason(error)))
+        logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not _is_expected(error))
+        packed = pack_reply(refusal(site.file, reason_for(error)))
     return Message(packed, reply_to=message)
 
 
@@ -84,15 +86,9 @@ def _closed(message: Message) -> Message:
     return Message(Error(code=CLIENT_FAILED, reason="internal"), reply_to=message)
 
 
-def _reason(error: Exception) -> Reason:
-    kinds: tuple[tuple[type[Exception], Reason], ...] = (
-        (PolicyRefused, "policy"),
-        (LedgerError, "ledger"),
-        (PrivacyRefused, "budget"),
-        (WeightsError, "weights"),
-        (InvalidSetting, "task"),
-    )
-    return next((word for kind, word in kinds if isinstance(error, kind)), "internal")
+def _is_expected(error: Exception) -> bool:
+    """Whether the error's text tells the operator all there is to know."""
+    return isinstance(error, PrivacyRefused | VersionMismatch)
 
 
 def _site_path(context: Context) -> Path:

@@ -89,14 +89,14 @@ class SecureRounds:
           InvalidSetting, PolicyRefused: As the stage.
         """
         if question.stage == "keys":
-            return Answer(reason="", member=self.keys(terms))
+            return Answer(member=self.keys(terms))
         if question.stage == "shares":
             if question.roster is None or question.roster.terms != terms:
                 raise InvalidSetting("a roster must hold the terms that were declared; the round is refused")
             dealing = self.shares(question.roster)
-            return Answer(reason="", commitment=dealing.commitment, parcels=dealing.parcels)
+            return Answer(commitment=dealing.commitment, parcels=dealing.parcels)
         opened = self.unmask(terms, question.survivors)
-        return Answer(reason="", opened=tuple(Opened(site=site, share=share) for site, share in opened))
+        return Answer(opened=tuple(Opened(site=site, share=share) for site, share in opened))
 
     def keys(self, terms: Terms) -> Member:
         """The site's public keys of a round, fresh ones for every round; what it kept of other rounds goes.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +18,23 @@ from mammo_fed.client.charging import Charge, TrainingState, charged_once
 from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
 from mammo_fed.client.rounds.ledger_guard import site_ledger
 from mammo_fed.client.rounds.masked_sums import SecureRounds
+from mammo_fed.client.rounds.replies import accepted, refusal, update_without_parameters
 from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of
 from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
-from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import DataError, PolicyRefused, WeightsError
-from mammo_fed.federation.protocol.messages import Reply
 from mammo_fed.federation.protocol.payload import PublicPayload
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.secure_messages import Answer, Question
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
-from mammo_fed.federation.protocol.task import DECLARATION_ROUND, Declaration, RoundTask, task_hash
+from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
 from mammo_fed.federation.secure_aggregation.double_masks import Parcel, secure_task_hash
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, denormals_flushed
 from mammo_fed.models.networks import network_spec, write_flat_network
-from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.ledger import Ledger
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
 from mammo_fed.training.local import SiteFeatures
@@ -68,7 +67,7 @@ class Site:
         if len(np.unique(self.cohort.labels)) == 1:
             logger.warning("site %s: all training labels are of one class; only this log says so", file.site)
 
-    def declare(self, declaration: Declaration, payload: NDArray[np.float32]) -> Reply:
+    def declare(self, declaration: Declaration, payload: NDArray[np.float32]) -> Accepted:
         """Accept a run: check it against the policy, price it whole in the ledger, and make the features.
 
         Args:
@@ -84,7 +83,7 @@ class Site:
         self._runs.check_same(declaration)
         prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
         with self._ledger(declaration) as ledger:
-            reply = self._reply(declaration, ledger, events=prepared.schedule.events())
+            reply = accepted(self.file, self.cohort, ledger, declaration, events=prepared.schedule.events())
         self._runs.keep(declaration, payload)
         self._prepared[declaration.run_id] = prepared
         return reply
@@ -107,7 +106,7 @@ class Site:
         centre: NDArray[np.float32],
         arrays: NDArray[np.float32],
         parcels: Sequence[Parcel] | None = None,
-    ) -> Reply:
+    ) -> Update | Refusal:
         """One round: reserve, train, store the reply, settle, and only then return it.
 
         The same task again gets the stored reply; another task for a round that was answered is refused.
@@ -127,7 +126,7 @@ class Site:
                 f"the run was declared with aggregation={declaration.aggregation}: nothing else leaves this site"
             )
         check_arrays(declaration, task, centre, arrays)
-        content = task_hash(task, centre=centre, arrays=arrays)
+        content = task_hash(task, centre=centre, parameters=arrays)
         roster = None
         if parcels is not None:
             roster, present = self._sums(task.run_id).accept(declaration.terms(task.round_index), parcels)
@@ -144,41 +143,20 @@ class Site:
         )
         with self._ledger(declaration) as ledger:
 
-            @cache
-            def figures() -> Reply:
-                return self._reply(declaration, ledger, events=(event,), task=task, content=content)
-
             def train(optimizer: TrainingState | None) -> bytes:
+                update = update_without_parameters(self.file, ledger, declaration, task, event=event, content=content)
                 if roster is None:
-                    return reply_to_bytes(replace(figures(), arrays=release.plain(optimizer)))
-                return reply_to_bytes(replace(figures(), masked=release.masked(self._sums(task.run_id), roster, optimizer)))
+                    return reply_to_bytes(replace(update, parameters=release.plain(optimizer)))
+                return reply_to_bytes(replace(update, masked=release.masked(self._sums(task.run_id), roster, optimizer)))
 
             reply = charged_once(
                 ledger,
                 Charge(run_id=task.run_id, round_index=task.round_index, task_hash=content, events=(event,)),
                 train=train,
-                failed=lambda: reply_to_bytes(replace(figures(), events=(), reason="internal", task_hash="")),
+                failed=lambda: reply_to_bytes(refusal(self.file, "internal")),
                 state=prepared.optimizer,
             )
         return reply_from_bytes(reply)
-
-    def refusal(self, run_id: str, round_index: int, reason: str) -> Reply:
-        """A reply that says no, with nothing in it that depends on a patient."""
-        policy = self.file.policy
-        return Reply(
-            site=self.file.site,
-            run_id=run_id,
-            round_index=round_index,
-            task_hash="",
-            events=(),
-            epsilon=0.0,
-            epsilon_account=0.0,
-            budget_left=0.0,
-            reason=reason,  # type: ignore[arg-type]
-            weight=policy.public_images,
-            patients=policy.public_patients,
-            arrays=np.zeros(0, np.float32),
-        )
 
     def _prepare(self, declaration: Declaration, payload: PublicPayload) -> Prepared:
         """Charge the run, or enrol in it who is new in the cohort, and only then look at the patients' images."""
@@ -239,41 +217,6 @@ class Site:
 
     def _ledger(self, declaration: Declaration) -> AbstractContextManager[Ledger]:
         return site_ledger(self.file, usual="gdp" if declaration.mechanism == "dp_gd" else "declared")
-
-    def _reply(
-        self,
-        declaration: Declaration,
-        ledger: Ledger,
-        *,
-        events: tuple[PrivacyEvent, ...],
-        task: RoundTask | None = None,
-        content: str = "",
-    ) -> Reply:
-        policy, cohort = self.file.policy, self.cohort
-        account, delta = policy.account, declaration.delta
-        share = float(cohort.labels.mean()) if policy.public_class_balance else None
-        return Reply(
-            site=self.file.site,
-            run_id=declaration.run_id,
-            round_index=DECLARATION_ROUND if task is None else task.round_index,
-            task_hash=content,
-            events=events,
-            epsilon=ledger.epsilon(run_id=declaration.run_id, accountant=declaration.accountant, delta=delta),
-            epsilon_account=ledger.epsilon(account=account, accountant=declaration.accountant, delta=delta),
-            budget_left=ledger.budget_left(account=account),
-            patient_epsilon_account=ledger.patient_epsilon(
-                run_id=None if task is None else declaration.run_id, account=account, delta=delta
-            ),
-            cap_epsilon=policy.max_epsilon,
-            cap_delta=policy.delta,
-            reason="",
-            weight=policy.public_images,
-            patients=policy.public_patients,
-            arrays=np.zeros(0, np.float32),
-            malignant_fraction=share if task is None else None,
-            fingerprint=(fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32)) if task is None else "",
-            ledger_head=ledger.head(),
-        )
 
     def _sums(self, run_id: str) -> SecureRounds:
         return SecureRounds(self._runs.folder(run_id), self.file.site)

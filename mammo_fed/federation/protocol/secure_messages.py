@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
-from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.federation.protocol.messages import Reason
+from mammo_fed.federation.protocol.messages import SECURE
+from mammo_fed.federation.protocol.reasons import Reason
+from mammo_fed.federation.protocol.texts import from_message, to_message
+from mammo_fed.federation.protocol.version import check_version, stamped
 from mammo_fed.federation.secure_aggregation.double_masks import Member, Parcel, Roster
 
 __all__ = [
-    "SECURE",
     "SECURE_QUERY",
     "Answer",
     "Opened",
@@ -28,7 +28,6 @@ __all__ = [
     "size_of",
 ]
 
-SECURE: Final = "secure"
 # The message type of questions: Flower routes it to the handler of that name.
 SECURE_QUERY: Final = "query.secure"
 TEXT: Final = "json"
@@ -67,13 +66,13 @@ class Answer:
     """What a site answers; of the stages' parts only that of the question is there.
 
     Attributes:
-      reason: empty, or why the site refused.
+      reason: None, or why the site refused.
       member: its keys.
       commitment, parcels: to its seed, and the shares that it deals, sealed for the others.
       opened: the shares that it gives.
     """
 
-    reason: Reason
+    reason: Reason | None = None
     member: Member | None = None
     commitment: str = ""
     parcels: tuple[Parcel, ...] = ()
@@ -94,6 +93,7 @@ def read_question(content: RecordDict) -> Question:
     """Inverse of `pack_question`.
 
     Raises:
+      VersionMismatch: If it is of another version of the protocol.
       InvalidSetting: If it is none.
     """
     return _read(Question, content)
@@ -108,6 +108,7 @@ def read_answer(content: RecordDict) -> Answer:
     """Inverse of `pack_answer`.
 
     Raises:
+      VersionMismatch: If it is of another version of the protocol.
       DataError: If it is none.
     """
     try:
@@ -118,7 +119,7 @@ def read_answer(content: RecordDict) -> Answer:
 
 def pack_parcels(parcels: tuple[Parcel, ...]) -> ConfigRecord:
     """The others' parcels as the record that comes with a site's task, under the key SECURE."""
-    return ConfigRecord({TEXT: canonical_json(_Parcels(parcels=parcels))})
+    return ConfigRecord({TEXT: to_message(_Parcels(parcels=parcels))})
 
 
 def read_parcels(content: RecordDict) -> tuple[Parcel, ...] | None:
@@ -136,13 +137,10 @@ def size_of(content: RecordDict) -> int:
 
 
 def _pack(value: Question | Answer) -> RecordDict:
-    return RecordDict({SECURE: ConfigRecord({TEXT: canonical_json(value)})})
+    return stamped(RecordDict({SECURE: ConfigRecord({TEXT: to_message(value)})}))
 
 
 def _read(cls: type[T], content: RecordDict) -> T:
-    record = content.config_records.get(SECURE)
-    try:
-        values = json.loads(str(record[TEXT])) if record is not None else None
-    except (KeyError, ValueError) as error:
-        raise InvalidSetting("a message of a masked sum is not valid JSON") from error
-    return build(cls, values, path=SECURE)  # type: ignore[arg-type]
+    check_version(content)
+    record = content.config_records.get(SECURE, ConfigRecord())
+    return from_message(cls, str(record.get(TEXT, "")), path=SECURE)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.common.serialization import build, canonical_json
+from mammo_fed.common.serialization import canonical_json
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.federation.protocol.texts import from_json
 from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.settings import ModelSettings
@@ -141,7 +141,7 @@ class Declaration:
         Raises:
           InvalidSetting: If the text is not a declaration.
         """
-        return build(cls, _parse(text), path="declaration")
+        return from_json(cls, text, path="declaration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,23 +183,13 @@ class RoundTask:
         Raises:
           InvalidSetting: If the text is not a task.
         """
-        return build(cls, _parse(text), path="task")
+        return from_json(cls, text, path="task")
 
 
-def task_hash(task: RoundTask, *, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> str:
+def task_hash(task: RoundTask, *, centre: NDArray[np.float32], parameters: NDArray[np.float32]) -> str:
     """Hash of everything that decides what a round does with its patients, 64 hex digits."""
     digest = hashlib.sha256(task.to_json().encode())
-    for array in (centre, arrays):
+    for array in (centre, parameters):
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array, "<f4").tobytes())
     return digest.hexdigest()
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidSetting("a task is not valid JSON") from error
-    if not isinstance(values, dict):
-        raise InvalidSetting("a task must be a JSON object")
-    return values

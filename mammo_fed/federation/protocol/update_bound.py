@@ -17,7 +17,7 @@ from scipy.stats import binom, chi
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.privacy.events import PrivacyEvent
 
-__all__ = ["update_reach"]
+__all__ = ["update_bound"]
 
 # Probability that an honest update is longer than its bound, for the noise and for the sampling each.
 CHANCE: Final = 1e-9
@@ -28,16 +28,16 @@ ROUNDING: Final = 1e-4
 STEP_ROUNDING: Final = 1e-6
 
 
-def update_reach(
+def update_bound(
     declaration: Declaration,
     task: RoundTask,
     events: Sequence[PrivacyEvent],
     *,
-    images: int,
-    patients: int,
-    flat: NDArray[np.float32],
+    public_images: int,
+    public_patients: int,
+    parameters: NDArray[np.float32],
 ) -> float:
-    """Largest norm of (update - `flat`) that the declared steps of one round can have, up to a chance of 2e-9.
+    """Largest norm of (update - `parameters`) that the declared steps of one round can have, up to a chance of 2e-9.
 
     The signal is bounded in the worst case (every unit at the clipping norm, all in one direction; as many units as Poisson
     sampling may draw), the noise by the quantile of its norm. It is a bound on honest sites: a hostile site stays below it at
@@ -46,8 +46,8 @@ def update_reach(
     Args:
       declaration, task: of the round.
       events: what the round spends, as the site declared it; one event.
-      images, patients: public size of the site.
-      flat: float32, what the site was sent: the head, or zeros for the mean.
+      public_images, public_patients: public size of the site.
+      parameters: float32, what the site was sent: the head, or zeros for the mean.
 
     Returns:
       The bound, >= 0; infinity where synthetic images are trained on beside the site's own and their gradient has no bound
@@ -56,54 +56,54 @@ def update_reach(
     Source: quantiles of the chi and binomial distributions; for AdamW the Cauchy-Schwarz inequality, coordinate by coordinate.
     """
     (event,) = events
-    public_count = images + declaration.mixed_images
-    units = (patients if event.unit == "patient" else images) + declaration.mixed_images
+    images_in_all = public_images + declaration.mixed_images
+    units = (public_patients if event.unit == "patient" else public_images) + declaration.mixed_images
     if task.kind == "mean":
-        signal = event.clipping_norm * units / public_count
+        signal = event.clipping_norm * units / images_in_all
         if declaration.model.norm == "unit":
             signal = min(signal, 1.0)
-        noise = event.noise_multiplier * event.clipping_norm / public_count
-        return (signal + noise * _longest_noise(len(flat))) * (1 + ROUNDING)
+        noise = event.noise_multiplier * event.clipping_norm / images_in_all
+        return (signal + noise * _noise_bound(len(parameters))) * (1 + ROUNDING)
     if declaration.mechanism == "dp_sgd" and task.optimizer == "adamw":
-        length = _adamw_reach(declaration, task, event, flat)
+        length = _adamw_bound(declaration, task, event, parameters)
     else:
-        length = _descent_reach(declaration, task, event, units=units, public_count=public_count, flat=flat)
-    return length * (1 + ROUNDING) + STEP_ROUNDING * event.steps * float(np.linalg.norm(flat))
+        length = _descent_bound(declaration, task, event, units=units, images_in_all=images_in_all, parameters=parameters)
+    return length * (1 + ROUNDING) + STEP_ROUNDING * event.steps * float(np.linalg.norm(parameters))
 
 
-def _descent_reach(
+def _descent_bound(
     declaration: Declaration,
     task: RoundTask,
     event: PrivacyEvent,
     *,
     units: int,
-    public_count: int,
-    flat: NDArray[np.float32],
+    images_in_all: int,
+    parameters: NDArray[np.float32],
 ) -> float:
-    """Reach of plain steps: every gradient enters with the factor that later steps leave of it."""
+    """Bound of plain steps: every gradient enters with the factor that later steps leave of it."""
     # Full-batch descent knows no weight decay.
     decay = task.weight_decay if declaration.mechanism == "dp_sgd" else 0.0
     factors = _factors(task, event.steps, decay=decay)
-    step = task.learning_rate * event.clipping_norm / (event.sample_rate * public_count)
+    step = task.learning_rate * event.clipping_norm / (event.sample_rate * images_in_all)
     drawn = units * event.steps
     if event.sample_rate < 1:
         drawn = int(binom.isf(CHANCE, drawn, event.sample_rate))
         signal = float(factors.max()) * drawn
     else:
         signal = units * float(factors.sum())
-    noise = event.noise_multiplier * math.sqrt(float(factors @ factors)) * _longest_noise(len(flat))
-    pulled = task.learning_rate * (decay * float(np.linalg.norm(flat)) + _public_gradient(declaration))
+    noise = event.noise_multiplier * math.sqrt(float(factors @ factors)) * _noise_bound(len(parameters))
+    pulled = task.learning_rate * (decay * float(np.linalg.norm(parameters)) + _public_gradient(declaration))
     return step * (signal + noise) + pulled * float(factors.sum())
 
 
-def _adamw_reach(declaration: Declaration, task: RoundTask, event: PrivacyEvent, flat: NDArray[np.float32]) -> float:
-    """Reach of AdamW's steps, which bound every coordinate whatever the gradient is."""
+def _adamw_bound(declaration: Declaration, task: RoundTask, event: PrivacyEvent, parameters: NDArray[np.float32]) -> float:
+    """Bound of AdamW's steps, which bound every coordinate whatever the gradient is."""
     first = (task.round_index - 1) * event.steps if declaration.keep_optimizer else 0
     # A site that missed rounds, or lost its optimizer, has taken fewer steps.
     ratio = max(_largest_ratio(step) for step in range(1, first + event.steps + 1))
-    pulled = task.weight_decay * float(np.linalg.norm(flat))
+    pulled = task.weight_decay * float(np.linalg.norm(parameters))
     factors = _factors(task, event.steps, decay=task.weight_decay)
-    return task.learning_rate * (ratio * math.sqrt(len(flat)) + pulled) * float(factors.sum())
+    return task.learning_rate * (ratio * math.sqrt(len(parameters)) + pulled) * float(factors.sum())
 
 
 def _largest_ratio(step: int) -> float:
@@ -133,6 +133,6 @@ def _public_gradient(declaration: Declaration) -> float:
     return declaration.augment_weight * math.hypot(1.0, declaration.head.bias_scale)
 
 
-def _longest_noise(dims: int) -> float:
+def _noise_bound(dims: int) -> float:
     """Norm that `dims` standard normal draws pass with a probability of CHANCE."""
     return float(chi.isf(CHANCE, dims))

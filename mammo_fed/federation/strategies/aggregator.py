@@ -13,7 +13,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrim
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting, RunFailed
-from mammo_fed.federation.protocol.messages import ARRAYS, CONFIG, METRICS, WEIGHT, flat_array, pack_array
+from mammo_fed.federation.protocol.messages import ARRAYS, CONFIG, METRICS, WEIGHT, pack_parameters, read_parameters
+from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.federation.strategies.fed_agree import FedAgree, Reputation
 from mammo_fed.federation.strategies.site_level_dp import (
     SiteLevelNoise,
@@ -117,7 +118,10 @@ class Aggregator:
     ) -> list[Message]:
         """The messages of a round to `nodes`, in their order."""
         strategy = self._mean if round_index == 0 else self._train
-        return list(strategy.configure_train(round_index, pack_array(parameters), config, _Chosen(grid, nodes)))
+        messages = list(strategy.configure_train(round_index, pack_parameters(parameters), config, _Chosen(grid, nodes)))
+        for message in messages:
+            stamped(message.content)
+        return messages
 
     def aggregate(self, round_index: int, replies: Sequence[Message]) -> NDArray[np.float32]:
         """Aggregate valid replies (never none of them) to one flat float32 array.
@@ -131,7 +135,7 @@ class Aggregator:
         if arrays is None:
             raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
         # FedAdam and FedYogi return float64, which would double every later message.
-        return flat_array(arrays)
+        return read_parameters(arrays)
 
     def take_average(
         self, round_index: int, average: NDArray[np.float32], *, public_images: int, asked: Message
@@ -144,7 +148,7 @@ class Aggregator:
           public_images: of the sites together.
           asked: one of the messages of the round, from `configure`.
         """
-        content = RecordDict({ARRAYS: pack_array(average), METRICS: MetricRecord({WEIGHT: public_images})})
+        content = RecordDict({ARRAYS: pack_parameters(average), METRICS: MetricRecord({WEIGHT: public_images})})
         return self.aggregate(round_index, [Message(content, reply_to=asked)])
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from mammo_fed.federation.protocol.messages import ARRAYS, PRIVACY, flat_array, pack_array
+from mammo_fed.federation.protocol.messages import ARRAYS, PRIVACY, pack_parameters, read_parameters
 
 __all__ = ["FedAgree", "Reputation", "agreement", "shortened"]
 
@@ -104,7 +104,7 @@ class FedAgree(FedAvg):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """As FedAvg; what is sent is what updates are measured from."""
-        self._sent = flat_array(arrays)
+        self._sent = read_parameters(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -114,11 +114,11 @@ class FedAgree(FedAvg):
             return None, None
         sites = [str(reply.content.config_records[PRIVACY]["site"]) for reply in taken]
         sent = self._sent.astype(np.float64)
-        updates = shortened(np.stack([flat_array(reply.content.array_records[ARRAYS]) for reply in taken]) - sent)
+        updates = shortened(np.stack([read_parameters(reply.content.array_records[ARRAYS]) for reply in taken]) - sent)
         low = self._reputation.exclude(sites, updates)
         self.left_out = tuple(sorted(low))
         for reply, update in zip(taken, updates, strict=True):
-            reply.content[ARRAYS] = pack_array((sent + update).astype(np.float32))
+            reply.content[ARRAYS] = pack_parameters((sent + update).astype(np.float32))
         return super().aggregate_train(
             server_round, [reply for reply, site in zip(taken, sites, strict=True) if site not in low]
         )

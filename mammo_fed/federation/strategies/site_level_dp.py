@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, WEIGHT, flat_array, pack_array
+from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, WEIGHT, pack_parameters, read_parameters
 from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sigma, grid_sum
 from mammo_fed.privacy.noise.source import GridDraws
 from mammo_fed.settings import CentralSettings
@@ -126,9 +126,9 @@ class SiteLevelNoise(DifferentialPrivacyServerSideFixedClipping):
         for reply in taken:
             reply.content[METRICS] = MetricRecord({WEIGHT: 1})
         self._validate_uniform_weights(taken)
-        sent = flat_array(self.current_arrays).astype(np.float64)
+        sent = read_parameters(self.current_arrays).astype(np.float64)
         average = noisy_average(
-            np.stack([flat_array(reply.content.array_records[ARRAYS]) for reply in taken]) - sent,
+            np.stack([read_parameters(reply.content.array_records[ARRAYS]) for reply in taken]) - sent,
             clipping_norm=self.clipping_norm,
             noise_multiplier=self.noise_multiplier,
             draws=self._draws(server_round),
@@ -140,4 +140,4 @@ class SiteLevelNoise(DifferentialPrivacyServerSideFixedClipping):
                 population_size=self._sites,
             )
         )
-        return pack_array((sent + average).astype(np.float32)), None
+        return pack_parameters((sent + average).astype(np.float32)), None

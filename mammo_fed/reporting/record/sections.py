@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.record.statements import RejectionReason, warning_sentences
+from mammo_fed.federation.protocol.reasons import RejectionReason
+from mammo_fed.reporting.record.statements import warning_sentences
 
 if TYPE_CHECKING:
     from mammo_fed.training.evaluation import Metrics
@@ -22,7 +23,6 @@ __all__ = [
     "PrivacySection",
     "Provenance",
     "Rejected",
-    "RejectionReason",
     "Seconds",
     "SiteData",
     "SitePrivacy",
@@ -138,10 +138,12 @@ class Rejected:
     Attributes:
       round: -1 for the answer to the run's declaration, which keeps the site out of the run.
       reason: why, see mammo_fed.reporting.record.statements.REJECTIONS.
+      protocol_versions: that of the site and that of the server, where the reason is "version".
     """
 
     round: int
     reason: RejectionReason
+    protocol_versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require_count("privacy.sites.rejected.round", self.round + 1)
@@ -269,6 +271,7 @@ class PrivacySection:
                 mismatches=site.mismatches,
                 unanswered=site.unanswered,
                 rejected=[(each.round, each.reason) for each in site.rejected],
+                protocol_versions=next((each.protocol_versions for each in site.rejected if each.protocol_versions), ()),
             )
         )
 

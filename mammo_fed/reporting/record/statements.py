@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.federation.protocol.reasons import RejectionReason
 
 if TYPE_CHECKING:
     from mammo_fed.reporting.record.sections import Provenance
 
 __all__ = [
     "REJECTIONS",
-    "RejectionReason",
     "delta_text",
     "epsilon_text",
     "guarantee_sentence",
@@ -30,20 +30,6 @@ __all__ = [
 NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 Ledger = Literal["run", "site"]
 Noise = Literal["operating system", "injected", "none"]
-RejectionReason = Literal[
-    "schedule",
-    "unit",
-    "sampling",
-    "clipping",
-    "noise",
-    "events",
-    "size",
-    "task",
-    "shape",
-    "not_finite",
-    "norm",
-    "direction",
-]
 # Why a site's answer was left out, behind "its answer was left out in round 3: ".
 REJECTIONS: Final[Mapping[RejectionReason, str]] = {
     "schedule": "it declared other releases than it was asked for",
@@ -58,6 +44,7 @@ REJECTIONS: Final[Mapping[RejectionReason, str]] = {
     "not_finite": "the update was not finite",
     "norm": "the update was longer than its steps can reach",
     "direction": "the update pointed against the others'",
+    "version": "it spoke another version of the protocol",
 }
 # Above it an accountant gives an upper bound and no more.
 LOOSE_ABOVE: Final = 1000.0
@@ -264,6 +251,7 @@ def warning_sentences(
     mismatches: Sequence[int],
     unanswered: Sequence[int],
     rejected: Sequence[tuple[int, RejectionReason]] = (),
+    protocol_versions: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """What went otherwise than declared at a site, in sentences.
 
@@ -272,6 +260,7 @@ def warning_sentences(
       mismatches: rounds after which its own epsilon was not the server's.
       unanswered: rounds whose task was sent and for which no readable reply came.
       rejected: rounds whose answer was left out (-1: that to the run's declaration), and why.
+      protocol_versions: that of the site and that of the server, where they differ.
 
     >>> warning_sentences(site="a", mismatches=[], unanswered=[3])
     ('a: no readable reply came in round 3; it is charged, as the reply may be in other hands.',)
@@ -287,6 +276,8 @@ def warning_sentences(
     for reason, words in REJECTIONS.items():
         if rounds := [index for index, why in rejected if why == reason]:
             where = f"its answer was left out in {_rounds(rounds)}" if min(rounds) >= 0 else "it was kept out of the run"
+            if reason == "version" and len(protocol_versions) == 2:
+                words = "it spoke version {} of the protocol, and the server version {}".format(*protocol_versions)
             found.append(f"{site}: {where}: {words}.")
     return tuple(found)
 

@@ -16,7 +16,7 @@ MANY: Final = 8
 def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
     """What to say after the declaration (round -1), the private mean (0) or a round."""
     if index < 0:
-        refused = [f"  {name} does not train: {site.reason}" for name, site in budget.sites.items() if site.reason]
+        refused = [f"  {name} does not train: {site.reason_text}" for name, site in budget.sites.items() if site.reason]
         return [f"{len(budget.active)} of {len(budget.sites)} sites take part", *refused]
     what = "private mean" if index == 0 else f"round {index}/{rounds}"
     if len(budget.sites) > MANY:
@@ -26,7 +26,7 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
         return [f"{what:<13} epsilon: at most {_cost(largest)} at {len(budget.active)} sites{warning}"]
     parts = []
     for name, site in budget.sites.items():
-        note = f"refused ({site.reason})" if site.reason else f"{_cost(site.epsilon)} (left {_left(site.budget_left)})"
+        note = f"refused ({site.reason_text})" if site.reason else f"{_cost(site.epsilon)} (left {_left(site.budget_left)})"
         parts.append(f"{name} {note}{_amiss(index, site)}")
     return [f"{what:<13} epsilon: " + ", ".join(parts)]
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Final, Literal
 
 from mammo_fed.federation.protocol.task import Declaration
+from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.federation.public_start import PublicStart
 from mammo_fed.reporting.record.record import (
     CentralPrivacy,
@@ -261,7 +262,14 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         cap_delta=spending.cap_delta,
         mismatches=tuple(spending.mismatches),
         unanswered=tuple(spending.unanswered),
-        rejected=tuple(Rejected(round=index, reason=reason) for index, reason in spending.rejected),
+        rejected=tuple(
+            Rejected(
+                round=index,
+                reason=reason,
+                protocol_versions=(spending.protocol_version, own_version()) if reason == "version" else (),
+            )
+            for index, reason in spending.rejected
+        ),
         ledger_head=spending.ledger_head,
         epsilon_other_site=seen_by.other_site,
         epsilon_all_colluding=seen_by.all_colluding,

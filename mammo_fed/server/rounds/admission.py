@@ -6,22 +6,26 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from flwr.app import Message, MessageType
 from numpy.typing import NDArray
 
-from mammo_fed.errors import DataError, RunFailed
-from mammo_fed.federation.protocol.messages import Reply, pack_declaration, read_reply
+from mammo_fed.errors import DataError, RunFailed, VersionMismatch
+from mammo_fed.federation.protocol.messages import pack_declaration
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
+from mammo_fed.federation.protocol.reply_messages import read_reply
 from mammo_fed.federation.protocol.task import Declaration
-from mammo_fed.server.rounds.budget import BudgetView
+from mammo_fed.server.rounds.budget import BudgetView, reason_text
 from mammo_fed.server.rounds.delivery import Delivery
-from mammo_fed.server.rounds.reply_checks import declaration_fault
+from mammo_fed.server.rounds.reply_checks import declaration_fault, refusal_of_version
 
 __all__ = ["Admission", "Traffic"]
 
 logger = logging.getLogger(__name__)
+
+Wanted = TypeVar("Wanted", Accepted, Update)
 
 FIRST_POLL_SECONDS: Final = 0.02
 LAST_POLL_SECONDS: Final = 0.5
@@ -109,18 +113,18 @@ class Admission:
         for node, message in sorted(answers.items()):
             if message.has_error() and self._ask_again:
                 self._asked.discard(node)
-        for node, (_, reply) in self.read(answers).items():
+        for node, (_, reply) in self.read(answers, Accepted).items():
             self._enter(node, reply)
 
-    def read(self, answers: Mapping[int, Message]) -> dict[int, tuple[Message, Reply]]:
-        """Readable replies by node, in the order of the sites' names; errors and unreadable ones are logged and dropped."""
-        found: dict[str, tuple[int, Message, Reply]] = {}
+    def read(self, answers: Mapping[int, Message], kind: type[Wanted]) -> dict[int, tuple[Message, Wanted | Refusal]]:
+        """Replies of a kind and refusals by node, in the order of the sites' names; all else is logged and dropped."""
+        found: dict[str, tuple[int, Message, Wanted | Refusal]] = {}
         for node, message in answers.items():
             if message.has_error():
                 logger.warning("node %d fails with code %d", node, message.error.code)
                 continue
             try:
-                reply = read_reply(message.content)
+                reply = self._read(node, message, kind)
             except (DataError, ValueError) as error:
                 logger.warning("node %d sends a reply that cannot be read: %s", node, error)
                 continue
@@ -133,6 +137,17 @@ class Admission:
             found[reply.site] = (node, message, reply)
         return {node: (message, reply) for _, (node, message, reply) in sorted(found.items())}
 
+    def _read(self, node: int, message: Message, kind: type[Wanted]) -> Wanted | Refusal:
+        try:
+            reply = read_reply(message.content)
+        except VersionMismatch as error:
+            known = self._roster().get(self.current(node))
+            name = known or next((site for site, of in self._nodes.items() if of == node), f"node-{node}")
+            return refusal_of_version(error, name)
+        if not isinstance(reply, kind | Refusal):
+            raise DataError(f"{type(reply).__name__} is not what was asked for")
+        return reply
+
     def as_dict(self) -> dict[str, Any]:
         """Who spoke for whom, as values that strict JSON knows."""
         return dict(self._nodes)
@@ -142,21 +157,21 @@ class Admission:
         self._nodes = {site: int(node) for site, node in values.items() if site in self._budget.active}
         self._asked = set(self._nodes.values())
 
-    def _enter(self, node: int, reply: Reply) -> None:
+    def _enter(self, node: int, reply: Accepted | Refusal) -> None:
         known = self._budget.sites.get(reply.site)
-        if known is not None and known.events and (reply.reason or reply.events != known.declared):
+        if known is not None and known.events and (isinstance(reply, Refusal) or reply.events != known.declared):
             logger.warning("%s answers the declaration again, in another way; it goes on as before", reply.site)
             return
-        wrong = None if reply.reason else declaration_fault(self._declaration, reply)
-        if wrong is not None:
+        is_new = known is None or not known.events
+        if isinstance(reply, Refusal):
+            logger.warning("%s refuses the run: %s", reply.site, reason_text(reply.reason, reply.protocol_version))
+        elif wrong := declaration_fault(self._declaration, reply):
             logger.warning("%s %s; it is left out", reply.site, wrong.text)
-            if known is None or not known.events:
+            if is_new:
                 self._budget.exclude(reply, reason=wrong.reason)
             return
-        if known is None or not known.events:
+        if is_new:
             self._budget.enter(reply)
-        if reply.reason:
-            logger.warning("%s refuses the run: %s", reply.site, reply.reason)
         self._nodes[reply.site] = node
 
     def _complaint(self, node: int, site: str) -> str:

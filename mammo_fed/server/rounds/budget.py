@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from mammo_fed.common.serialization import plain
-from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.federation.protocol.reasons import RejectionReason
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
+from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.shared_noise import Adversaries, adversary_epsilons
-from mammo_fed.reporting.record.sections import RejectionReason
 
-__all__ = ["EXCLUDED", "BudgetView", "SiteSpending"]
+__all__ = ["EXCLUDED", "BudgetView", "SiteSpending", "reason_text"]
 
 EVENTS: Final = ("declared", "events", "answered")
 # In place of a site's own reason, where the server excludes it.
@@ -47,6 +48,7 @@ class SiteSpending:
       reason: why it refused, "" if it never did; EXCLUDED if the server did.
       mismatches: rounds in which the site's figure was not the server's.
       ledger_head: what the site last said of where its ledger stood.
+      protocol_version: that the site speaks, where `reason` is "version"; nothing else is known of it then.
     """
 
     site: str
@@ -68,11 +70,17 @@ class SiteSpending:
     answered: list[PrivacyEvent] = field(default_factory=list)
     unanswered: list[int] = field(default_factory=list)
     rejected: list[tuple[int, RejectionReason]] = field(default_factory=list)
+    protocol_version: int = 0
 
     @property
     def epsilon(self) -> float:
         """Cumulative epsilon of this run, 0 before the first release."""
         return self.epsilon_after_round[-1] if self.epsilon_after_round else 0.0
+
+    @property
+    def reason_text(self) -> str:
+        """`reason` for people, with both versions where they differ."""
+        return reason_text(self.reason, self.protocol_version)
 
     @property
     def rounds(self) -> int:
@@ -137,39 +145,53 @@ class BudgetView:
         """Take up what `as_dict` gave."""
         self._sites = {name: SiteSpending.from_dict(site) for name, site in values.items()}
 
-    def enter(self, reply: Reply) -> None:
+    def enter(self, reply: Accepted | Refusal) -> None:
         """Take in a site's answer to the declaration."""
+        if isinstance(reply, Refusal):
+            self._sites[reply.site] = SiteSpending(
+                site=reply.site,
+                patients=reply.public_patients,
+                images=reply.public_images,
+                malignant_fraction=None,
+                fingerprint="",
+                declared=(),
+            )
+            self.refuse(reply, round_index=DECLARATION_ROUND)
+            return
         self._sites[reply.site] = SiteSpending(
             site=reply.site,
-            patients=reply.patients,
-            images=reply.weight,
+            patients=reply.public_patients,
+            images=reply.public_images,
             malignant_fraction=reply.malignant_fraction,
             fingerprint=reply.fingerprint,
             declared=reply.events,
             epsilon_account=reply.epsilon_account,
             budget_left=reply.budget_left,
-            reason=reply.reason,
             ledger_head=reply.ledger_head,
             patient_epsilon_account=reply.patient_epsilon_account,
             cap_epsilon=reply.cap_epsilon,
             cap_delta=reply.cap_delta,
         )
 
-    def refuse(self, reply: Reply) -> None:
+    def refuse(self, reply: Refusal, *, round_index: int) -> None:
         """Note that a site takes no further part, and why."""
-        self._sites[reply.site].reason = reply.reason
+        spending = self._sites[reply.site]
+        spending.reason = reply.reason
+        if reply.reason == "version":
+            spending.protocol_version = reply.protocol_version
+            self.reject(reply.site, round_index=round_index, reason="version")
 
     def reject(self, site: str, *, round_index: int, reason: RejectionReason) -> None:
         """Note that what a site sent in a round was left out, and why."""
         self._sites[site].rejected.append((round_index, reason))
 
-    def exclude(self, reply: Reply, *, reason: RejectionReason) -> None:
+    def exclude(self, reply: Accepted, *, reason: RejectionReason) -> None:
         """Note that a site takes no part, because what it declares is not what it was asked for."""
         self.enter(reply)
         self._sites[reply.site].reason = EXCLUDED
         self.reject(reply.site, round_index=DECLARATION_ROUND, reason=reason)
 
-    def spend(self, reply: Reply, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
+    def spend(self, reply: Update, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
         """Charge the declared `events` of a round that a site answered, and compare with what the site says."""
         spending = self._sites[reply.site]
         spending.events.extend(events)
@@ -215,3 +237,14 @@ class BudgetView:
 
     def _price(self, events: Sequence[PrivacyEvent]) -> float:
         return epsilon(events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]
+
+
+def reason_text(reason: str, protocol_version: int) -> str:
+    """Why a site takes no part, for people; `protocol_version` is what it speaks where the reason is "version".
+
+    >>> reason_text("budget", 0)
+    'budget'
+    """
+    if reason != "version":
+        return reason
+    return f"version (it speaks version {protocol_version} of the protocol, this server version {own_version()})"

@@ -12,8 +12,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from mammo_fed.errors import DataError
-from mammo_fed.federation.protocol.messages import Reply, read_reply, reason_of, task_config
+from mammo_fed.errors import DataError, VersionMismatch
+from mammo_fed.federation.protocol.messages import task_config
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
+from mammo_fed.federation.protocol.reply_messages import read_reply, reason_of
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.secure_aggregation.double_masks import Roster, secure_task_hash
 from mammo_fed.federation.secure_aggregation.opening import weighted_sum
@@ -21,7 +23,7 @@ from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.privacy.shared_noise import release_of_sum
 from mammo_fed.server.rounds.admission import Admission, Traffic
 from mammo_fed.server.rounds.delivery import Delivery, Waiting
-from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask
+from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask, refusal_of_version
 from mammo_fed.server.rounds.secure_sum import SecureSum
 from mammo_fed.settings import FederationSettings
 
@@ -97,7 +99,7 @@ class MaskedRound:
             config=task_config(sent.task, sent.centre),
         )
 
-        def accept(site: str, answer: RecordDict, roster: Roster, present: Sequence[str]) -> Reply | None:
+        def accept(site: str, answer: RecordDict, roster: Roster, present: Sequence[str]) -> Update | None:
             return self._accept(site, answer, sent, secure_task_hash(sent.hash, roster, present))
 
         total = SecureSum(exchange=self._exchange, accept=accept, terms=self.declaration.terms(index))
@@ -108,10 +110,12 @@ class MaskedRound:
         self.checks.charge_unanswered(sent, sorted(set(total.sent) - self._answered))
         if total.total is None:
             return None
-        public_images = sum(reply.weight for reply in total.replies.values())
+        public_images = sum(reply.public_images for reply in total.replies.values())
         average = average_of_sum(total.total, sent, declaration=self.declaration, public_images=public_images)
         # No single update can be looked at; the average of honest ones is no longer than this.
-        max_norm = sum(reply.weight * self.checks.max_norm(site, sent) for site, reply in total.replies.items()) / public_images
+        max_norm = (
+            sum(reply.public_images * self.checks.max_norm(site, sent) for site, reply in total.replies.items()) / public_images
+        )
         norm = float(np.linalg.norm(average.astype(np.float64) - sent.parameters))
         if not norm <= max_norm:
             self.failure = f"the average has norm {norm:.4g}, above {max_norm:.4g} that honest sites can reach"
@@ -120,21 +124,26 @@ class MaskedRound:
         self.traffic.seconds.append(time.perf_counter() - started)
         return aggregated
 
-    def _accept(self, site: str, answer: RecordDict, sent: SentTask, masked_hash: str) -> Reply | None:
+    def _accept(self, site: str, answer: RecordDict, sent: SentTask, masked_hash: str) -> Update | None:
         try:
             reply = read_reply(answer)
+        except VersionMismatch as error:
+            reply = refusal_of_version(error, site)
         except (DataError, ValueError) as error:
             logger.warning("%s sends a reply that cannot be read: %s", site, error)
             return None
         if reply.site != site:
             logger.warning("the node of %s answers in the name of %s; its reply is left out", site, reply.site)
             return None
-        if reply.reason in ("task", "internal"):
+        if isinstance(reply, Accepted):
+            logger.warning("%s answers a declaration and not round %d; it is left out", site, sent.task.round_index)
+            return None
+        if isinstance(reply, Refusal) and reply.reason in ("task", "internal"):
             # It could not take part in this sum: it has not refused the run, and whatever it may have spent is charged.
             logger.warning("%s cannot answer round %d: %s", site, sent.task.round_index, reply.reason)
             return None
         self._answered.add(site)
-        return reply if self.checks.accept(reply, sent, masked_hash=masked_hash) else None
+        return self.checks.accept(reply, sent, masked_hash=masked_hash)
 
     def _exchange(self, contents: Mapping[str, RecordDict], message_type: str) -> dict[str, RecordDict]:
         """Send each site its content and wait as for any round; errors are logged and dropped."""

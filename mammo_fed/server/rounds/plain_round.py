@@ -13,7 +13,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.protocol.messages import Reply, reason_of, task_config
+from mammo_fed.federation.protocol.messages import task_config
+from mammo_fed.federation.protocol.replies import Refusal, Update
+from mammo_fed.federation.protocol.reply_messages import reason_of
 from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.server.rounds.admission import Admission, Traffic
 from mammo_fed.server.rounds.delivery import Delivery, Waiting
@@ -58,8 +60,8 @@ class PlainRound:
             missing = [site for site in sites if site not in answered]
             for reply, message in self._ask(sent, missing, enough=max(0, self.settings.min_replies - len(valid))):
                 answered.add(reply.site)
-                if not reply.reason:
-                    self.traffic.bytes_up += reply.arrays.nbytes
+                if isinstance(reply, Update):
+                    self.traffic.bytes_up += reply.parameters.nbytes
                 if self.checks.accept(reply, sent):
                     valid[reply.site] = message
             if len(valid) >= self.settings.min_replies or answered.issuperset(sites):
@@ -86,7 +88,7 @@ class PlainRound:
         self.traffic.seconds.append(time.perf_counter() - started)
         return aggregated
 
-    def _ask(self, sent: SentTask, sites: Sequence[str], *, enough: int) -> list[tuple[Reply, Message]]:
+    def _ask(self, sent: SentTask, sites: Sequence[str], *, enough: int) -> list[tuple[Update | Refusal, Message]]:
         """Send the task and return the readable replies of sites in the run, in the order of the sites' names."""
         messages = self.aggregator.configure(
             self.grid,
@@ -101,11 +103,11 @@ class PlainRound:
             waiting=Waiting(enough=enough, at_least=self.settings.round_min_wait, at_most=self.settings.round_timeout),
             is_good=lambda message: not message.has_error() and not reason_of(message.content),
         )
-        replies = []
-        for message, reply in self.admission.read(answers).values():
+        replies: list[tuple[Update | Refusal, Message]] = []
+        for message, reply in self.admission.read(answers, Update).values():
             if reply.site not in self.checks.budget.sites:
                 logger.warning("a reply names the unknown site %s; it is left out", reply.site)
-            elif reply.reason != "internal":
+            elif not (isinstance(reply, Refusal) and reply.reason == "internal"):
                 # A site that failed says why in its own log: it has not refused, and whatever it may have spent is charged.
                 replies.append((reply, message))
         return replies

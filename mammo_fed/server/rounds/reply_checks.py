@@ -15,17 +15,17 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.errors import PrivacyRefused, RunFailed
-from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.errors import PrivacyRefused, RunFailed, VersionMismatch
+from mammo_fed.federation.protocol.reasons import RejectionReason
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.site_schedule import site_sample_rate
 from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
-from mammo_fed.federation.protocol.update_bound import update_reach
+from mammo_fed.federation.protocol.update_bound import update_bound
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.reporting.record.sections import RejectionReason
-from mammo_fed.server.rounds.budget import BudgetView, SiteSpending
+from mammo_fed.server.rounds.budget import BudgetView, SiteSpending, reason_text
 
-__all__ = ["Rejection", "ReplyChecks", "SentTask", "declaration_fault", "events_of", "validate"]
+__all__ = ["Rejection", "ReplyChecks", "SentTask", "declaration_fault", "events_of", "refusal_of_version", "validate"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,12 @@ class SentTask:
     @cached_property
     def hash(self) -> str:
         """What an answer to this task names."""
-        return task_hash(self.task, centre=self.centre, arrays=self.parameters)
+        return task_hash(self.task, centre=self.centre, parameters=self.parameters)
+
+
+def refusal_of_version(error: VersionMismatch, site: str) -> Refusal:
+    """The refusal that a site's message of another version of the protocol is, of which nothing else is read."""
+    return Refusal(site=site, public_images=0, public_patients=0, reason="version", protocol_version=error.theirs)
 
 
 def events_of(task: RoundTask, declared: Sequence[PrivacyEvent], *, local_steps: int) -> tuple[PrivacyEvent, ...]:
@@ -74,7 +79,7 @@ def events_of(task: RoundTask, declared: Sequence[PrivacyEvent], *, local_steps:
     return tuple(replace(event, steps=steps) for event in declared if event.mechanism == kind)
 
 
-def declaration_fault(asked: Declaration, reply: Reply) -> Rejection | None:
+def declaration_fault(asked: Declaration, reply: Accepted) -> Rejection | None:
     """What is wrong with the schedule that a site declares, or None: releases, unit, sampling, clipping, and its price.
 
     The server prices the declared events itself. With less noise than the target takes, the guarantee would not hold; with
@@ -88,7 +93,7 @@ def declaration_fault(asked: Declaration, reply: Reply) -> Rejection | None:
         return Rejection(reason="schedule", text="declares another schedule than it was asked for")
     if any(event.unit != asked.unit for event in reply.events):
         return Rejection(reason="unit", text=f"declares another unit of privacy than {asked.unit}")
-    rates = {"gradient": site_sample_rate(asked, public_images=reply.weight), "mean": 1.0}
+    rates = {"gradient": site_sample_rate(asked, public_images=reply.public_images), "mean": 1.0}
     if any(not math.isclose(event.sample_rate, rates[name]) for name, event in events.items()):
         return Rejection(reason="sampling", text="declares another sampling rate than its public size gives")
     norms = {"gradient": asked.clipping_norm, "mean": asked.mean_clipping_norm}
@@ -102,7 +107,7 @@ def declaration_fault(asked: Declaration, reply: Reply) -> Rejection | None:
 
 
 def validate(
-    reply: Reply,
+    reply: Update,
     sent: SentTask,
     *,
     site: SiteSpending,
@@ -113,7 +118,7 @@ def validate(
     """Why an update is left out, or None if it may be added up.
 
     Args:
-      reply: the site's, not a refusal.
+      reply: the site's.
       sent: what it must answer.
       site: what the site said of itself when it took part.
       expected: the events that the round spends.
@@ -125,19 +130,19 @@ def validate(
     number = task.round_index
     if reply.events != tuple(expected):
         return Rejection(reason="events", text=f"reports undeclared events in round {number}")
-    if (reply.weight, reply.patients) != (site.images, site.patients):
+    if (reply.public_images, reply.public_patients) != (site.images, site.patients):
         return Rejection(reason="size", text=f"changes its public size in round {number}")
     if (reply.run_id, reply.round_index, reply.task_hash) != (task.run_id, number, masked_hash or sent.hash):
         return Rejection(reason="task", text=f"answers another task than round {number}")
     if masked_hash:
-        if len(reply.arrays) or reply.masked.shape != parameters.shape:
+        if len(reply.parameters) or reply.masked.shape != parameters.shape:
             return Rejection(reason="shape", text="sends a masked update of the wrong shape, or another one beside it")
         return None
-    if reply.arrays.shape != parameters.shape:
+    if reply.parameters.shape != parameters.shape:
         return Rejection(reason="shape", text="sends an update of the wrong shape")
-    if not np.isfinite(reply.arrays).all():
+    if not np.isfinite(reply.parameters).all():
         return Rejection(reason="not_finite", text="sends an update that is not finite")
-    norm = float(np.linalg.norm(reply.arrays.astype(np.float64) - parameters))
+    norm = float(np.linalg.norm(reply.parameters.astype(np.float64) - parameters))
     if norm > max_norm:
         return Rejection(reason="norm", text=f"sends an update of norm {norm:.4g} in round {number}, above {max_norm:.4g}")
     return None
@@ -157,16 +162,16 @@ class ReplyChecks:
     max_update_norm: float | Literal["auto"]
     budget: BudgetView
 
-    def accept(self, reply: Reply, sent: SentTask, *, masked_hash: str = "") -> bool:
-        """Whether a reply's update may be added up; its events are charged in any case. `masked_hash`: see `validate`."""
+    def accept(self, reply: Update | Refusal, sent: SentTask, *, masked_hash: str = "") -> Update | None:
+        """The update if it may be added up; its events are charged in any case. `masked_hash`: see `validate`."""
         number = sent.task.round_index
-        if reply.reason:
-            if reply.reason == "ledger":
-                # It may have failed after the round was charged there.
+        if isinstance(reply, Refusal):
+            if reply.reason in ("ledger", "version"):
+                # It may have failed after the round was charged there, or have answered it before its software was changed.
                 self.charge_unanswered(sent, [reply.site])
-            self.budget.refuse(reply)
-            logger.warning("%s refuses round %d: %s", reply.site, number, reply.reason)
-            return False
+            self.budget.refuse(reply, round_index=number)
+            logger.warning("%s refuses round %d: %s", reply.site, number, reason_text(reply.reason, reply.protocol_version))
+            return None
         site, expected = self.budget.sites[reply.site], self._expected(reply.site, sent)
         # What counts is what was declared: a site that says it spent less has not thereby spent less.
         self.budget.spend(reply, round_index=number, events=expected)
@@ -175,15 +180,21 @@ class ReplyChecks:
         if fault is not None:
             logger.warning("%s %s; its update is left out", reply.site, fault.text)
             self.budget.reject(reply.site, round_index=number, reason=fault.reason)
-        return fault is None
+            return None
+        return reply
 
     def max_norm(self, name: str, sent: SentTask) -> float:
         """Largest norm of a site's change of what was sent that is taken in."""
         if self.max_update_norm != "auto":
             return self.max_update_norm
         site, expected = self.budget.sites[name], self._expected(name, sent)
-        return update_reach(
-            self.declaration, sent.task, expected, images=site.images, patients=site.patients, flat=sent.parameters
+        return update_bound(
+            self.declaration,
+            sent.task,
+            expected,
+            public_images=site.images,
+            public_patients=site.patients,
+            parameters=sent.parameters,
         )
 
     def charge_unanswered(self, sent: SentTask, sites: Iterable[str]) -> None:
@@ -204,7 +215,7 @@ class ReplyChecks:
         if not sites:
             raise RunFailed("no site answered the declaration; look at the sites' logs")
         if not self.budget.active:
-            reasons = ", ".join(f"{name}: {spending.reason}" for name, spending in sites.items())
+            reasons = ", ".join(f"{name}: {spending.reason_text}" for name, spending in sites.items())
             raise PrivacyRefused(f"every site refuses {what} ({reasons}); look at the sites' policies and ledgers")
 
     def _expected(self, site: str, sent: SentTask) -> tuple[PrivacyEvent, ...]:

@@ -92,7 +92,8 @@ class RunState:
         Raises:
           InvalidSetting: If the checkpoint is of a run that was declared in another way.
         """
-        if checkpoint.declaration != self.declaration.to_json():
+        # By value: an earlier release may have written it, without the fields that came later.
+        if Declaration.from_json(checkpoint.declaration) != self.declaration:
             raise InvalidSetting(
                 "the settings, weights or synthetic images are not those that the run was declared with; resume it as it was, "
                 "or start another run"

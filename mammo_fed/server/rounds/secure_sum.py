@@ -15,10 +15,10 @@ import numpy as np
 from flwr.app import MessageType, RecordDict
 from numpy.typing import NDArray
 
-from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.federation.protocol.messages import Reply
+from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
+from mammo_fed.federation.protocol.messages import SECURE
+from mammo_fed.federation.protocol.replies import Update
 from mammo_fed.federation.protocol.secure_messages import (
-    SECURE,
     SECURE_QUERY,
     Answer,
     Question,
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Exchange: TypeAlias = Callable[[Mapping[str, RecordDict], str], Mapping[str, RecordDict]]
 """Sends each site its content as a message of a type; gives the contents that came back, by site."""
 
-Accept: TypeAlias = Callable[[str, RecordDict, Roster, Sequence[str]], Reply | None]
+Accept: TypeAlias = Callable[[str, RecordDict, Roster, Sequence[str]], Update | None]
 """A site's reply to the task if its masked update may be added up, else None."""
 
 
@@ -63,7 +63,7 @@ class SecureSum:
     accept: Accept
     terms: Terms
     sent: tuple[str, ...] = ()
-    replies: dict[str, Reply] = field(default_factory=dict)
+    replies: dict[str, Update] = field(default_factory=dict)
     total: NDArray[np.int64] | None = None
     failure: str = ""
     bytes_down: int = 0
@@ -163,7 +163,7 @@ class SecureSum:
         for site, content in self.exchange(contents, SECURE_QUERY).items():
             try:
                 answer = read_answer(content)
-            except DataError as error:
+            except (DataError, VersionMismatch) as error:
                 logger.warning("%s: %s", site, error)
                 continue
             self.bytes_up += size_of(content)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.federation.protocol.update_bound import update_reach
+from mammo_fed.federation.protocol.update_bound import update_bound
 from mammo_fed.models.heads import build_head, flatten
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
@@ -131,7 +131,7 @@ def trained(
 
 
 def bound(declaration: Declaration, task: RoundTask, event: PrivacyEvent, flat: np.ndarray) -> float:
-    return update_reach(declaration, task, [event], images=IMAGES, patients=PATIENTS, flat=flat)
+    return update_bound(declaration, task, [event], public_images=IMAGES, public_patients=PATIENTS, parameters=flat)
 
 
 noises = st.sampled_from([0.0, 0.3, 2.0, 20.0])
