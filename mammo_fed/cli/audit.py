@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -18,44 +15,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from mammo_fed.audit.canaries import CANARIES, CanaryKind
+from mammo_fed.audit.finished_run import FinishedRun
+from mammo_fed.audit.membership import FEWEST_SHADOWS, Membership
+from mammo_fed.audit.report import AuditReport, audit_subject
+from mammo_fed.audit.trials import Progress as OnProgress
+from mammo_fed.cli.options import REPORT_NAME, SHADOWS
+from mammo_fed.common.command_line import print_json
 from mammo_fed.common.typed_json import dumps
 from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.reporting.plots.svg import GRID, SERIES, draw, legend
 from mammo_fed.reporting.record.record import write_atomically
 from mammo_fed.reporting.record.statements import delta_text, epsilon_text
 
-if TYPE_CHECKING:
-    from mammo_fed.audit.canaries import CanaryKind
-    from mammo_fed.audit.membership import Membership
-    from mammo_fed.audit.report import AuditReport
-    from mammo_fed.audit.trials import Progress as Told
+__all__ = ["audit", "audit_run"]
 
-__all__ = ["CANARIES", "add_audit_command", "audit_run"]
-
-# Spelled out here because their own module takes seconds to import.
-CANARIES: Final[tuple[CanaryKind, ...]] = ("gradient", "mislabelled", "blank")
-SHADOWS: Final = 64
 # A closed-form trial takes a hundredth of a second, one of Poisson DP-SGD a tenth.
 TRIALS: Final = {"dp_gd": 1500, "dp_sgd": 500}
-REPORT_NAME: Final = "audit.json"
 FAILED: Final = 1
-
-
-def add_audit_command(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add `audit RUN` to the command line."""
-    text = "try to refute a run's privacy claim: canaries at one site, membership inference on the model"
-    audit = commands.add_parser("audit", help=text, description=text, parents=[common])
-    audit.set_defaults(command=_audit)
-    audit.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run that holds its sites")
-    audit.add_argument("--site", help="whose messages the adversary sees; default the smallest site")
-    audit.add_argument("--trials", type=int, help="judged runs with and without each canary; default 1500, under dp_sgd 500")
-    audit.add_argument("--canary", choices=CANARIES, action="append", help="default all; may be given several times")
-    audit.add_argument("--shadows", type=int, default=SHADOWS, help="models for membership inference; 0 leaves it out")
-    audit.add_argument("--seed", type=int, default=0, help="whose seat the canary takes; never the noise")
-    audit.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes; default all cores")
-    audit.add_argument("--at-site", action="store_true", help="the patients are not public, and the report stays at their site")
-    audit.add_argument("--output", type=Path, help=f"the report as JSON; default RUN/{REPORT_NAME}")
-    audit.add_argument("--plot", type=Path, help="write the curves of membership inference as SVG")
 
 
 def audit_run(
@@ -68,7 +45,7 @@ def audit_run(
     seed: int = 0,
     at_site: bool = False,
     jobs: int = 1,
-    progress: Told = lambda *_: None,
+    progress: OnProgress = lambda *_: None,
 ) -> AuditReport:
     """Audit one site of a finished run. It releases nothing and charges nothing: trials and shadow models are thrown away.
 
@@ -88,11 +65,6 @@ def audit_run(
       InvalidSetting: If the run promised nothing, or an argument is out of its range.
       PolicyRefused: If the patients are not public and `at_site` is not given.
     """
-    # Imported late: torch and Flower take seconds, and --help should not.
-    from mammo_fed.audit.finished_run import FinishedRun
-    from mammo_fed.audit.membership import FEWEST_SHADOWS
-    from mammo_fed.audit.report import audit_subject
-
     if shadows and shadows < FEWEST_SHADOWS:
         raise InvalidSetting(f"shadows={shadows} must be 0 or at least {FEWEST_SHADOWS}; check --shadows")
     started, finished = time.perf_counter(), FinishedRun(run)
@@ -115,7 +87,8 @@ def audit_run(
     return replace(report, membership=membership, seconds=time.perf_counter() - started)
 
 
-def _audit(options: argparse.Namespace, console: Console) -> int:
+def audit(options: argparse.Namespace, console: Console) -> int:
+    """Audit a run, and write and print the report; the exit code."""
     with _Bars(console, quiet=options.json) as bars:
         report = audit_run(
             options.run,
@@ -126,14 +99,14 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
             seed=options.seed,
             at_site=options.at_site,
             jobs=options.jobs,
-            progress=bars.tell,
+            progress=bars.show,
         )
     path = options.output or options.run / REPORT_NAME
     write_atomically(path, dumps(report.as_dict()))
     if options.plot and report.membership is not None:
         write_atomically(options.plot, _membership_curves(report.membership))
     if options.json:
-        sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
+        print_json(report.as_dict())
     else:
         Console().print(_tables(report))
         console.print(f"report: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
@@ -155,7 +128,7 @@ class _Bars:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def tell(self, what: str, done: int, total: int) -> None:
+    def show(self, what: str, done: int, total: int) -> None:
         """Show how far a part is."""
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)

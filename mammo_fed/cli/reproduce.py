@@ -8,14 +8,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mammo_fed.common.logs import log_to_file
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.simulations.reproduction.experiments import backbones, select
+from mammo_fed.simulations.reproduction.jobs import Job, Plan, jobs_of, overrides_of, run_jobs
+from mammo_fed.simulations.reproduction.results import collect, write_results
 
-__all__ = ["add_reproduce_command"]
+__all__ = ["reproduce"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,52 +33,10 @@ DEFAULTS = {
     "jobs": "",
     "hydra.run.dir": "runs/reproduce",
 }
-EPILOG = """
-keys of this command (key=value), beside any setting of `mammo-fed simulate`:
-  experiment=all             rows by key (dbr156, patient-phantom-4-6) or group (paper, real, augment, synthetic,
-                             pretrain, beyond, ...), comma-separated; --list shows them
-  seeds=42,43,44             runs of each row
-  cv_seeds=0,1,2,3,4         runs of each cross-validated row and fold; cv_seeds= leaves cross-validation out
-  epochs=300                 of the paper's rows
-  every=3                    epochs between two models that the choice by validation score can take; 1 is the paper's
-  backbone=lite0|swin_tiny   of the paper's rows; swin_tiny is the paper's, with weights from timm's hub
-  jobs=N                     runs at a time; default one for each processor
-  hydra.run.dir=FOLDER       default runs/reproduce; a second time it goes on where it stopped
-
-needs a clone of RichardObi/mammo_dp: MAMMO_DP_ROOT=CLONE, or data.root=CLONE
-examples:
-  mammo-fed reproduce experiment=dbr156,image-phantom-1-6 epochs=30
-  mammo-fed reproduce experiment=all synthesis.epochs=10
-  flower-server run FEDERATION $(mammo-fed reproduce experiment=dbr156 --print-overrides) seed=1
-"""
 
 
-def add_reproduce_command(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add `reproduce` to the command line."""
-    text = "run the paper's experiments and ours, and write one table; resumable"
-    parser = commands.add_parser(
-        "reproduce",
-        help=text,
-        description=text,
-        parents=[common],
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="rows to run and settings to change")
-    parser.add_argument("--list", action="store_true", help="show the rows and stop")
-    parser.add_argument(
-        "--print-overrides",
-        dest="overrides_of",
-        action="store_true",
-        help="print one row's settings for `mammo-fed simulate` or `flower-server run`, and stop",
-    )
-    parser.set_defaults(command=_reproduce)
-
-
-def _reproduce(options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.simulations.reproduction.experiments import backbones, select
-    from mammo_fed.simulations.reproduction.jobs import Plan, overrides_of
-
+def reproduce(options: argparse.Namespace, console: Console) -> int:
+    """Run rows of the table, or list them; the exit code."""
     own, overrides = dict(DEFAULTS), []
     for override in options.overrides:
         key, _, value = override.partition("=")
@@ -99,18 +60,14 @@ def _reproduce(options: argparse.Namespace, console: Console) -> int:
         overrides=tuple(overrides),
         paper_overrides=backbones()[own["backbone"]],
     )
-    if options.overrides_of:
+    if options.print_overrides:
         sys.stdout.writelines(f"{override}\n" for override in overrides_of(plan, rows))
         return 0
     jobs = _number("jobs", own["jobs"] or str(len(os.sched_getaffinity(0))))
     return _run(plan, Path(own["hydra.run.dir"]), jobs, own, options, console)
 
 
-def _run(plan: Any, folder: Path, processes: int, own: dict[str, str], options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.common.logs import log_to_file
-    from mammo_fed.simulations.reproduction.jobs import jobs_of, run_jobs
-    from mammo_fed.simulations.reproduction.results import collect, write_results
-
+def _run(plan: Plan, folder: Path, processes: int, own: dict[str, str], options: argparse.Namespace, console: Console) -> int:
     jobs = jobs_of(plan, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +113,7 @@ class _Bars:
         if done == total:
             self._say(f"networks: {name}, {total} images")
 
-    def finished(self, job: Any, done: int, total: int) -> None:
+    def finished(self, job: Job, done: int, total: int) -> None:
         """`done` of `total` runs are done, the last of them `job`."""
         self._bars.update(self._runs, completed=done, total=total, visible=True)
         logger.info("%d of %d runs are done, the last %s", done, total, job.folder.name)

@@ -7,7 +7,7 @@ import pytest
 
 from mammo_fed.audit.canaries import CANARIES
 from mammo_fed.audit.finished_run import FinishedRun
-from mammo_fed.cli.audit import CANARIES as CHOICES
+from mammo_fed.cli.options import CANARIES as CHOICES
 
 QUICK = ("--trials", "30", "--shadows", "8", "--jobs", "1")
 

@@ -29,9 +29,11 @@ from mammo_fed.server.operations.onboarding_bundle import write_onboarding_bundl
 from mammo_fed.server.operations.registry import Registry
 from mammo_fed.server.operations.run_folder import OUTCOME_NAME
 
-__all__ = ["Federation", "FederationFolder", "init_folder"]
+__all__ = ["STATE_NAME", "Federation", "FederationFolder", "init_folder"]
 
 ABOUT: Final = "federation.json"
+# In the folder of the server's state: the run that it serves, or served last.
+STATE_NAME: Final = "server.json"
 FORMAT: Final = 1
 REMEDY: Final = "`flower-server init FOLDER` makes one"
 

@@ -19,14 +19,14 @@ from rich.console import Console
 from mammo_fed.common.logs import LOG_NAME
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import Child, Keeper, installed_command
-from mammo_fed.errors import MammoFedError, RunFailed
+from mammo_fed.errors import RunFailed
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 from mammo_fed.reporting.console import results_table
 from mammo_fed.reporting.record.record import read_record
 from mammo_fed.server.operations.events import EventReader
-from mammo_fed.server.operations.folder import FederationFolder
+from mammo_fed.server.operations.folder import STATE_NAME, FederationFolder
 from mammo_fed.server.operations.node_authorizer import NodeAuthorizer
 from mammo_fed.server.operations.run_folder import (
     EVENTS_NAME,
@@ -39,10 +39,9 @@ from mammo_fed.server.operations.run_folder import (
 )
 from mammo_fed.settings.compose import Composed
 
-__all__ = ["serve", "status"]
+__all__ = ["serve"]
 
 INTERRUPTED: Final = 130
-STATE_NAME: Final = "server.json"
 TICK_SECONDS: Final = 0.2
 PASSING_ERRORS: Final[tuple[type[Exception], ...]] = (*CONTROL_ERRORS, OSError)
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -80,28 +79,6 @@ def serve(
                     raise
                 server.wait_for_room()
     return INTERRUPTED
-
-
-def status(folder: FederationFolder) -> dict[str, Any]:
-    """What the server of a folder is doing: plain values for people and programs."""
-    try:
-        about: dict[str, Any] = json.loads((folder.state / STATE_NAME).read_text(encoding="utf-8"))
-    except OSError:
-        return {"server": "never started"}
-    try:
-        with folder.hold():
-            running = False
-    except MammoFedError:
-        running = True
-    run = Path(about["run"])
-    found: dict[str, Any] = {"server": "running" if running else "stopped", "address": about["address"], "run": str(run)}
-    if (run / "record.json").exists():
-        return {**found, "phase": "finished"}
-    with contextlib.suppress(OSError, ValueError):
-        found |= json.loads((run / PROGRESS_NAME).read_text(encoding="utf-8"))
-    with contextlib.suppress(OSError, ValueError):
-        found["outcome"] = json.loads((run / OUTCOME_NAME).read_text(encoding="utf-8"))
-    return found
 
 
 class _Server:

@@ -6,58 +6,34 @@ import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from mammo_fed.common.command_line import print_json, say
+from mammo_fed.data.dicom.phi import HeaderAudit, audit_headers
+from mammo_fed.data.phantom.hospitals import phantom_synthetic
+from mammo_fed.data.preflight import CHECKS, errors_of
+from mammo_fed.data.source_readers import read_image_folder
+from mammo_fed.data.sources.cohort_folder import check_cohort_folder, open_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.reporting.pages.preflight_page import write_preflight_page
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from mammo_fed.data.dicom.phi import HeaderAudit
-
-__all__ = ["add_check_command", "public_reference"]
+__all__ = ["check_command", "public_reference"]
 
 # The phantom's patches that a cohort is compared with; brightness and contrast do not depend on their size.
 REFERENCE_IMAGES: Final = 100
-CHECK: Final = """
-An error keeps a site out of every run until it is fixed in the archive, or waived by name in the site's own file:
-waived = ["drift", ...] under [data]. Exit code 2 where an error is left.
-The page shows patients' images: it is for the site's own people and is not to be shared.
-"""
 
 
-def add_check_command(group: Any, common: argparse.ArgumentParser) -> None:
-    """Add `check COHORT` to the commands of `mammo-fed data`."""
-    text = "look at a cohort before it is trained on: duplicates, labels, intensities, drift; writes a page for the site itself"
-    check = group.add_parser(
-        "check",
-        help=text,
-        description=text,
-        parents=[common],
-        epilog=CHECK,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    check.set_defaults(command=_check)
-    check.add_argument("cohort", type=Path, metavar="COHORT", help="folder from `mammo-fed data ingest`")
-    check.add_argument(
-        "--waive", action="append", default=[], metavar="NAME", help="accept a check's error here (data.waived does for a site)"
-    )
-    check.add_argument("--archive", type=Path, metavar="ARCHIVE", help="audit its headers for attributes that identify people")
-    check.add_argument("--reference", type=Path, metavar="FOLDER", help="the federation's public patches (the phantom's)")
-    check.add_argument(
-        "--page", type=Path, metavar="FILE", help="page with contact sheet, stays at the site (COHORT/preflight.html)"
-    )
+def check_command(options: argparse.Namespace, console: Console) -> int:
+    """Check a cohort, say what was found, and write the page; the exit code.
 
-
-def _check(options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.data.preflight import CHECKS, errors_of
-    from mammo_fed.data.sources.cohort_folder import check_cohort_folder, open_cohort_folder
-    from mammo_fed.reporting.pages.preflight_page import write_preflight_page
-
+    Raises:
+      DataError: If an error is left that was not waived.
+      InvalidSetting: If a check to waive is none.
+    """
     unknown = sorted(set(options.waive) - set(CHECKS))
     if unknown:
         raise InvalidSetting(f"--waive={unknown[0]} is no check; they are {', '.join(CHECKS)}")
@@ -89,8 +65,6 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _audit(archive: Path) -> HeaderAudit:
-    from mammo_fed.data.dicom.phi import audit_headers
-
     if not archive.is_dir():
         raise DataError(f"ARCHIVE={archive} is no folder; give the folder of the DICOM files")
     paths = sorted(path for path in archive.rglob("*") if path.is_file())
@@ -106,9 +80,6 @@ def _say_audit(console: Console, audit: HeaderAudit) -> None:
 
 def public_reference(folder: Path | None) -> NDArray[np.float32]:
     """The federation's public patches: those of a folder, or the phantom's."""
-    from mammo_fed.data.phantom.hospitals import phantom_synthetic
-    from mammo_fed.data.source_readers import read_image_folder
-
     if folder is not None:
         return read_image_folder(folder, public=True).pixels
     return phantom_synthetic(count=REFERENCE_IMAGES, d_prime=2.4, image_size=64, seed=1).pixels

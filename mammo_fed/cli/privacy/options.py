@@ -1,4 +1,4 @@
-"""The options of `mammo-fed privacy plan`, and which of them fit together."""
+"""The options of `mammo-fed privacy`, and which of those of `plan` fit together; loads in no time, as --help does."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from typing import Any, Final
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["BATCH_SIZE", "add_plan_options", "check_plan_options", "existing_ledger"]
+__all__ = [
+    "BATCH_SIZE",
+    "add_export_options",
+    "add_plan_options",
+    "add_show_options",
+    "add_verify_options",
+    "check_plan_options",
+    "existing_ledger",
+]
 
 BATCH_SIZE: Final = 128
+# As mammo_fed.privacy.accounting has them; that takes a second to import.
+ACCOUNTANTS: Final = ("pld", "rdp", "gdp", "prv")
 
 
 def add_plan_options(plan: argparse.ArgumentParser) -> None:
@@ -31,12 +41,34 @@ def add_plan_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--batch-size", type=int, help="expected images a step; with dp_sgd (default 128)")
     plan.add_argument("--rounds", type=int, help="training rounds; default as a run with this target has")
     plan.add_argument("--local-steps", type=int, help="steps in each round (default 1, with dp_sgd 10)")
-    plan.add_argument("--accountant", choices=["pld", "rdp", "gdp", "prv"], default="pld")
+    plan.add_argument("--accountant", choices=ACCOUNTANTS, default="pld")
     plan.add_argument("--budget", type=float, help="site's maximum epsilon: prints what this run would leave of it")
     plan.add_argument("--filter", choices=["gdp", "rdp", "declared"], help="how a new account would enforce --budget")
     plan.add_argument("--ledger", type=Path, help="with --budget: the ledger in which the run would be charged")
     plan.add_argument("--account", help="with --ledger: its account, where there are several")
     plan.add_argument("--plot", type=Path, help="write epsilon over the rounds as SVG")
+
+
+def add_show_options(show: argparse.ArgumentParser) -> None:
+    """Add the options of `privacy show`."""
+    _add_ledger(show)
+    show.add_argument("--delta", type=float, default=1e-4)
+    show.add_argument("--accountant", choices=ACCOUNTANTS, default="pld")
+
+
+def add_verify_options(verify: argparse.ArgumentParser) -> None:
+    """Add the options of `privacy verify`."""
+    _add_ledger(verify)
+    verify.add_argument("--reported", help="a head that the site reported before: detects a ledger put back from a copy")
+
+
+def add_export_options(export: argparse.ArgumentParser) -> None:
+    """Add the options of `privacy export`."""
+    _add_ledger(export)
+
+
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ledger", type=Path, metavar="LEDGER", help="folder, such as RUN/sites/site-1/ledger")
 
 
 def check_plan_options(options: argparse.Namespace) -> None:

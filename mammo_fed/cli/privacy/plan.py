@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,8 +11,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from mammo_fed.cli.plan_options import BATCH_SIZE, check_plan_options, existing_ledger
-from mammo_fed.common.serialization import plain
+from mammo_fed.cli.privacy.options import BATCH_SIZE, check_plan_options, existing_ledger
+from mammo_fed.common.command_line import print_json
 from mammo_fed.errors import InvalidSetting, PrivacyRefused
 from mammo_fed.privacy.accounting.filters import FilterKind, as_steps, open_filter
 from mammo_fed.privacy.accounting.pricing import AccountantName, coarsely_priced, epsilon, patient_epsilon
@@ -25,7 +23,6 @@ from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.ledger.state import Account
 from mammo_fed.privacy.names import DEFAULT_ACCOUNT
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, plan_schedule
-from mammo_fed.reporting.plots.plots import epsilon_per_round
 from mammo_fed.reporting.record.record import write_atomically
 
 __all__ = ["Plan", "plan_command", "rounded_down", "rounded_up"]
@@ -108,12 +105,15 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
         left=left,
     )
     if options.plot:
+        # Late, for only --plot needs matplotlib, which takes as long as all the rest.
+        from mammo_fed.reporting.plots.plots import epsilon_per_round
+
         try:
             write_atomically(options.plot, epsilon_per_round({"plan": curve}, target=curve[-1]))
         except OSError as error:
             raise InvalidSetting(f"--plot={options.plot} cannot be written ({error.strerror}); choose another path") from error
     if options.json:
-        sys.stdout.write(json.dumps(plain(plan), indent=2) + "\n")
+        print_json(plan)
         return 0
     Console().print(_table(plan))
     console.print("for a run whose schedule is declared before its first output; later runs on the same patients add up")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 
 from mammo_fed.common.command_line import print_json, say
 
-__all__ = ["add_fetch_command"]
+__all__ = ["STEPS", "fetch_command"]
 
 NBIA: Final = (
     "install the NBIA Data Retriever of The Cancer Imaging Archive (https://wiki.cancerimagingarchive.net/x/2QKPBQ)",
@@ -47,15 +47,8 @@ STEPS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def add_fetch_command(group: Any, common: argparse.ArgumentParser) -> None:
-    """Add `fetch NAME` to the commands of `mammo-fed data`."""
-    text = "say how to get a public collection; nothing is downloaded"
-    fetch = group.add_parser("fetch", help=text, description=text, parents=[common])
-    fetch.set_defaults(command=_fetch)
-    fetch.add_argument("name", choices=list(STEPS), metavar="NAME", help=", ".join(STEPS))
-
-
-def _fetch(options: argparse.Namespace, console: Console) -> int:
+def fetch_command(options: argparse.Namespace, console: Console) -> int:
+    """Say how to get a collection; the exit code."""
     steps = STEPS[options.name]
     if options.json:
         print_json({"collection": options.name, "steps": list(steps)})

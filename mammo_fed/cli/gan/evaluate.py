@@ -1,53 +1,30 @@
-"""mammo-fed gan evaluate: judge synthetic sets against real masses, on one page."""
+"""mammo-fed gan evaluate: compare synthetic sets with real masses, on one page."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mammo_fed.common.command_line import Command, print_json, say, warn
+from mammo_fed.client.generator.evaluation import HELD_OUT_ROW, EvaluatedSet, Evaluation, evaluate_sets, write_evaluation
+from mammo_fed.common.command_line import print_json, say, warn
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings.compose import compose_gan
 
-if TYPE_CHECKING:
-    from mammo_fed.client.generator.evaluation import EvaluatedSet, Evaluation
-
-__all__ = ["add_judge_command"]
-
-EPILOG: Final = """
-what the sets are held against is given as key=value, as for `gan train`: data=mammo_dp, donor.num_sites=4 donor.index=0, ...
-Every figure depends on real images and no epsilon covers it. The page shows real images: it stays at the donor's site.
-"""
-# As mammo_fed.client.generator.evaluation calls them; that module takes seconds to import.
-HELD_OUT_ROW: Final = "real, held out"
-DESCRIPTORS: Final = ("efficientnet", "inception")
+__all__ = ["evaluate_command"]
 
 
-def add_judge_command(add: Callable[[str, str, Command], argparse.ArgumentParser]) -> None:
-    """Add `evaluate` with `add(name, text, command)`."""
-    text = "judge synthetic sets against real masses: fidelity, classes, artefacts, memorisation; figures and a page"
-    evaluate = add("evaluate", text, _evaluate)
-    evaluate.epilog = EPILOG
-    evaluate.add_argument("sets", nargs="+", metavar="SET|key=value", help="folders of sets; and settings of the real masses")
-    evaluate.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="new folder for page and figures; default none is written"
-    )
-    evaluate.add_argument("--descriptor", choices=DESCRIPTORS, default="efficientnet", help="what images are compared by")
-    evaluate.add_argument("--frd", action="store_true", help="the Frechet radiomics distance too, by frd-score; slow")
-    evaluate.add_argument("--side", type=int, help="pixels at which all are compared; default the smallest set's")
-    evaluate.add_argument("--no-baselines", action="store_true", help="leave out noise and an untrained generator")
-    evaluate.add_argument("--site", type=Path, metavar="FOLDER", help="hold them against this site's cohort")
+def evaluate_command(options: argparse.Namespace, console: Console) -> int:
+    """Evaluate sets, print figures, and write the page where one is asked for; the exit code.
 
-
-def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from mammo_fed.client.generator.evaluation import evaluate_sets, write_evaluation
-
+    Raises:
+      InvalidSetting: If no set is given, or the output folder holds something.
+    """
     sets = [Path(argument) for argument in options.sets if "=" not in argument]
     overrides = [argument for argument in options.sets if "=" in argument]
     if not sets:
@@ -83,7 +60,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-Columns = tuple[tuple[str, Callable[["EvaluatedSet"], str]], ...]
+Columns = tuple[tuple[str, Callable[[EvaluatedSet], str]], ...]
 FIDELITY: Final[Columns] = (
     ("Frechet", lambda one: f"{one.quality.frechet:.1f}"),
     ("precision", lambda one: f"{one.quality.neighbourhood.precision:.3f}"),

@@ -1,0 +1,1 @@
+"""`mammo-fed data`: from a hospital's DICOM files to a site's cohort."""

@@ -1,0 +1,42 @@
+"""mammo-fed data phantom: phantom patients as an archive of DICOM files, to try an ingestion on."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from mammo_fed.common.command_line import print_json, say
+from mammo_fed.data.cohort import concatenate
+from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
+from mammo_fed.data.phantom.hospitals import phantom_cohort
+from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
+
+__all__ = ["phantom_command"]
+
+
+def phantom_command(options: argparse.Namespace, console: Console) -> int:
+    """Write the archive; the exit code."""
+    parts = [
+        phantom_cohort(
+            name=f"phantom-{split}",
+            num_images=count,
+            style=EXTERNAL_STYLE,
+            d_prime=2.4,
+            image_size=options.size,
+            seed=options.seed,
+            split=split,
+        )
+        for split, count in (("train", options.images), ("test", max(8, options.images // 2)))
+    ]
+    tree = PhantomTree(
+        form=options.form, encoding=options.encoding, depth=options.depth, rows=options.rows, columns=options.columns
+    )
+    root = options.root.expanduser()
+    drawn = write_phantom_tree(root, concatenate(parts, name="phantom"), tree=tree)
+    if options.json:
+        print_json({"archive": str(root.resolve()), "mammograms": len(drawn)})
+    else:
+        say(console, f"{len(drawn)} mammograms of {len({one.patient for one in drawn})} phantom patients: {root.resolve()}")
+        say(console, f"then: mammo-fed data ingest {root} COHORT --source {options.form} --public")
+    return 0

@@ -1,0 +1,1 @@
+"""`mammo-fed privacy`: what a run would cost, and what a site's ledger says."""
