@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,7 @@ from mammo_fed.audit.adversaries import Question, evidence
 from mammo_fed.audit.bounds import Errors, assumption_free_epsilon, balance, choose_threshold, count_errors, mu_lower
 from mammo_fed.audit.canaries import Canary, CanaryKind, place_canary
 from mammo_fed.audit.subject import Mechanism, Subject, one_thread
+from mammo_fed.common.isolation import spawned_pool
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.training.local import SiteFeatures
@@ -123,8 +123,7 @@ def _all_runs(
     if jobs == 1:
         yield from ((first, work(first, count)) for first, count in chunks)
         return
-    # Fresh processes: a fork of one that has torch's threads may hang.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with spawned_pool(jobs) as pool:
         pending = {pool.submit(work, first, count): first for first, count in chunks}
         yield from ((pending[each], each.result()) for each in as_completed(pending))
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from mammo_fed import __version__
+from mammo_fed.common.isolation import isolate_children
 from mammo_fed.common.serialization import plain
 from mammo_fed.errors import MammoFedError
 
@@ -91,6 +92,7 @@ class CommandLine:
     def run(self, arguments: Sequence[str] | None) -> int:
         """Parse, call the command, and return the exit code: 0 done, 1 failure, 2 bad input, 3 refused, 130 interrupted."""
         options = self.parse(arguments)
+        isolate_children()
         console = Console(stderr=True)
         try:
             # Only now, for it may bring seconds of imports along, which neither --help nor a mistyped option should wait for.

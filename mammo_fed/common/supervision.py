@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
+from mammo_fed.common.isolation import isolated_environment
+
 __all__ = ["Child", "Keeper", "installed_command"]
 
 FIRST_PAUSE_SECONDS: Final = 0.5
@@ -67,7 +69,7 @@ class Child:
         with _appended(self.log) as log:
             self.process = subprocess.Popen(
                 self.command,
-                env={**os.environ, **self.environment},
+                env={**isolated_environment(), **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import resource
 import signal
 import socket
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, Generic, Literal, TypeVar
+
+from mammo_fed.common.isolation import isolated_environment, python_command
 
 __all__ = ["Lost", "main", "run_isolated"]
 
@@ -127,7 +128,7 @@ class _Worker(Generic[Task, Result]):
         # A program of its own: multiprocessing would import the caller's command line, with all its libraries, again.
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", __name__, "--socket", str(theirs.fileno()), "--memory-bytes", str(self._memory)]
+            command = python_command(__name__, "--socket", str(theirs.fileno()), "--memory-bytes", str(self._memory))
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -135,7 +136,7 @@ class _Worker(Generic[Task, Result]):
                 # Decoders print what they think of a file, which may quote it.
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, **ONE_THREAD},
+                env={**isolated_environment(), **ONE_THREAD},
             )
         self.connection = Connection(ours.detach())
         with contextlib.suppress(OSError):

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import time
+import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
+from ray.job_config import JobConfig
 
+from mammo_fed.common.isolation import absolute_entries, isolate_children
 from mammo_fed.errors import RunFailed
 
 __all__ = ["run_on_ray"]
-
-START_SECONDS: Final = 120.0
 
 
 class _ConfiguredClientApp(ClientApp):
@@ -43,36 +43,57 @@ class _ConfiguredClientApp(ClientApp):
         return app(message, configured)
 
 
+class _IsolatedJob(JobConfig):  # type: ignore[misc]
+    """A job whose workers import nothing from the current folder."""
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        # Ray asks this for one purpose only: "no" puts the current folder first on the path of every worker.
+        return True
+
+
 def run_on_ray(server_app: ServerApp, *, num_sites: int, run_config: Mapping[str, Any], workers: int) -> None:
-    """Run the server app here and every site in a Ray actor; whatever the server app raises is raised here."""
+    """Run the server app here and every site in a Ray actor; whatever the server app raises is raised here.
+
+    Raises:
+      RunFailed: If Ray does not start.
+    """
     configured = ServerApp()
 
     @configured.main()
     def main(grid: Grid, context: Context) -> None:
-        _wait_for_ray()
         context.run_config = {**context.run_config, **run_config}
         server_app(grid, context)
 
-    # Ray's own wish for its next version, given now so that it need not warn.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    backend = {
-        "init_args": {"num_cpus": workers, "include_dashboard": False, "logging_level": "error", "log_to_driver": False},
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-    }
     with warnings.catch_warnings():
         # Flower deprecates this entry point for its command line, which would install packages and run bundled code.
         warnings.simplefilter("ignore")
-        run_simulation(configured, _ConfiguredClientApp(run_config), num_sites, "ray", backend)  # type: ignore[arg-type]
+        _start_ray(workers)
+        backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        try:
+            run_simulation(configured, _ConfiguredClientApp(run_config), num_sites, "ray", backend)  # type: ignore[arg-type]
+        finally:
+            ray.shutdown()
 
 
-def _wait_for_ray() -> None:
-    """Hold the server app back until Ray has started its processes.
+def _start_ray(workers: int) -> None:
+    """Start Ray before Flower would.
 
-    Flower starts Ray while the server app already runs in a thread; a fork while that thread multiplies matrices deadlocks in
-    the fork handlers of the linear algebra library.
+    Flower starts Ray while the server app already runs in a thread, and a fork while that thread multiplies matrices deadlocks
+    in the fork handlers of the linear algebra library. It takes a Ray that is there.
     """
-    deadline = time.monotonic() + START_SECONDS
-    while not ray.is_initialized():
-        if time.monotonic() > deadline:
-            raise RunFailed(f"Ray did not start within {START_SECONDS:g} s; use engine=in_process")
-        time.sleep(0.05)
+    isolate_children()
+    # Ray's own wish for its next version, given now so that it need not warn.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Where this process finds its modules, the workers find them.
+    path = absolute_entries(os.pathsep.join(sys.path))
+    try:
+        ray.init(
+            num_cpus=workers,
+            include_dashboard=False,
+            logging_level="error",
+            log_to_driver=False,
+            job_config=_IsolatedJob(),
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+        )
+    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+        raise RunFailed(f"Ray does not start ({type(error).__name__}: {error}); use engine=in_process") from error

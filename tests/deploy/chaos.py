@@ -141,7 +141,7 @@ class Ordeal:
         self.federation.start_server(*(() if begun else self.overrides), resume=begun)
 
     def _kill_client(self, site: str) -> None:
-        self._kill("mammo_fed.client.operations.cli", str(self.federation.site(site)))
+        self._kill("site-client", "run", str(self.federation.site(site)))
         self.federation.clients[site].kill()
         self.federation.clients[site].wait()
         back = self._clock() + self._random.uniform(0.5, 10.0)

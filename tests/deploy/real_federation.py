@@ -12,13 +12,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mammo_fed.common.supervision import installed_command
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.reporting.record.record import Record, read_record
 
@@ -108,6 +108,7 @@ class RealFederation:
       sites: names.
       lines: by site; none on the loopback.
       server_root: where the server's folders lie instead.
+      current_folder: where the commands are started; this process's by default.
     """
 
     root: Path
@@ -116,6 +117,7 @@ class RealFederation:
     cache: Path
     lines: Mapping[str, Line] = field(default_factory=dict)
     server_root: Path | None = None
+    current_folder: Path | None = None
     server: subprocess.Popen[bytes] | None = None
     clients: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -135,19 +137,11 @@ class RealFederation:
         return self.root / name
 
     def start_server(self, *arguments: str, resume: bool = False) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "mammo_fed.server.operations.cli",
-            "run",
-            str(self.fed),
-            f"hydra.run.dir={self.run_folder}",
-            *arguments,
-        ]
+        command = [installed_command("flower-server"), "run", str(self.fed), f"hydra.run.dir={self.run_folder}", *arguments]
         self.server = self._spawn([*command, "--resume"] if resume else command, "server.out")
 
     def start_client(self, name: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", "mammo_fed.client.operations.cli", "run", str(self.site(name)), *arguments]
+        command = [installed_command("site-client"), "run", str(self.site(name)), *arguments]
         if name in self.lines:
             command = ["ip", "netns", "exec", self.lines[name].name, *command]
         self.clients[name] = self._spawn(command, f"{name}.out")
@@ -206,8 +200,10 @@ class RealFederation:
         return found
 
     def _spawn(self, command: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+        # Not what commands in this process have set: the processes have to isolate what they start.
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         environment = {
-            **os.environ,
+            **inherited,
             **flower_environment(self.root / "flwr"),
             "MAMMO_FED_CACHE": str(self.cache),
             "OMP_NUM_THREADS": "1",
@@ -215,7 +211,14 @@ class RealFederation:
             "MAMMO_FED_TEST": str(self.root),
         }
         with (self.root / log).open("ab") as out:
-            return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+            return subprocess.Popen(
+                command,
+                cwd=self.current_folder,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
 
 
 @contextmanager
@@ -227,6 +230,7 @@ def real_federation(
     lines: bool = False,
     data: Sequence[str] = SMALL_SITE,
     server_root: Path | None = None,
+    current_folder: Path | None = None,
 ) -> Iterator[RealFederation]:
     """Initialised and registered folders; nothing runs yet. Everything is ended and removed afterwards.
 
@@ -237,6 +241,7 @@ def real_federation(
       lines: a network namespace for each site.
       data: overrides of the sites' data.
       server_root: where the server's folder really lies.
+      current_folder: where the commands are started.
     """
     names = tuple(f"site-{index + 1}" for index in range(num_sites))
     tag = secrets.token_hex(3)
@@ -244,7 +249,15 @@ def real_federation(
     made = (
         {name: Line(name=f"mf{tag}{index}", network=f"{network}.{index}") for index, name in enumerate(names)} if lines else {}
     )
-    federation = RealFederation(root=root, port=free_port(), sites=names, cache=cache, lines=made, server_root=server_root)
+    federation = RealFederation(
+        root=root,
+        port=free_port(),
+        sites=names,
+        cache=cache,
+        lines=made,
+        server_root=server_root,
+        current_folder=current_folder,
+    )
     try:
         for line in made.values():
             line.make()

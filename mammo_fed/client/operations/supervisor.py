@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.operations.health import HEALTH_NAME
+from mammo_fed.common.isolation import python_command
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import Child, Keeper
 from mammo_fed.errors import MammoFedError
@@ -158,14 +158,14 @@ class _SiteClient:
     def _children(self, secret: Path, port: int) -> tuple[Child, Child]:
         folder, state = self._folder, self._folder.private
         environment = flower_environment(state / "flwr")
-        node = [sys.executable, "-m", NODE_MODULE, "--superlink", folder.network.server]
+        node = python_command(NODE_MODULE, "--superlink", folder.network.server)
         node += ["--host", "127.0.0.1", "--port", str(port)]
         node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         if self._insecure:
             node += ["--insecure"]
         else:
             node += ["--root-certificates", str(folder.authority), "--auth-supernode-private-key", str(folder.key)]
-        executor = [sys.executable, "-m", "mammo_fed.client.operations.executor", "--address", f"127.0.0.1:{port}"]
+        executor = python_command("mammo_fed.client.operations.executor", "--address", f"127.0.0.1:{port}")
         executor += ["--secret-file", str(secret), "--site-file", str(folder.site_file), "--state", str(state)]
         executor += ["--parent-pid", str(os.getpid())]
         return (

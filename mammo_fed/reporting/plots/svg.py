@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
 from mammo_fed.reporting.record.statements import readable
@@ -80,7 +80,10 @@ def draw(
       ylabel: quantity and unit along y.
       inches: width and height.
     """
-    with rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+    with rc_context(), warnings.catch_warnings():
+        # A matplotlibrc that lies in the current folder has been read: nothing of it may decide what a report looks like.
+        rcdefaults()
+        rcParams.update({**STYLE, "svg.hashsalt": name})
         # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is not missing.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         figure = Figure(figsize=inches, layout="constrained")

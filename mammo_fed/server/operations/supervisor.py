@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from mammo_fed.common.isolation import python_command
 from mammo_fed.common.logs import LOG_NAME
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import Child, Keeper, installed_command
@@ -222,7 +222,7 @@ class _Server:
         if not self._insecure:
             tls = ["--ssl-certfile", str(folder.server_certificate), "--ssl-keyfile", str(folder.server_key)]
             tls += ["--ssl-ca-certfile", str(folder.authority_certificate), "--enable-supernode-auth"]
-        link = [sys.executable, "-m", GUARD_MODULE, *tls, "--isolation", "process", "--superexec-auth-secret-file", secret]
+        link = python_command(GUARD_MODULE, *tls, "--isolation", "process", "--superexec-auth-secret-file", secret)
         link += ["--host", folder.about.bind, "--port", str(folder.about.port), "--database", str(state / "link.db")]
         own = ["--insecure"] if self._insecure else ["--root-certificates", str(folder.authority_certificate)]
         executor = [installed_command("flower-superexec"), *own, "--runtime-api-address", self._local]

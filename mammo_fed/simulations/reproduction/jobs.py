@@ -7,13 +7,14 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, parent_process
 from pathlib import Path
 
 import numpy as np
 
+from mammo_fed.common.isolation import spawned_pool
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.data.run_cohorts import evaluation_cohorts, load_pool, whole_cohort
@@ -143,8 +144,7 @@ def run_jobs(
         return
     _prepare(open_jobs, Hooks(features=prepared))
     os.environ["OMP_NUM_THREADS"] = "1"
-    # Spawned, not forked: the networks' thread pools of this process do not survive a fork.
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_quiet)
+    pool = spawned_pool(processes, _quiet)
     pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in open_jobs}
     try:
         while pending:
