@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -36,7 +36,8 @@ __all__ = [
     "read_configuration",
 ]
 
-CONFIG_MODULE = "mammo_fed.configs"
+# By its path, and inside the package: a folder `configs` elsewhere on the path is another matter.
+CONFIGURATION = Path(str(resources.files("mammo_fed"))) / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def _composed(name: str, overrides: Sequence[str], *, command: str) -> tuple[Any
     setup_globals()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
+        with initialize_config_dir(str(CONFIGURATION.resolve()), version_base="1.3"):
             _check_keys(overrides, _known_keys(name), command=command)
             config = compose(name, overrides=list(overrides), return_hydra_config=True)
         folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
@@ -142,7 +143,7 @@ def _read(folder: Path) -> tuple[Any, str]:
 
 def read_configuration(name: str) -> Any:
     """A file of the configuration tree that is data rather than settings, as plain values."""
-    text = resources.files(CONFIG_MODULE).joinpath(name).read_text(encoding="utf-8")
+    text = (CONFIGURATION / name).read_text(encoding="utf-8")
     return OmegaConf.to_container(OmegaConf.create(text))
 
 
