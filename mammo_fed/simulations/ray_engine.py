@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -43,7 +44,7 @@ class _ConfiguredClientApp(ClientApp):
         return app(message, configured)
 
 
-class _IsolatedJob(JobConfig):  # type: ignore[misc]
+class _IsolatedJob(JobConfig):
     """A job whose workers import nothing from the current folder."""
 
     def _runtime_env_has_working_dir(self) -> bool:
@@ -90,7 +91,7 @@ def _start_ray(workers: int) -> None:
         ray.init(
             num_cpus=workers,
             include_dashboard=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             log_to_driver=False,
             job_config=_IsolatedJob(),
             runtime_env={"env_vars": {"PYTHONPATH": path}},
