@@ -39,7 +39,7 @@ def main() -> None:
         if settings.privacy.private:
             gradient = private_gradients(
                 real,
-                charged=gan_event(settings, public_images=IMAGES),
+                event=gan_event(settings, public_images=IMAGES),
                 public_units=IMAGES,
                 noise=NoiseSource(injected_seed=None),
                 mode=settings.privacy.noise,

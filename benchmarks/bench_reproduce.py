@@ -101,11 +101,11 @@ def our_epoch(features, labels):
             head=HEAD,
             centre=np.zeros(HEAD.dims, np.float32),
             steps=steps,
-            charged=charged,
+            event=charged,
             closed_form=False,
             noise=draws(purpose="noise"),
             sampling=draws(purpose="sampling"),
-            unit=False,
+            normalize=False,
             state=state,
         )
 

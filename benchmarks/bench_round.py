@@ -53,7 +53,7 @@ def train(site: SiteFeatures, *, head: HeadSpec, noise: str, round_index: int) -
         head=head,
         centre=np.full(head.dims, 0.01, np.float32),
         steps=STEPS,
-        charged=event,
+        event=event,
         closed_form=closed_form,
         noise=source.draws(noise, site="site-1", round_index=round_index, purpose="noise"),
         sampling=source.draws(noise, site="site-1", round_index=round_index, purpose="sampling"),

@@ -115,7 +115,7 @@ class Forecast:
         if event is None:
             raise ValueError("the schedule has no mean")
         absent, present = (
-            private_mean(world.features, world.units, charged=event, public_count=world.public_count, noise=noiseless("float"))
+            private_mean(world.features, world.units, event=event, public_count=world.public_count, noise=noiseless("float"))
             for world in self._worlds
         )
         return Question(
@@ -161,7 +161,7 @@ class Forecast:
             return private_descent(
                 self._prepared[number],
                 flat,
-                charged=once,
+                event=once,
                 public_count=world.public_count,
                 learning_rate=steps.learning_rate,
                 proximal=0.0,
@@ -173,7 +173,7 @@ class Forecast:
             head=self._subject.head,
             centre=self._centre,
             steps=steps,
-            charged=once,
+            event=once,
             closed_form=False,
             noise=noiseless("float"),
             sampling=noiseless("float"),

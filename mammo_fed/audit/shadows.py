@@ -55,7 +55,7 @@ def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail
 
     centre = np.zeros(sites[0].head.dims, np.float32)
     if all(site.schedule.mean_event is not None for site in sites):
-        means = [code.mean(each, charged=site.schedule.mean_event, noise=draws(site, 0, "noise")) for each, site in pairs]
+        means = [code.mean(each, event=site.schedule.mean_event, noise=draws(site, 0, "noise")) for each, site in pairs]
         centre = _average(means, weights)
     flat, models = sites[0].start, []
     for index in range(1, max(site.schedule.rounds for site in sites) + 1):
@@ -66,7 +66,7 @@ def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail
                 head=site.head,
                 centre=centre,
                 steps=site.steps,
-                charged=site.schedule.step_event,
+                event=site.schedule.step_event,
                 closed_form=site.closed_form,
                 noise=draws(site, index, "noise"),
                 sampling=draws(site, index, "sampling"),

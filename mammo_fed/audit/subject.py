@@ -99,7 +99,7 @@ def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
     norms = {"gradient": event.clipping_norm}
     if mean_event is not None:
         silent = replace(mean_event, noise_multiplier=0.0)
-        releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), charged=silent, noise=noiseless(subject.noise))]
+        releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), event=silent, noise=noiseless(subject.noise))]
         norms["mean"] = mean_event.clipping_norm
     with one_thread():
         moves = {
@@ -121,7 +121,7 @@ def _gradient(subject: Subject, mechanism: Mechanism, start: Floats32) -> Callab
             head=subject.head,
             centre=np.zeros(subject.head.dims, np.float32),
             steps=plain,
-            charged=once,
+            event=once,
             closed_form=subject.closed_form,
             noise=noiseless(subject.noise),
             sampling=noiseless(subject.noise),

@@ -151,14 +151,14 @@ def _answer(
     where = {"site": subject.site, "round_index": question.round_index}
     noise = source.draws(subject.noise, **where, purpose="noise")  # type: ignore[arg-type]
     if question.steps is None:
-        return mechanism.mean(data, charged=subject.schedule.mean_event, noise=noise)
+        return mechanism.mean(data, event=subject.schedule.mean_event, noise=noise)
     return mechanism.train(
         data,
         question.flat,
         head=subject.head,
         centre=question.centre,
         steps=question.steps,
-        charged=subject.schedule.step_event,
+        event=subject.schedule.step_event,
         closed_form=subject.closed_form,
         noise=noise,
         sampling=source.draws(subject.noise, **where, purpose="sampling"),  # type: ignore[arg-type]

@@ -158,7 +158,7 @@ def make_public_start(
 
     whitening = Whitening.from_arrays(cache.get_or_make(_digest(key), fit))
     head = _head(settings, dims=whitening.dims)
-    features = whitening(blocks, unit=model.norm == "unit")
+    features = whitening(blocks, normalize=model.norm == "unit")
     network_path = None
     if _pretrains_network(settings):
         network_path = _network_path(settings, Extractor(extractor_spec(model, seed=0), cache=cache), cohort)

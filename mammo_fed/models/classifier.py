@@ -73,12 +73,12 @@ class Classifier:
 
     def features(self, blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Features of shape (images, dims) for descriptors, one array per network."""
-        return self.whitening(blocks, unit=self.model.norm == "unit")
+        return self.whitening(blocks, normalize=self.model.norm == "unit")
 
     def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probability of malignancy, shape (images,), for features of shape (images, dims)."""
         return malignancy_score(
-            self.head, self.flat, centre_and_normalise(features, self.centre, unit=self.model.norm == "unit")
+            self.head, self.flat, centre_and_normalise(features, self.centre, normalize=self.model.norm == "unit")
         )
 
     def score(self, blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:

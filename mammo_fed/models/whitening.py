@@ -37,19 +37,19 @@ class Whitening:
         """Number of features."""
         return int(self.components.shape[1])
 
-    def __call__(self, blocks: Sequence[NDArray[np.float32]], *, unit: bool = True) -> NDArray[np.float32]:
+    def __call__(self, blocks: Sequence[NDArray[np.float32]], *, normalize: bool = True) -> NDArray[np.float32]:
         """Features.
 
         Args:
           blocks: descriptors, one float32 array (images, block dims) per network, or (images, views, block dims).
-          unit: bring every row to norm 1.
+          normalize: bring every row to norm 1.
 
         Returns:
           float32, shape (images, dims) or (images, views, dims). A row that is not finite becomes zero: it may belong to a
           patient, and failing on it would reveal that.
         """
         if blocks[0].ndim == 3:
-            flat = self([block.reshape(-1, block.shape[2]) for block in blocks], unit=unit)
+            flat = self([block.reshape(-1, block.shape[2]) for block in blocks], normalize=normalize)
             return flat.reshape(*blocks[0].shape[:2], self.dims)
         width = sum(block.shape[1] for block in blocks)
         if width != len(self.mean):
@@ -61,7 +61,7 @@ class Whitening:
             @ self.components
             for start in range(0, len(blocks[0]), 256)
         ]
-        return unit_rows(np.concatenate(rows)) if unit else finite_rows(np.concatenate(rows))
+        return unit_rows(np.concatenate(rows)) if normalize else finite_rows(np.concatenate(rows))
 
     def as_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, for a file or a message."""
@@ -157,20 +157,20 @@ def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def centre_and_normalise(
-    features: NDArray[np.float32], centre: NDArray[np.float32], *, unit: bool = True
+    features: NDArray[np.float32], centre: NDArray[np.float32], *, normalize: bool = True
 ) -> NDArray[np.float32]:
     """Subtract the aggregated (private) mean and renormalise; a zero feature vector stays zero.
 
     Args:
-      features: float32, shape (images, dims) or (images, views, dims), rows of norm 1 or 0 if `unit`.
+      features: float32, shape (images, dims) or (images, views, dims), rows of norm 1 or 0 if `normalize`.
       centre: float32, shape (dims,); where it is zero, the features are returned as they are.
-      unit: bring every row to norm 1 again.
+      normalize: bring every row to norm 1 again.
     """
     if not centre.any():
         return features
     if features.ndim == 3:
-        flat = centre_and_normalise(features.reshape(-1, features.shape[2]), centre, unit=unit)
+        flat = centre_and_normalise(features.reshape(-1, features.shape[2]), centre, normalize=normalize)
         return flat.reshape(features.shape)
     present = np.any(features != 0, axis=1, keepdims=True)
     moved = np.where(present, features - centre, np.float32(0))
-    return unit_rows(moved) if unit else finite_rows(moved)
+    return unit_rows(moved) if normalize else finite_rows(moved)

@@ -87,25 +87,25 @@ def share_sigma(*, noise_multiplier: float, shares: int) -> int:
     return max(SMALLEST_SIGMA, 1 + math.isqrt(-(-paid * paid // shares) + ROUNDING_VARIANCE))
 
 
-def noisy_share(total: NDArray[np.int64], *, charged: PrivacyEvent, draws: GridDraws) -> NDArray[np.int64]:
+def noisy_share(total: NDArray[np.int64], *, event: PrivacyEvent, draws: GridDraws) -> NDArray[np.int64]:
     """A site's sum on the grid with its share of the noise; it must leave the site under a mask only.
 
-    Guarantee: in a sum over `charged.noise_shares` honest sites, that of `charged`; see the module's docstring.
+    Guarantee: in a sum over `event.noise_shares` honest sites, that of `event`; see the module's docstring.
     Neighbouring cohorts: the contribution of one unit of one site zeroed out: it moves the sum of all sites by an integer
     vector of norm at most GRID_STEPS, as it moves its own site's.
     Edge cases: a noise multiplier of 0 adds no noise.
 
     Args:
       total: int64, shape (dims,), from mammo_fed.privacy.noise.integer_grid.grid_sum.
-      charged: the event that was reserved.
+      event: the one that was reserved.
       draws: for this release alone.
 
     Returns:
       int64, shape (dims,), in grid steps.
     """
-    if charged.noise_multiplier == 0:
+    if event.noise_multiplier == 0:
         return total
-    sigma = share_sigma(noise_multiplier=charged.noise_multiplier, shares=charged.noise_shares)
+    sigma = share_sigma(noise_multiplier=event.noise_multiplier, shares=event.noise_shares)
     return total + draws.gaussian(len(total), sigma=sigma)
 
 
@@ -114,13 +114,13 @@ def release_of_sum(total: NDArray[np.int64], *, clipping_norm: float) -> NDArray
     return total.astype(np.float64) * (clipping_norm / GRID_STEPS)
 
 
-def largest_share(*, images: int, charged: PrivacyEvent) -> int:
+def largest_share(*, images: int, event: PrivacyEvent) -> int:
     """A bound on the numbers of `noisy_share` from public figures alone: `images` units at their largest, and the noise.
 
     The bound on the noise holds but for a chance of exp(-2000).
     """
-    noise = charged.noise_multiplier
-    return images * GRID_STEPS + (FAR * share_sigma(noise_multiplier=noise, shares=charged.noise_shares) if noise else 0)
+    noise = event.noise_multiplier
+    return images * GRID_STEPS + (FAR * share_sigma(noise_multiplier=noise, shares=event.noise_shares) if noise else 0)
 
 
 def exposed(events: Sequence[PrivacyEvent], *, honest: int) -> tuple[PrivacyEvent, ...]:

@@ -90,17 +90,17 @@ def calibrated(event: PrivacyEvent, *, target_epsilon: float, delta: float, acco
 
 
 def private_gradients(
-    real: RealImages, *, charged: PrivacyEvent, public_units: int, noise: NoiseSource, mode: NoiseMode
+    real: RealImages, *, event: PrivacyEvent, public_units: int, noise: NoiseSource, mode: NoiseMode
 ) -> RealGradient:
     """Real gradients of which every unit's part is clipped and which carry noise; their loss is shown to nobody.
 
-    Guarantee: step n is one step of `charged` (see noisy_unit_gradients): a unit's loss is a function of its own images, the
+    Guarantee: step n is one step of `event` (see noisy_unit_gradients): a unit's loss is a function of its own images, the
     networks and draws that depend on seed, step and the unit's index; the divisor is public.
     Neighbouring cohorts: one unit's images zeroed out, sizes public.
 
     Args:
       real: the donor's images.
-      charged: the event that the ledger has reserved.
+      event: the one that the ledger has reserved.
       public_units: number of units, declared public.
       noise, mode: where noise and draws come from, afresh for every step.
     """
@@ -108,7 +108,7 @@ def private_gradients(
     num_units = int(real.units.max()) + 1 if len(real.units) else 0
     bounds = np.searchsorted(real.units[order], np.arange(num_units + 1))
     # A unit's part has one norm whatever the number of its images: the divisor counts units.
-    batch = charged.sample_rate * public_units
+    batch = event.sample_rate * public_units
 
     def step(adversaries: Adversaries, number: int) -> tuple[list[Tensor], None]:
         def unit_loss(unit: int) -> Tensor | None:
@@ -116,23 +116,21 @@ def private_gradients(
             rows = rows[real.present[rows]]
             if not len(rows):
                 return None
-            losses = real_loss(
-                adversaries, real.images[rows], real.labels[rows], number=number, purpose=f"{charged.unit} {unit}"
-            )
+            losses = real_loss(adversaries, real.images[rows], real.labels[rows], number=number, purpose=f"{event.unit} {unit}")
             return losses.sum()
 
         gradients = noisy_unit_gradients(
             list(adversaries.discriminator.parameters()),
             unit_loss,
             num_units=num_units,
-            charged=charged,
+            event=event,
             batch=batch,
             noise=noise.draws(mode, site=SITE, round_index=number, purpose="noise"),
             sampling=noise.draws(mode, site=SITE, round_index=number, purpose="sampling"),
         )
         return gradients, None
 
-    return RealGradient(step=step, clipping_norm=charged.clipping_norm)
+    return RealGradient(step=step, clipping_norm=event.clipping_norm)
 
 
 def plain_gradients(real: RealImages, *, batch_size: int) -> RealGradient:

@@ -50,23 +50,23 @@ class SiteFeatures:
     _logistic: KeepLast[LogisticData] = field(init=False, repr=False, default_factory=KeepLast)
     _poisson: KeepLast[PoissonData] = field(init=False, repr=False, default_factory=KeepLast)
 
-    def logistic(self, centre: NDArray[np.float32], *, unit: bool, bias_scale: float) -> LogisticData:
+    def logistic(self, centre: NDArray[np.float32], *, normalize: bool, bias_scale: float) -> LogisticData:
         """The features behind `centre`, sorted by unit, for the closed form; see `train_head`."""
 
         def make() -> LogisticData:
-            features = centre_and_normalise(self.features, centre, unit=unit)
+            features = centre_and_normalise(self.features, centre, normalize=normalize)
             return LogisticData.build(features, self.labels, self.units, bias_scale=bias_scale)
 
-        return self._logistic.get((*_exactly(centre), unit, bias_scale), make)
+        return self._logistic.get((*_exactly(centre), normalize, bias_scale), make)
 
-    def poisson(self, centre: NDArray[np.float32], *, unit: bool) -> PoissonData:
+    def poisson(self, centre: NDArray[np.float32], *, normalize: bool) -> PoissonData:
         """The features behind `centre`, for sampled steps; see `train_head`."""
 
         def make() -> PoissonData:
-            features = centre_and_normalise(self.features, centre, unit=unit)
+            features = centre_and_normalise(self.features, centre, normalize=normalize)
             return PoissonData(features=features, labels=self.labels, units=self.units)
 
-        return self._poisson.get((*_exactly(centre), unit), make)
+        return self._poisson.get((*_exactly(centre), normalize), make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +80,17 @@ class LocalSteps:
     proximal: float
 
 
-def release_mean(site: SiteFeatures, *, charged: PrivacyEvent, noise: Draws) -> NDArray[np.float32]:
+def release_mean(site: SiteFeatures, *, event: PrivacyEvent, noise: Draws) -> NDArray[np.float32]:
     """The site's private mean feature, float32, shape (dims,); see mammo_fed.privacy.mechanisms.full_batch.private_mean."""
-    return private_mean(site.features, site.units, charged=charged, public_count=site.public_count, noise=noise)
+    return private_mean(site.features, site.units, event=event, public_count=site.public_count, noise=noise)
 
 
-def mean_share(site: SiteFeatures, *, charged: PrivacyEvent, noise: GridDraws) -> NDArray[np.int64]:
+def mean_share(site: SiteFeatures, *, event: PrivacyEvent, noise: GridDraws) -> NDArray[np.int64]:
     """The site's part in a private mean over several sites: its clipped sum on the grid with its share of the noise.
 
     Guarantee: none for this value alone: see mammo_fed.privacy.shared_noise. Int64, shape (dims,).
     """
-    return noisy_share(mean_grid_sum(site.features, site.units, charged=charged), charged=charged, draws=noise)
+    return noisy_share(mean_grid_sum(site.features, site.units, event=event), event=event, draws=noise)
 
 
 def gradient_share(
@@ -99,16 +99,16 @@ def gradient_share(
     *,
     head: HeadSpec,
     centre: NDArray[np.float32],
-    charged: PrivacyEvent,
+    event: PrivacyEvent,
     noise: GridDraws,
-    unit: bool = True,
+    normalize: bool = True,
 ) -> NDArray[np.int64]:
     """The site's part in one full-batch gradient over several sites, at the linear head `flat`; see `mean_share`.
 
     Args as of `train_head`. Int64, shape (head.num_parameters,).
     """
-    data = site.logistic(centre, unit=unit, bias_scale=head.bias_scale)
-    return noisy_share(gradient_grid_sum(data, flat, charged=charged), charged=charged, draws=noise)
+    data = site.logistic(centre, normalize=normalize, bias_scale=head.bias_scale)
+    return noisy_share(gradient_grid_sum(data, flat, event=event), event=event, draws=noise)
 
 
 def train_head(
@@ -118,17 +118,17 @@ def train_head(
     head: HeadSpec,
     centre: NDArray[np.float32],
     steps: LocalSteps,
-    charged: PrivacyEvent,
+    event: PrivacyEvent,
     closed_form: bool,
     noise: Draws,
     sampling: Draws,
-    unit: bool = True,
+    normalize: bool = True,
     public: PublicBatches | None = None,
     state: OptimizerState | None = None,
 ) -> NDArray[np.float32]:
     """Private steps from the head `flat`.
 
-    Guarantee: that of the mechanism for `charged`: mammo_fed.privacy.mechanisms.full_batch.private_descent in closed form, else
+    Guarantee: that of the mechanism for `event`: mammo_fed.privacy.mechanisms.full_batch.private_descent in closed form, else
     mammo_fed.privacy.mechanisms.poisson_sgd.poisson_steps.
 
     Args:
@@ -137,10 +137,10 @@ def train_head(
       head: shape of the head.
       centre: float32, shape (dims,); the aggregated private mean, subtracted before renormalising.
       steps: hyper-parameters of the local steps.
-      charged: the event that the ledger has reserved.
+      event: the one that the ledger has reserved.
       closed_form: full-batch descent on the linear head; otherwise Poisson DP-SGD on any head.
       noise, sampling: draws for the noise (on the grid or in floating point) and for the Poisson sampling.
-      unit: features are brought to norm 1 behind the centre.
+      normalize: features are brought to norm 1 behind the centre.
       public: synthetic images that are trained on beside the site's own.
       state: the local optimizer's state, taken up and left behind; None starts afresh.
 
@@ -149,9 +149,9 @@ def train_head(
     """
     if closed_form:
         return private_descent(
-            site.logistic(centre, unit=unit, bias_scale=head.bias_scale),
+            site.logistic(centre, normalize=normalize, bias_scale=head.bias_scale),
             flat,
-            charged=charged,
+            event=event,
             public_count=site.public_count,
             learning_rate=steps.learning_rate,
             proximal=steps.proximal,
@@ -161,9 +161,9 @@ def train_head(
     load_flat(module, flat)
     poisson_steps(
         module,
-        site.poisson(centre, unit=unit),
+        site.poisson(centre, normalize=normalize),
         loss=_loss(steps.label_smoothing),
-        charged=charged,
+        event=event,
         public_count=site.public_count,
         learning_rate=steps.learning_rate,
         weight_decay=steps.weight_decay,

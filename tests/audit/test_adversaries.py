@@ -94,7 +94,7 @@ def test_forecasts_are_what_the_site_answers_without_noise(make_subject, kind):
     asked, messages = next(play), 0
     while True:
         if asked.steps is None:
-            reply = release_mean(canary.present, charged=subject.schedule.mean_event, noise=noiseless("float"))
+            reply = release_mean(canary.present, event=subject.schedule.mean_event, noise=noiseless("float"))
         else:
             reply = train_head(
                 canary.present,
@@ -102,7 +102,7 @@ def test_forecasts_are_what_the_site_answers_without_noise(make_subject, kind):
                 head=subject.head,
                 centre=asked.centre,
                 steps=asked.steps,
-                charged=subject.schedule.step_event,
+                event=subject.schedule.step_event,
                 closed_form=True,
                 noise=noiseless("float"),
                 sampling=noiseless("float"),

@@ -27,8 +27,8 @@ def with_noise(factor):
         return replace(event, noise_multiplier=event.noise_multiplier * factor)
 
     return {
-        "mean": lambda site, *, charged, noise: release_mean(site, charged=less(charged), noise=noise),
-        "train": lambda site, flat, *, charged, **rest: train_head(site, flat, charged=less(charged), **rest),
+        "mean": lambda site, *, event, noise: release_mean(site, event=less(event), noise=noise),
+        "train": lambda site, flat, *, event, **rest: train_head(site, flat, event=less(event), **rest),
     }
 
 
@@ -72,9 +72,9 @@ def test_mutation_noise_twenty_percent_too_low_fails_most_audits(make_subject, s
 
 
 def test_mutation_no_clipping_is_caught_by_the_gate_and_by_the_audit(make_subject, seeded):
-    def unclipped(site, flat, *, charged, **rest):
-        loose = replace(charged, clipping_norm=charged.clipping_norm * 1e4, noise_multiplier=charged.noise_multiplier / 1e4)
-        return train_head(site, flat, charged=loose, **rest)
+    def unclipped(site, flat, *, event, **rest):
+        loose = replace(event, clipping_norm=event.clipping_norm * 1e4, noise_multiplier=event.noise_multiplier / 1e4)
+        return train_head(site, flat, event=loose, **rest)
 
     subject, code = make_subject(), seeded(train=unclipped)
     assert sensitivity(subject, code)["gradient"] > 2
@@ -82,9 +82,9 @@ def test_mutation_no_clipping_is_caught_by_the_gate_and_by_the_audit(make_subjec
 
 
 def test_mutation_no_clipping_of_the_mean_is_caught_by_the_gate_and_by_the_audit(make_subject, seeded):
-    def unclipped(site, *, charged, noise):
-        loose = replace(charged, clipping_norm=charged.clipping_norm * 1e9, noise_multiplier=charged.noise_multiplier / 1e9)
-        return release_mean(site, charged=loose, noise=noise)
+    def unclipped(site, *, event, noise):
+        loose = replace(event, clipping_norm=event.clipping_norm * 1e9, noise_multiplier=event.noise_multiplier / 1e9)
+        return release_mean(site, event=loose, noise=noise)
 
     subject, code = make_subject(), seeded(mean=unclipped)
     assert sensitivity(subject, code)["mean"] > 2
@@ -131,10 +131,10 @@ def test_mutation_one_seed_for_all_runs_is_caught_by_the_audit(make_subject, see
 def test_mutation_sampling_claimed_but_not_done_is_caught_by_the_audit(make_subject, seeded):
     rate = 0.25
 
-    def everybody(site, flat, *, charged, **rest):
+    def everybody(site, flat, *, event, **rest):
         """Every patient in every step, with the noise and the denominator of the sampled step."""
         crowded = replace(site, public_count=max(1, int(rate * site.public_count)))
-        return train_head(crowded, flat, charged=replace(charged, sample_rate=1.0), **rest)
+        return train_head(crowded, flat, event=replace(event, sample_rate=1.0), **rest)
 
     subject = make_subject(rounds=2, sample_rate=rate)
     moves = sensitivity(subject, seeded(train=everybody))

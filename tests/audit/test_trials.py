@@ -50,7 +50,7 @@ def test_more_runs_give_a_closer_bound(make_subject, seeded):
 def test_a_message_that_is_not_finite_refutes_the_claim(make_subject, seeded):
     """A patient whose images make a reply NaN is visible to everybody, noise or not."""
 
-    def leaking(site, *, charged, noise):
+    def leaking(site, *, event, noise):
         held_out = len(site.features) > 14
         return np.full(site.features.shape[1], np.nan if held_out else 0.0, np.float32)
 

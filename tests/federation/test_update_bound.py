@@ -122,7 +122,7 @@ def trained(
             label_smoothing=task.label_smoothing,
             proximal=task.proximal,
         ),
-        charged=event,
+        event=event,
         closed_form=declaration.mechanism == "dp_gd",
         public=public,
         state=state,
@@ -151,7 +151,7 @@ def test_an_honest_mean_is_within_its_reach_and_not_far_below_where_patients_are
     event = event_of(declaration, noise=noise, steps=1, sample_rate=1.0, mean=True)
     rng = np.random.default_rng(seed)
     draws = NoiseSource(injected_seed=seed).draws(kind, site="a", round_index=0, purpose="noise")
-    mean = release_mean(patients(rng, alike=alike, unit=unit), charged=event, noise=draws)
+    mean = release_mean(patients(rng, alike=alike, unit=unit), event=event, noise=draws)
     task = task_of(round_index=0, kind="mean")
     length, reach = float(np.linalg.norm(mean)), bound(declaration, task, event, np.zeros(DIMS, np.float32))
     assert length <= reach

@@ -43,7 +43,7 @@ def site_noise(source: NoiseSource, mode: NoiseMode, rounds: Iterable[int], *, s
             source.draws(mode, site=site, round_index=index, purpose=purpose) for purpose in ("noise", "sampling")
         )
         if index == 0:
-            noises.append(release_mean(EMPTY, charged=event("mean"), noise=noise).tobytes().hex())
+            noises.append(release_mean(EMPTY, event=event("mean"), noise=noise).tobytes().hex())
             continue
         flat = train_head(
             EMPTY,
@@ -51,7 +51,7 @@ def site_noise(source: NoiseSource, mode: NoiseMode, rounds: Iterable[int], *, s
             head=HeadSpec(kind="linear", dims=DIMS),
             centre=np.zeros(DIMS, np.float32),
             steps=STEPS,
-            charged=event("gradient"),
+            event=event("gradient"),
             closed_form=index % 2 == 1,
             noise=noise,
             sampling=sampling,

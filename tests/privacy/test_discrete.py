@@ -261,7 +261,7 @@ def test_a_clipping_norm_that_leaves_no_grid_is_refused(clipping_norm):
 
 def test_noise_beyond_the_grid_is_refused():
     with pytest.raises(InvalidSetting, match="sigma="):
-        noisy_release(np.zeros(2, np.int64), charged=event(noise_multiplier=1e8), words=seeded())
+        noisy_release(np.zeros(2, np.int64), event=event(noise_multiplier=1e8), words=seeded())
 
 
 # Releases
@@ -279,12 +279,12 @@ START = np.array([0.3, -1.0, 2.0, 0.1, -0.4, 0.7], np.float32)
 
 def mean_release(features, labels, units, *, noise, **changes):
     charged = event(mechanism="mean", **{"steps": 1} | changes)
-    return private_mean(features, units, charged=charged, public_count=60, noise=noise)
+    return private_mean(features, units, event=charged, public_count=60, noise=noise)
 
 
 def descent_release(features, labels, units, *, noise, **changes):
     data = LogisticData.build(features, labels, units, bias_scale=0.2)
-    return private_descent(data, START, charged=event(**changes), public_count=60, learning_rate=3.0, proximal=0.1, noise=noise)
+    return private_descent(data, START, event=event(**changes), public_count=60, learning_rate=3.0, proximal=0.1, noise=noise)
 
 
 def poisson_release(features, labels, units, *, noise, kind="linear", **changes):
@@ -296,7 +296,7 @@ def poisson_release(features, labels, units, *, noise, kind="linear", **changes)
         head,
         PoissonData(features=features, labels=labels, units=units),
         loss=lambda logits, truth: head_loss(logits, truth, label_smoothing=0.0),
-        charged=event(**changes),
+        event=event(**changes),
         public_count=60,
         learning_rate=3.0,
         weight_decay=0.0,

@@ -66,12 +66,12 @@ def no_patients():
     return PoissonData(features=np.zeros((0, DIMS), np.float32), labels=np.zeros(0, np.int64), units=np.zeros(0, np.int64))
 
 
-def take(head, data, *, charged, noise, sampling, optimizer="sgd", learning_rate=1.0, public_count=1, **more):
+def take(head, data, *, event, noise, sampling, optimizer="sgd", learning_rate=1.0, public_count=1, **more):
     poisson_steps(
         head,
         data,
         loss=lambda logits, truth: head_loss(logits, truth, label_smoothing=0.1),
-        charged=charged,
+        event=event,
         public_count=public_count,
         learning_rate=learning_rate,
         weight_decay=0.0,
@@ -97,7 +97,7 @@ def test_gate_public_images_add_no_sensitivity(noise, unit, kind, scale):
         return start - take(
             head,
             data,
-            charged=quiet_event(noise, unit=unit),
+            event=quiet_event(noise, unit=unit),
             noise=silent(noise),
             sampling=FloatDraws(generator=np.random.default_rng(0)),
             public=public_images(weight=3.0),
@@ -119,7 +119,7 @@ def test_without_patients_a_step_is_the_weighted_mean_gradient_of_a_public_batch
     moved = take(
         head,
         no_patients(),
-        charged=quiet_event(noise),
+        event=quiet_event(noise),
         noise=silent(noise),
         sampling=FloatDraws(generator=np.random.default_rng(2)),
         public=public,
@@ -144,7 +144,7 @@ def test_the_noise_does_not_depend_on_the_weight_of_public_images(noise):
         return take(
             head_of(),
             no_patients(),
-            charged=event(multiplier=2.0),
+            event=event(multiplier=2.0),
             noise=draws,
             sampling=FloatDraws(generator=np.random.default_rng(2)),
             public=public,
@@ -169,7 +169,7 @@ def seen_views(noise, *, images, views, seed):
     moved = take(
         head_of(dims=dims),
         data,
-        charged=quiet_event(noise, clipping_norm=10.0, sample_rate=0.5),
+        event=quiet_event(noise, clipping_norm=10.0, sample_rate=0.5),
         noise=silent(noise),
         sampling=FloatDraws(generator=np.random.default_rng(seed))
         if noise == "float"
@@ -196,7 +196,7 @@ def test_views_that_are_alike_give_the_steps_of_one_view():
         take(
             head_of(scale=0.3),
             one,
-            charged=event(steps=1),
+            event=event(steps=1),
             noise=noiseless("float"),
             sampling=FloatDraws(generator=np.random.default_rng(0)),
             public_count=30,
@@ -214,7 +214,7 @@ def rounds(lengths, *, optimizer, state, kind="mlp", rates=None, sampling=11):
         take(
             head,
             data,
-            charged=event(steps=steps, sample_rate=0.4),
+            event=event(steps=steps, sample_rate=0.4),
             noise=noise,
             sampling=draws,
             optimizer=optimizer,

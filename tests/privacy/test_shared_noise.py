@@ -121,11 +121,11 @@ def test_one_share_of_one_is_the_whole_noise():
 def test_the_sum_of_shares_has_the_declared_scale_and_the_shape_of_a_gaussian():
     charged, count = event(noise=2.0, shares=4), 20_000
     zeros = np.zeros(count, np.int64)
-    total = sum(noisy_share(zeros, charged=charged, draws=seeded(seed)) for seed in range(4)) / GRID_STEPS
+    total = sum(noisy_share(zeros, event=charged, draws=seeded(seed)) for seed in range(4)) / GRID_STEPS
     assert np.std(total) == pytest.approx(2.0, rel=0.03)
     assert abs(np.mean(total)) < 5 * 2.0 / math.sqrt(count)
     assert np.mean((total / np.std(total)) ** 4) == pytest.approx(3.0, abs=0.25)
-    one = noisy_share(zeros, charged=charged, draws=seeded(9)) / GRID_STEPS
+    one = noisy_share(zeros, event=charged, draws=seeded(9)) / GRID_STEPS
     assert np.std(one) == pytest.approx(1.0, rel=0.03)
 
 
@@ -144,7 +144,7 @@ def test_two_small_discrete_gaussians_convolve_to_one():
 
 def test_a_share_without_noise_is_the_sum_itself():
     total = np.arange(5)
-    np.testing.assert_array_equal(noisy_share(total, charged=event(noise=0.0, shares=4), draws=OS), total)
+    np.testing.assert_array_equal(noisy_share(total, event=event(noise=0.0, shares=4), draws=OS), total)
 
 
 @pytest.mark.parametrize("unit", ["patient", "image"])
@@ -161,9 +161,9 @@ def test_one_unit_moves_the_sum_of_all_sites_by_at_most_one_clipping_norm(unit, 
 
     def part(site):
         if kind == "mean":
-            return mean_share(site, charged=charged, noise=OS)
+            return mean_share(site, event=charged, noise=OS)
         centre = np.zeros(DIMS, np.float32)
-        return gradient_share(site, start, head=head, centre=centre, charged=charged, noise=OS)
+        return gradient_share(site, start, head=head, centre=centre, event=charged, noise=OS)
 
     def release(features, labels, units):
         mine = part(SiteFeatures(features=features, labels=labels, units=units, public_count=1))
@@ -182,8 +182,8 @@ def test_a_sum_leaves_the_grid_in_the_units_of_the_contributions():
 
 def test_the_public_bound_of_a_share_holds():
     charged = event(noise=1.5, shares=3)
-    drawn = noisy_share(np.full(20_000, 7 * GRID_STEPS), charged=charged, draws=OS)
-    assert np.abs(drawn).max() <= largest_share(images=7, charged=charged)
+    drawn = noisy_share(np.full(20_000, 7 * GRID_STEPS), event=charged, draws=OS)
+    assert np.abs(drawn).max() <= largest_share(images=7, event=charged)
 
 
 def test_old_events_are_read_and_unshared_ones_are_written_as_before():

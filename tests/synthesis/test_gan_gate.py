@@ -55,7 +55,7 @@ def release_of(settings, unit, mode, *, gradients=private_gradients):
             units=units,
             present=np.any(features != 0, axis=1),
         )
-        step = gradients(real, charged=event, public_units=1, noise=Quiet(injected_seed=None), mode=mode)
+        step = gradients(real, event=event, public_units=1, noise=Quiet(injected_seed=None), mode=mode)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.gan.precision == "bfloat16"):
             found, shown = step.step(Adversaries(settings.gan, seed=0), 3)
         assert shown is None
@@ -151,7 +151,7 @@ def test_gan_public_draws_do_not_depend_on_who_takes_part(gan_settings, images):
             max_images_per_patient=2,
         )
         step = private_gradients(
-            replace(real, present=present), charged=event, public_units=12, noise=Quiet(injected_seed=None), mode="secure"
+            replace(real, present=present), event=event, public_units=12, noise=Quiet(injected_seed=None), mode="secure"
         )
         step.step(adversaries, 0)
         drawn = adversaries.generated(8, 0, "fake")
@@ -176,5 +176,5 @@ def test_gan_losses_of_real_images_are_not_shown_under_privacy(gan_settings, ima
         clipping_norm=1.0,
         max_images_per_patient=2,
     )
-    step = private_gradients(real, charged=event, public_units=4, noise=NoiseSource(injected_seed=None), mode="secure")
+    step = private_gradients(real, event=event, public_units=4, noise=NoiseSource(injected_seed=None), mode="secure")
     assert Adversaries(settings.gan, seed=0).advance(step).real is None

@@ -42,7 +42,7 @@ def site(*, views: int = 0) -> SiteFeatures:
     )
 
 
-def update(data, feature_mean, *, closed_form=True, noise="float", unit=True, head=HEAD):
+def update(data, feature_mean, *, closed_form=True, noise="float", normalize=True, head=HEAD):
     source = NoiseSource(injected_seed=5)
     event = EVENT if closed_form else replace(EVENT, sample_rate=0.4)
     return train_head(
@@ -51,11 +51,11 @@ def update(data, feature_mean, *, closed_form=True, noise="float", unit=True, he
         head=head,
         centre=feature_mean,
         steps=STEPS,
-        charged=event,
+        event=event,
         closed_form=closed_form,
         noise=source.draws(noise, site="site-1", round_index=1, purpose="noise"),
         sampling=source.draws(noise, site="site-1", round_index=1, purpose="sampling"),
-        unit=unit,
+        normalize=normalize,
     )
 
 
@@ -65,9 +65,9 @@ def preparations(monkeypatch):
     made = []
     real = mammo_fed.training.local.centre_and_normalise
 
-    def counted(features, feature_mean, *, unit=True):
+    def counted(features, feature_mean, *, normalize=True):
         made.append(feature_mean.copy())
-        return real(features, feature_mean, unit=unit)
+        return real(features, feature_mean, normalize=normalize)
 
     monkeypatch.setattr(mammo_fed.training.local, "centre_and_normalise", counted)
     return made
@@ -88,9 +88,9 @@ def test_rounds_prepare_the_features_once(preparations, closed_form, noise):
 def test_a_server_that_sends_another_mean_in_each_round_gets_what_it_asked_for(closed_form):
     data = site()
     for feature_mean in [*MEANS, *reversed(MEANS), MEANS[0]]:
-        for unit in (True, False):
-            found = update(data, feature_mean, closed_form=closed_form, unit=unit)
-            assert found.tobytes() == update(site(), feature_mean, closed_form=closed_form, unit=unit).tobytes()
+        for normalize in (True, False):
+            found = update(data, feature_mean, closed_form=closed_form, normalize=normalize)
+            assert found.tobytes() == update(site(), feature_mean, closed_form=closed_form, normalize=normalize).tobytes()
 
 
 def test_a_mean_that_is_changed_in_place_is_another_mean():
@@ -120,7 +120,7 @@ def test_a_part_of_a_masked_sum_uses_what_a_plain_round_prepared(preparations):
     def part(of):
         draws = noise.draws("secure", site="site-1", round_index=2, purpose="noise")
         start = np.zeros(HEAD.num_parameters, np.float32)
-        return gradient_share(of, start, head=HEAD, centre=MEANS[1], charged=event, noise=draws)
+        return gradient_share(of, start, head=HEAD, centre=MEANS[1], event=event, noise=draws)
 
     mine = part(data)
     assert len(preparations) == 1

@@ -72,7 +72,7 @@ def start_training(
             return training
         gradients = private_gradients(
             real,
-            charged=training.event,
+            event=training.event,
             public_units=training.donor.patients if settings.privacy.unit == "patient" else training.public_images,
             noise=NoiseSource(injected_seed=settings.privacy.noise_seed),
             mode=settings.privacy.noise,

@@ -61,7 +61,7 @@ class Release:
         source, mode = NoiseSource(injected_seed=declaration.noise_seed), declaration.noise
         noise = source.draws(mode, site=self.site, round_index=task.round_index, purpose="noise")
         if task.kind == "mean":
-            return release_mean(prepared.data, charged=self.event, noise=noise)
+            return release_mean(prepared.data, event=self.event, noise=noise)
         return train_head(
             prepared.data,
             self.arrays,
@@ -74,11 +74,11 @@ class Release:
                 label_smoothing=task.label_smoothing,
                 proximal=task.proximal,
             ),
-            charged=self.event,
+            event=self.event,
             closed_form=declaration.mechanism == "dp_gd",
             noise=noise,
             sampling=source.draws(mode, site=self.site, round_index=task.round_index, purpose="sampling"),
-            unit=declaration.model.norm == "unit",
+            normalize=declaration.model.norm == "unit",
             public=prepared.public,
             state=optimizer,
         )
@@ -96,22 +96,21 @@ class Release:
     def _share(self, sites: int) -> NDArray[np.int64]:
         """The site's sum on the grid with its share of the noise; nobody may see it but in a sum."""
         declaration, task, images = self.prepared.declaration, self.task, self.images
-        if largest_share(images=images, charged=self.event) > LARGEST // sites:
+        if largest_share(images=images, event=self.event) > LARGEST // sites:
             raise InvalidSetting(f"public_images={images} is too large to be summed over {sites} sites without overflow")
         source = NoiseSource(injected_seed=declaration.noise_seed)
         noise = source.on_grid(site=self.site, round_index=task.round_index, purpose="noise")
         if task.kind == "mean":
-            values = mean_share(self.prepared.data, charged=self.event, noise=noise)
+            values = mean_share(self.prepared.data, event=self.event, noise=noise)
         else:
-            unit = declaration.model.norm == "unit"
             values = gradient_share(
                 self.prepared.data,
                 self.arrays,
                 head=declaration.head,
                 centre=self.centre,
-                charged=self.event,
+                event=self.event,
                 noise=noise,
-                unit=unit,
+                normalize=declaration.model.norm == "unit",
             )
         return within_range(values, sites=sites)
 

@@ -179,7 +179,7 @@ class Site:
         blocks = extractor.blocks(self._pool.cohort.pixels, fingerprint=self._pool.fingerprint)
         cohort = self.cohort
         with denormals_flushed():
-            features = payload.whitening([block[self._rows] for block in blocks], unit=declaration.model.norm == "unit")
+            features = payload.whitening([block[self._rows] for block in blocks], normalize=declaration.model.norm == "unit")
         data = SiteFeatures(
             features=features,
             labels=cohort.labels,

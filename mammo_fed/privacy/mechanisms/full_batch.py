@@ -35,20 +35,20 @@ def private_mean(
     features: NDArray[np.float32],
     units: NDArray[np.int64],
     *,
-    charged: PrivacyEvent,
+    event: PrivacyEvent,
     public_count: int,
     noise: Draws,
 ) -> NDArray[np.float32]:
     """Mean of `features`, every unit's sum clipped once, Gaussian noise added to the total.
 
-    Guarantee: one Gaussian mechanism with sensitivity `charged.clipping_norm` and noise multiplier `charged.noise_multiplier`.
+    Guarantee: one Gaussian mechanism with sensitivity `event.clipping_norm` and noise multiplier `event.noise_multiplier`.
     Neighbouring cohorts: the rows of one unit zeroed out; the cohort's size is public.
     Edge cases: a unit with a value that is not finite counts as zero; an empty cohort still releases noise.
 
     Args:
       features: float32, shape (images, dims).
       units: int64, shape (images,), dense index of the protected unit.
-      charged: the event that the ledger has reserved for this release.
+      event: the one that the ledger has reserved for this release.
       public_count: denominator (images), declared public by the site: never `len(features)`.
       noise: draws for this noise alone; their kind decides between the grid and floating point.
 
@@ -60,44 +60,44 @@ def private_mean(
 
     Source: per-user clipping, arXiv:2407.07737 (ULS); Gaussian mechanism, arXiv:1905.02383, Thm 1.
     """
-    _check_mean(charged)
+    _check_mean(event)
     _check_count(public_count)
-    total = noise.release(_FeatureSum(features=features, units=units), charged=charged)
+    total = noise.release(_FeatureSum(features=features, units=units), event=event)
     return (total / public_count).astype(np.float32)
 
 
-def mean_grid_sum(features: NDArray[np.float32], units: NDArray[np.int64], *, charged: PrivacyEvent) -> NDArray[np.int64]:
+def mean_grid_sum(features: NDArray[np.float32], units: NDArray[np.int64], *, event: PrivacyEvent) -> NDArray[np.int64]:
     """Sum of every unit's clipped sum of features on the grid, without noise, int64, shape (dims,).
 
     Guarantee: zeroing out one unit moves it by an integer vector of norm at most GRID_STEPS (see `grid_sum`).
     """
-    _check_mean(charged)
-    return _FeatureSum(features=features, units=units).on_grid(clipping_norm=charged.clipping_norm)
+    _check_mean(event)
+    return _FeatureSum(features=features, units=units).on_grid(clipping_norm=event.clipping_norm)
 
 
-def gradient_grid_sum(data: LogisticData, weights: NDArray[np.float32], *, charged: PrivacyEvent) -> NDArray[np.int64]:
+def gradient_grid_sum(data: LogisticData, weights: NDArray[np.float32], *, event: PrivacyEvent) -> NDArray[np.int64]:
     """Sum of every unit's clipped gradient on the grid, without noise, int64, shape (dims + 1,).
 
     Guarantee: as `mean_grid_sum`.
     """
-    _check_gradient(charged)
-    return _GradientSum(data=data, weights=weights).on_grid(clipping_norm=charged.clipping_norm)
+    _check_gradient(event)
+    return _GradientSum(data=data, weights=weights).on_grid(clipping_norm=event.clipping_norm)
 
 
 def private_descent(
     data: LogisticData,
     weights: NDArray[np.float32],
     *,
-    charged: PrivacyEvent,
+    event: PrivacyEvent,
     public_count: int,
     learning_rate: float,
     proximal: float,
     noise: Draws,
 ) -> NDArray[np.float32]:
-    """Full-batch DP gradient descent on the logistic loss, `charged.steps` steps from `weights`.
+    """Full-batch DP gradient descent on the logistic loss, `event.steps` steps from `weights`.
 
-    Guarantee: `charged.steps` adaptive Gaussian mechanisms, each with sensitivity `charged.clipping_norm` and noise multiplier
-    `charged.noise_multiplier`; it rests on clipping each unit's whole gradient, never on the features' norm.
+    Guarantee: `event.steps` adaptive Gaussian mechanisms, each with sensitivity `event.clipping_norm` and noise multiplier
+    `event.noise_multiplier`; it rests on clipping each unit's whole gradient, never on the features' norm.
     Neighbouring cohorts: the rows of one unit zeroed out; the cohort's size is public.
     Edge cases: an empty cohort still takes noisy steps.
 
@@ -107,7 +107,7 @@ def private_descent(
     Args:
       data: the site's prepared features.
       weights: float32, shape (dims + 1,); where the site starts.
-      charged: the event that the ledger has reserved for these steps.
+      event: the one that the ledger has reserved for these steps.
       public_count: denominator (images), declared public by the site.
       learning_rate: step size on the mean gradient, > 0.
       proximal: FedProx's mu, >= 0: pulls towards `weights`; it uses no patient's data.
@@ -118,11 +118,11 @@ def private_descent(
 
     Source: DP gradient descent, arXiv:1607.00133 with sampling rate 1; FedProx, arXiv:1812.06127.
     """
-    _check_gradient(charged)
+    _check_gradient(event)
     _check_count(public_count)
     current = weights.copy()
-    for _ in range(charged.steps):
-        total = noise.release(_GradientSum(data=data, weights=current), charged=charged).astype(np.float32)
+    for _ in range(event.steps):
+        total = noise.release(_GradientSum(data=data, weights=current), event=event).astype(np.float32)
         current = current - np.float32(learning_rate / public_count) * total
         if proximal > 0:
             # Implicit, so that the pull never overshoots however large the step is.
@@ -141,10 +141,10 @@ class _FeatureSum:
     def on_grid(self, *, clipping_norm: float) -> NDArray[np.int64]:
         return grid_sum(_sums_of_units(self.features, self.units), clipping_norm=clipping_norm)
 
-    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+    def in_floating_point(self, *, event: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
         sums = _sums_of_units(self.features, self.units)
-        factors = clip_factors(np.linalg.norm(sums, axis=1), clipping_norm=charged.clipping_norm)
-        scale = charged.noise_multiplier * charged.clipping_norm
+        factors = clip_factors(np.linalg.norm(sums, axis=1), clipping_norm=event.clipping_norm)
+        scale = event.noise_multiplier * event.clipping_norm
         total: NDArray[np.float64] = factors @ sums + scale * noise.standard_normal(self.features.shape[1])
         return total
 
@@ -162,9 +162,9 @@ class _GradientSum:
             steps += grid_sum(gradients, clipping_norm=clipping_norm)
         return steps
 
-    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
-        total = clipped_logistic_sum(self.data, self.weights, clipping_norm=charged.clipping_norm)
-        scale = charged.noise_multiplier * charged.clipping_norm
+    def in_floating_point(self, *, event: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+        total = clipped_logistic_sum(self.data, self.weights, clipping_norm=event.clipping_norm)
+        scale = event.noise_multiplier * event.clipping_norm
         if scale > 0:
             total = total + (scale * noise.standard_normal(len(total))).astype(np.float32)
         return total
@@ -179,14 +179,14 @@ def _sums_of_units(features: NDArray[np.float32], units: NDArray[np.int64]) -> N
     return sums
 
 
-def _check_mean(charged: PrivacyEvent) -> None:
-    if charged.mechanism != "mean" or charged.steps != 1 or not charged.full_batch:
-        raise InvalidSetting(f"charged={charged} must be one full-batch step on a mean; reserve that event first")
+def _check_mean(event: PrivacyEvent) -> None:
+    if event.mechanism != "mean" or event.steps != 1 or not event.full_batch:
+        raise InvalidSetting(f"event={event} must be one full-batch step on a mean; reserve that event first")
 
 
-def _check_gradient(charged: PrivacyEvent) -> None:
-    if charged.mechanism != "gradient" or not charged.full_batch:
-        raise InvalidSetting(f"charged={charged} must be full-batch gradient steps; reserve that event first")
+def _check_gradient(event: PrivacyEvent) -> None:
+    if event.mechanism != "gradient" or not event.full_batch:
+        raise InvalidSetting(f"event={event} must be full-batch gradient steps; reserve that event first")
 
 
 def _check_count(public_count: int) -> None:

@@ -25,14 +25,14 @@ def noisy_unit_gradients(
     unit_loss: Callable[[int], Tensor | None],
     *,
     num_units: int,
-    charged: PrivacyEvent,
+    event: PrivacyEvent,
     batch: float,
     noise: Draws,
     sampling: Draws,
 ) -> list[Tensor]:
     """One step's private gradient: a Poisson sample of units, each clipped as a whole, summed, with noise, over `batch`.
 
-    Guarantee: one step of `charged`, a Poisson-subsampled Gaussian mechanism over units of sensitivity `charged.clipping_norm`,
+    Guarantee: one step of `event`, a Poisson-subsampled Gaussian mechanism over units of sensitivity `event.clipping_norm`,
     for any network and any loss, provided that `unit_loss` depends on no unit's data but its own. A unit goes through the
     network alone, so that layers that mix a batch, and rounding that depends on it, cannot carry anything over.
     Neighbouring cohorts: one unit's data zeroed out, the number of units public; `unit_loss` gives None for such a unit.
@@ -42,7 +42,7 @@ def noisy_unit_gradients(
       parameters: what the gradient is of.
       unit_loss: from the index of a unit to the loss of its data, or None where the data is zeroed out.
       num_units: of the cohort.
-      charged: the event that the ledger has reserved.
+      event: the one that the ledger has reserved.
       batch: public number that the sum is divided by, > 0.
       noise: draws for the noise of this step alone; their kind decides between the grid and floating point.
       sampling: draws for the Poisson sampling of this step alone.
@@ -55,10 +55,10 @@ def noisy_unit_gradients(
 
     Source: arXiv:1607.00133, Alg. 1; per-user clipping, arXiv:2407.07737 (ULS).
     """
-    if charged.mechanism != "gradient" or not batch > 0:
-        raise InvalidSetting(f"charged={charged} must be gradient steps and batch={batch} above 0")
-    units = sampling.poisson_sample(num_units, sample_rate=charged.sample_rate)
-    total = noise.release(_NetworkSum(parameters=parameters, unit_loss=unit_loss, units=units), charged=charged)
+    if event.mechanism != "gradient" or not batch > 0:
+        raise InvalidSetting(f"event={event} must be gradient steps and batch={batch} above 0")
+    units = sampling.poisson_sample(num_units, sample_rate=event.sample_rate)
+    total = noise.release(_NetworkSum(parameters=parameters, unit_loss=unit_loss, units=units), event=event)
     parts = torch.split(torch.from_numpy(total / batch), [parameter.numel() for parameter in parameters])
     return [part.view_as(its).to(its.dtype).to(its.device) for part, its in zip(parts, parameters, strict=True)]
 
@@ -77,11 +77,11 @@ class _NetworkSum:
             total += grid_sum(gradient[None], clipping_norm=clipping_norm)
         return total
 
-    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+    def in_floating_point(self, *, event: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
         total = np.zeros(self._dims())
         for gradient in self._gradients():
-            total += _clipped(gradient, charged.clipping_norm)
-        return total + noise.standard_normal(len(total)) * charged.noise_multiplier * charged.clipping_norm
+            total += _clipped(gradient, event.clipping_norm)
+        return total + noise.standard_normal(len(total)) * event.noise_multiplier * event.clipping_norm
 
     def _dims(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters)

@@ -68,7 +68,7 @@ def poisson_steps(
     data: PoissonData,
     *,
     loss: Callable[[Tensor, Tensor], Tensor],
-    charged: PrivacyEvent,
+    event: PrivacyEvent,
     public_count: int,
     learning_rate: float,
     weight_decay: float,
@@ -79,10 +79,10 @@ def poisson_steps(
     public: PublicBatches | None = None,
     state: OptimizerState | None = None,
 ) -> None:
-    """Take `charged.steps` steps of Poisson DP-SGD on `head`, in place.
+    """Take `event.steps` steps of Poisson DP-SGD on `head`, in place.
 
-    Guarantee: `charged.steps` adaptive Poisson-subsampled Gaussian mechanisms over units, with sampling rate
-    `charged.sample_rate`, sensitivity `charged.clipping_norm` and noise multiplier `charged.noise_multiplier`.
+    Guarantee: `event.steps` adaptive Poisson-subsampled Gaussian mechanisms over units, with sampling rate
+    `event.sample_rate`, sensitivity `event.clipping_norm` and noise multiplier `event.noise_multiplier`.
     Neighbouring cohorts: one unit's data zeroed out, the cohort's size public; a zeroed unit contributes nothing.
     Edge cases: an empty batch is a step of noise alone: skipping it would reveal that it was empty.
 
@@ -94,7 +94,7 @@ def poisson_steps(
       head: module from features (images, dims) to logits; only Linear layers and activations.
       data: the site's features.
       loss: per-image loss of (logits, labels), shape (images,).
-      charged: the event that the ledger has reserved for these steps.
+      event: the one that the ledger has reserved for these steps.
       public_count: images at the site, declared public; the denominator is sample_rate * public_count.
       learning_rate: local step size, > 0.
       weight_decay: of the local optimizer, >= 0.
@@ -110,8 +110,8 @@ def poisson_steps(
 
     Source: Abadi et al., arXiv:1607.00133, Alg. 1; per-user sampling and clipping, arXiv:2407.07737 (ULS).
     """
-    if charged.mechanism != "gradient" or public_count < 1:
-        raise InvalidSetting(f"charged={charged} must be gradient steps and public_count={public_count} at least 1")
+    if event.mechanism != "gradient" or public_count < 1:
+        raise InvalidSetting(f"event={event} must be gradient steps and public_count={public_count} at least 1")
     start = [parameter.detach().clone() for parameter in head.parameters()]
     inner: torch.optim.Optimizer
     if optimizer == "sgd":
@@ -121,11 +121,11 @@ def poisson_steps(
     if state:
         # The moments alone: step size and weight decay are this round's.
         inner.load_state_dict({**inner.state_dict(), "state": state["optimizer"]})
-    gradients = _HeadGradients(head, inner, data, loss=loss, charged=charged, sampling=sampling)
-    batch = charged.sample_rate * public_count
-    for _ in range(charged.steps):
-        drawn = sampling.poisson_sample(gradients.num_units, sample_rate=charged.sample_rate)
-        released = noise.release(_DrawnSum(gradients=gradients, drawn=drawn), charged=charged)
+    gradients = _HeadGradients(head, inner, data, loss=loss, event=event, sampling=sampling)
+    batch = event.sample_rate * public_count
+    for _ in range(event.steps):
+        drawn = sampling.poisson_sample(gradients.num_units, sample_rate=event.sample_rate)
+        released = noise.release(_DrawnSum(gradients=gradients, drawn=drawn), event=event)
         _set_gradients(head, torch.from_numpy(released / batch))
         if public is not None and public.weight > 0:
             _add_public(head, public, loss=loss, sampling=sampling)
@@ -146,13 +146,13 @@ class _HeadGradients:
         data: PoissonData,
         *,
         loss: Callable[[Tensor, Tensor], Tensor],
-        charged: PrivacyEvent,
+        event: PrivacyEvent,
         sampling: Draws,
     ) -> None:
         self.head, self.parameters = head, list(head.parameters())
         self.num_units = int(data.units.max()) + 1 if len(data.units) else 0
         self.dims = sum(parameter.numel() for parameter in self.parameters)
-        self._inner, self._data, self._loss, self._charged, self._sampling = inner, data, loss, charged, sampling
+        self._inner, self._data, self._loss, self._event, self._sampling = inner, data, loss, event, sampling
         self._order = np.argsort(data.units, kind="stable")
         self._starts = np.searchsorted(data.units[self._order], np.arange(self.num_units + 1))
 
@@ -163,8 +163,8 @@ class _HeadGradients:
 
         return UnitOptimizer(
             self._inner,
-            noise_multiplier=self._charged.noise_multiplier,
-            max_grad_norm=self._charged.clipping_norm,
+            noise_multiplier=self._event.noise_multiplier,
+            max_grad_norm=self._event.clipping_norm,
             expected_batch_size=None,
             loss_reduction="sum",
         )
@@ -219,8 +219,8 @@ class _DrawnSum:
             total += grid_sum(np.stack([self.gradients.of_unit(unit) for unit in block]), clipping_norm=clipping_norm)
         return total
 
-    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
-        clipped = self.gradients.clipped(self.drawn, clipping_norm=charged.clipping_norm)
+    def in_floating_point(self, *, event: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+        clipped = self.gradients.clipped(self.drawn, clipping_norm=event.clipping_norm)
         noisy: NDArray[np.float32] = torch.cat(
             [gradient.flatten() for gradient in self.gradients.optimizer.noisy(clipped, noise=noise)]
         ).numpy()

@@ -85,21 +85,21 @@ def grid_sigma(noise_multiplier: float) -> int:
     return 1 + math.isqrt(paid * paid + ROUNDING_VARIANCE)
 
 
-def noisy_release(total: NDArray[np.int64], *, charged: PrivacyEvent, words: Words) -> NDArray[np.float64]:
+def noisy_release(total: NDArray[np.int64], *, event: PrivacyEvent, words: Words) -> NDArray[np.float64]:
     """Add noise to a sum on the grid and leave the grid.
 
-    Guarantee: at least as private as the continuous Gaussian mechanism with sensitivity `charged.clipping_norm` and noise
-    multiplier `charged.noise_multiplier`, up to 1e-120 in epsilon; see the module's docstring.
+    Guarantee: at least as private as the continuous Gaussian mechanism with sensitivity `event.clipping_norm` and noise
+    multiplier `event.noise_multiplier`, up to 1e-120 in epsilon; see the module's docstring.
     Edge cases: a noise multiplier of 0 adds no noise.
 
     Args:
       total: int64, shape (dims,), from grid_sum.
-      charged: the event that was reserved.
+      event: the one that was reserved.
       words: source of randomness.
 
     Returns:
       float64, shape (dims,), in units of the contributions.
     """
-    if charged.noise_multiplier > 0:
-        total = total + discrete_gaussian(len(total), sigma=grid_sigma(charged.noise_multiplier), words=words)
-    return total.astype(np.float64) * (charged.clipping_norm / GRID_STEPS)
+    if event.noise_multiplier > 0:
+        total = total + discrete_gaussian(len(total), sigma=grid_sigma(event.noise_multiplier), words=words)
+    return total.astype(np.float64) * (event.clipping_norm / GRID_STEPS)

@@ -26,18 +26,18 @@ class ClippedSum(Protocol):
     def on_grid(self, *, clipping_norm: float) -> NDArray[np.int64]:
         """The sum in grid steps without noise, shape (dims,); see mammo_fed.privacy.noise.integer_grid.grid_sum."""
 
-    def in_floating_point(self, *, charged: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+    def in_floating_point(self, *, event: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
         """The sum with Gaussian noise of standard deviation noise_multiplier * clipping_norm, shape (dims,)."""
 
 
 class Draws(Protocol):
     """The randomness of one release: noise, or samples; the kind of draws decides in which arithmetic a sum is released."""
 
-    def release(self, clipped: ClippedSum, *, charged: PrivacyEvent) -> NDArray[np.floating[Any]]:
+    def release(self, clipped: ClippedSum, *, event: PrivacyEvent) -> NDArray[np.floating[Any]]:
         """The sum with noise, shape (dims,), in units of the contributions.
 
-        Guarantee: one Gaussian mechanism of sensitivity `charged.clipping_norm` and noise multiplier
-        `charged.noise_multiplier`, or at least as private; a noise multiplier of 0 adds no noise.
+        Guarantee: one Gaussian mechanism of sensitivity `event.clipping_norm` and noise multiplier
+        `event.noise_multiplier`, or at least as private; a noise multiplier of 0 adds no noise.
         """
 
     def poisson_sample(self, num_units: int, *, sample_rate: float) -> NDArray[np.int64]:
@@ -59,9 +59,9 @@ class FloatDraws:
 
     generator: np.random.Generator
 
-    def release(self, clipped: ClippedSum, *, charged: PrivacyEvent) -> NDArray[np.floating[Any]]:
+    def release(self, clipped: ClippedSum, *, event: PrivacyEvent) -> NDArray[np.floating[Any]]:
         """See Draws."""
-        return clipped.in_floating_point(charged=charged, noise=self.generator)
+        return clipped.in_floating_point(event=event, noise=self.generator)
 
     def poisson_sample(self, num_units: int, *, sample_rate: float) -> NDArray[np.int64]:
         """See Draws."""
@@ -86,9 +86,9 @@ class GridDraws:
 
     words: Words
 
-    def release(self, clipped: ClippedSum, *, charged: PrivacyEvent) -> NDArray[np.floating[Any]]:
+    def release(self, clipped: ClippedSum, *, event: PrivacyEvent) -> NDArray[np.floating[Any]]:
         """See Draws, and mammo_fed.privacy.noise.integer_grid.noisy_release."""
-        return noisy_release(clipped.on_grid(clipping_norm=charged.clipping_norm), charged=charged, words=self.words)
+        return noisy_release(clipped.on_grid(clipping_norm=event.clipping_norm), event=event, words=self.words)
 
     def gaussian(self, count: int, *, sigma: int) -> NDArray[np.int64]:
         """Discrete Gaussian samples; see mammo_fed.privacy.noise.discrete_gaussian.discrete_gaussian."""
