@@ -98,8 +98,8 @@ def sensitivity(subject: Subject, mechanism: Mechanism) -> dict[str, float]:
     releases = {"gradient": [_gradient(subject, mechanism, start) for start in (np.zeros_like(tilted), tilted)]}
     norms = {"gradient": event.clipping_norm}
     if mean_event is not None:
-        silent = replace(mean_event, noise_multiplier=0.0)
-        releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), event=silent, noise=noiseless(subject.noise))]
+        noise_free = replace(mean_event, noise_multiplier=0.0)
+        releases["mean"] = [lambda *rows: mechanism.mean(_site(*rows), event=noise_free, noise=noiseless(subject.noise))]
         norms["mean"] = mean_event.clipping_norm
     with one_thread():
         moves = {

@@ -56,9 +56,9 @@ def charged_once(
       ledger: in which the run was declared.
       charge: of the task.
       train: looks at patients; given a copy of `state` that it may change, it returns the bytes of its reply.
-      failed: makes the reply that is stored where `train` fails, so that the round is over: whether it fails, which may depend
-        on a patient, is told once. It is called before `train`, so that nothing of a patient is in it. None leaves the
-        reservation open: the same task may go on later, for a training that continues exactly where it stopped.
+      failed: makes the reply that is stored where `train` fails, so that the round is over: whether it fails may depend on a
+        patient, and is answered once. It is called before `train`, so that nothing of a patient is in it. None leaves the
+        reservation open: the same task may be resumed later, by a training that continues exactly where it stopped.
       state: replaced by what `train` made of its copy once the reply is stored; None where nothing is kept.
 
     Returns:

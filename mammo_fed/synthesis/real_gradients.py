@@ -65,7 +65,7 @@ def gan_event(settings: GanSettings, *, public_images: int) -> PrivacyEvent:
       InvalidSetting: If no noise meets the target.
     """
     privacy, gan = settings.privacy, settings.gan
-    silent = PrivacyEvent(
+    noiseless = PrivacyEvent(
         mechanism="gradient",
         noise_multiplier=0.0,
         steps=gan.steps * gan.discriminator_steps,
@@ -74,7 +74,7 @@ def gan_event(settings: GanSettings, *, public_images: int) -> PrivacyEvent:
         clipping_norm=privacy.clipping_norm,
         max_images_per_patient=privacy.max_images_per_patient,
     )
-    return calibrated(silent, target_epsilon=privacy.target_epsilon, delta=privacy.delta, accountant=privacy.accountant)
+    return calibrated(noiseless, target_epsilon=privacy.target_epsilon, delta=privacy.delta, accountant=privacy.accountant)
 
 
 def calibrated(event: PrivacyEvent, *, target_epsilon: float, delta: float, accountant: AccountantName) -> PrivacyEvent:

@@ -81,7 +81,7 @@ def zeros(count=DIMS):
 
 def ask(site, stage, **parts):
     values = {"stage": stage, "run_id": "run1", "round_index": 0, "roster": None, "survivors": ()}
-    return site.secure_stage(Question(**(values | parts)))
+    return site.masked_sum_stage(Question(**(values | parts)))
 
 
 def ready(sites, declaration, payload):

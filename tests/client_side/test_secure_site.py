@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mammo_fed.client.rounds.masked_sums import SecureRounds
+from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.federation.flwr_internals.secagg import key_pair
 from mammo_fed.federation.protocol.secure_messages import Question
@@ -24,8 +24,8 @@ class Round:
         self.folder, self.terms = folder, terms
         self.roster = Roster(terms=terms, members=tuple(self.site(name).keys(terms) for name in NAMES))
 
-    def site(self, name: str) -> SecureRounds:
-        return SecureRounds(self.folder / name, name)
+    def site(self, name: str) -> MaskedSums:
+        return MaskedSums(self.folder / name, name)
 
     def deal(self, present=NAMES):
         self.parcels = {name: self.site(name).shares(self.roster).parcels for name in present}
@@ -174,7 +174,7 @@ def test_a_set_of_survivors_that_does_not_fit_is_refused_and_nothing_is_told(rea
 
 @pytest.mark.parametrize("stage", ["shares", "unmask"])
 def test_a_stage_out_of_turn_is_refused(tmp_path, stage):
-    alone = SecureRounds(tmp_path, "east")
+    alone = MaskedSums(tmp_path, "east")
     question = Question(stage=stage, run_id="run1", round_index=1, roster=None, survivors=NAMES)
     with pytest.raises(InvalidSetting):
         alone.answer(TERMS, question)

@@ -1,4 +1,4 @@
-"""The site's Flower app: unpack, ask the site, pack. What goes wrong is told to the operator; the network gets a fixed word."""
+"""The site's Flower app: unpack, ask the site, pack. Errors go to the operator's log; the network gets a fixed word."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def secure(message: Message, context: Context) -> Message:
     if site is None:
         return _closed(message)
     try:
-        answer = site.secure_stage(read_question(message.content))
+        answer = site.masked_sum_stage(read_question(message.content))
     except Exception as error:
         logger.warning("site %s refuses: %s", site.file.site, error, exc_info=not _is_expected(error))
         answer = Answer(reason=reason_for(error))

@@ -1,4 +1,4 @@
-"""What a site remembers of its ledger, outside the ledger's folder: an emptied or exchanged one cannot pass for a fresh one."""
+"""What a site remembers of its ledger outside the ledger's folder, so that an emptied or replaced one is not taken for new."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["LedgerMemory", "site_ledger"]
 
 @contextmanager
 def site_ledger(file: SiteFile, *, usual: FilterKind) -> Iterator[Ledger]:
-    """The ledger that a site's file names, held against what the site remembers of it before and after.
+    """The ledger that a site's file names, compared with what the site remembers of it before and after.
 
     Args:
       file: of the site.
-      usual: the filter that an account opens with where the policy leaves it to the run.
+      usual: the filter that an account opens with where the policy leaves the choice to the run.
 
     Raises:
       LedgerError: If the ledger is gone, an older copy, tampered with, or not writable.

@@ -1,4 +1,4 @@
-"""A site's part in masked sums: its keys and what it holds of others', kept on its own disk from stage to stage of a round.
+"""A site's part in masked sums: its keys and its key shares of others, kept on its own disk from stage to stage of a round.
 
 Once only: a site answers each stage of a round for one roster, one set of masking sites and one set of survivors. The same
 request again gets the same answer, also from a process that was started after a crash; another one is refused. So no two
@@ -39,7 +39,7 @@ from mammo_fed.federation.secure_aggregation.double_masks import (
 )
 from mammo_fed.privacy.ledger.durable_files import storage_errors, sync_folder, write_durably
 
-__all__ = ["SecureRounds"]
+__all__ = ["MaskedSums"]
 
 FOLDER: Final = "secure"
 
@@ -71,7 +71,7 @@ class _State:
 _EMPTY: Final = Held(site="", seed_share="", key_share="")
 
 
-class SecureRounds:
+class MaskedSums:
     """The masked sums of one run at one site.
 
     Args:
@@ -104,7 +104,7 @@ class SecureRounds:
         Raises:
           InvalidSetting: If the terms are not those that the keys were made for.
         """
-        with self._alone():
+        with self._exclusive():
             state = self._load(terms.round_index)
             if state is None:
                 state = _State(
@@ -129,7 +129,7 @@ class SecureRounds:
         Raises:
           InvalidSetting: If the round has no keys here, the roster does not hold them, or another roster was answered.
         """
-        with self._alone():
+        with self._exclusive():
             state = self._of(roster.terms)
             if state.dealing is None:
                 own = Member(site=self._site, channel_key=state.channel.public, mask_key=state.masking.public)
@@ -151,7 +151,7 @@ class SecureRounds:
           InvalidSetting: If no shares were dealt, too few sites sent theirs, or others were accepted before.
           DataError: If a parcel cannot be opened.
         """
-        with self._alone():
+        with self._exclusive():
             state = self._of(terms)
             roster, dealing = state.roster, state.dealing
             if roster is None or dealing is None:
@@ -171,7 +171,7 @@ class SecureRounds:
         Raises:
           InvalidSetting: If the round's stages were not gone through, or its secrets are forgotten.
         """
-        with self._alone():
+        with self._exclusive():
             state = self._of(terms)
         if state.roster is None or not state.present or not state.seed:
             raise InvalidSetting("a round's masks are not ready, or were given up when it was opened")
@@ -191,7 +191,7 @@ class SecureRounds:
           PolicyRefused: If shares were given for another set of survivors: with both, a single vector could be opened.
           InvalidSetting: If the survivors are too few, unknown, or do not include this site.
         """
-        with self._alone():
+        with self._exclusive():
             state = self._of(terms)
             if state.roster is None or not state.present:
                 raise InvalidSetting("a round's shares cannot be given before its masks were made")
@@ -201,7 +201,7 @@ class SecureRounds:
             )
             if state.survivors and state.survivors != chosen:
                 raise PolicyRefused("this round's shares were given for another set of survivors")
-            # Written before anything is told; the site's own secrets have done their work.
+            # Written before any share leaves; the site's own secrets are not needed any more.
             if not state.survivors:
                 state = replace(
                     state,
@@ -216,8 +216,8 @@ class SecureRounds:
             return tuple((held.site, held.seed_share or held.key_share) for held in state.held)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold this site's sums of the run alone, over processes and threads."""
+    def _exclusive(self) -> Iterator[None]:
+        """Keep other processes and threads from this site's sums of the run."""
         with storage_errors():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -263,7 +263,7 @@ class SecureRounds:
 
 
 def _chosen_only(held: Sequence[Held], survivors: Sequence[str]) -> tuple[Held, ...]:
-    """Of every site the one share that is told; the other one is forgotten."""
+    """Of every site the one share that leaves; the other one is forgotten."""
     return tuple(
         replace(each, key_share="") if each.site in survivors else replace(each, seed_share="")
         for each in sorted(held, key=lambda each: each.site)

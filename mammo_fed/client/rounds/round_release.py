@@ -1,4 +1,4 @@
-"""What one round releases at a site: in clear with all of its noise, or under masks with all or a share of it."""
+"""What one round releases at a site: in plaintext with all of its noise, or under masks with all of it or a noise share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.client.rounds.masked_sums import SecureRounds
+from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.secure_aggregation.double_masks import Roster
@@ -83,18 +83,18 @@ class Release:
             state=optimizer,
         )
 
-    def masked(self, sums: SecureRounds, roster: Roster, optimizer: OptimizerState | None) -> NDArray[np.uint64]:
-        """What `plain` gives, or a share of it, as whole numbers under the round's masks."""
+    def masked(self, sums: MaskedSums, roster: Roster, optimizer: OptimizerState | None) -> NDArray[np.uint64]:
+        """What `plain` gives, or the site's sum with its noise share, as whole numbers under the round's masks."""
         sites = len(roster.members)
         if self.prepared.declaration.aggregation == "shared_noise":
-            values = self._share(sites)
+            values = self._with_noise_share(sites)
         else:
             update = self.plain(optimizer).astype(np.float64) - self.arrays
             values = quantised(self.images * update, sites=sites)
         return sums.mask(roster.terms, values)
 
-    def _share(self, sites: int) -> NDArray[np.int64]:
-        """The site's sum on the grid with its share of the noise; nobody may see it but in a sum."""
+    def _with_noise_share(self, sites: int) -> NDArray[np.int64]:
+        """The site's sum on the grid with its noise share; it may leave the site in a masked sum only."""
         declaration, task, images = self.prepared.declaration, self.task, self.images
         if largest_share(images=images, event=self.event) > LARGEST // sites:
             raise InvalidSetting(f"public_images={images} is too large to be summed over {sites} sites without overflow")

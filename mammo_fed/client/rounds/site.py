@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mammo_fed.client.charging import Charge, TrainingState, charged_once
 from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
 from mammo_fed.client.rounds.ledger_guard import site_ledger
-from mammo_fed.client.rounds.masked_sums import SecureRounds
+from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.client.rounds.replies import accepted, refusal, update_without_parameters
 from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of
 from mammo_fed.client.rounds.run_memory import RunMemory
@@ -88,7 +88,7 @@ class Site:
         self._prepared[declaration.run_id] = prepared
         return reply
 
-    def secure_stage(self, question: Question) -> Answer:
+    def masked_sum_stage(self, question: Question) -> Answer:
         """A stage of a masked sum before or after the task itself; it touches no patient's data.
 
         Raises:
@@ -218,8 +218,8 @@ class Site:
     def _ledger(self, declaration: Declaration) -> AbstractContextManager[Ledger]:
         return site_ledger(self.file, usual="gdp" if declaration.mechanism == "dp_gd" else "declared")
 
-    def _sums(self, run_id: str) -> SecureRounds:
-        return SecureRounds(self._runs.folder(run_id), self.file.site)
+    def _sums(self, run_id: str) -> MaskedSums:
+        return MaskedSums(self._runs.folder(run_id), self.file.site)
 
     def _declared(self, run_id: str) -> Declaration:
         """The run's declaration, checked against the policy again: it may have changed since."""

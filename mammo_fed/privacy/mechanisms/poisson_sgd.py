@@ -36,7 +36,7 @@ class PoissonData:
 
     Attributes:
       features: float32, shape (images, dims), or (images, views, dims): each image that takes part in a step is then seen in
-        one view, drawn anew.
+        one view, drawn for that step.
       labels: int64, shape (images,), 1 = malignant.
       units: int64, shape (images,), dense index of the protected unit.
     """

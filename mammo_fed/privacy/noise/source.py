@@ -41,7 +41,7 @@ class Draws(Protocol):
         """
 
     def poisson_sample(self, num_units: int, *, sample_rate: float) -> NDArray[np.int64]:
-        """Indices of the units that take part, ascending: each by itself, with probability `sample_rate` or just below."""
+        """Indices of the units that take part, ascending: each independently, with probability `sample_rate` or just below."""
 
     def integers(self, bound: int, *, size: int) -> NDArray[np.int64]:
         """Whole numbers in [0, bound), which no privacy rests on: views, rows of public images."""
