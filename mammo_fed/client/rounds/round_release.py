@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.errors import InvalidSetting, PolicyRefused
+from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.secure_aggregation.double_masks import Roster
 from mammo_fed.federation.secure_aggregation.opening import LARGEST, quantised, within_range
@@ -19,7 +20,7 @@ from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.privacy.shared_noise import largest_share
 from mammo_fed.training.local import LocalSteps, SiteFeatures, gradient_share, mean_share, release_mean, train_head
 
-__all__ = ["Prepared", "Release", "check_arrays", "event_of"]
+__all__ = ["Prepared", "Release", "check_arrays", "event_of", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,3 +136,17 @@ def check_arrays(declaration: Declaration, task: RoundTask, centre: NDArray[np.f
         )
     if not (np.isfinite(centre).all() and np.isfinite(arrays).all()):
         raise InvalidSetting("the task's arrays are not finite; the server must send numbers")
+
+
+def mixed(data: SiteFeatures, payload: PublicPayload) -> SiteFeatures:
+    """The site's images and the synthetic ones in one draw, every synthetic image a unit of its own."""
+    synthetic = payload.features
+    if data.features.ndim == 3:
+        synthetic = np.repeat(synthetic[:, None], data.features.shape[1], axis=1)
+    first = int(data.units.max()) + 1
+    return SiteFeatures(
+        features=np.concatenate([data.features, synthetic]),
+        labels=np.concatenate([data.labels, payload.labels]),
+        units=np.concatenate([data.units, first + np.arange(len(payload.labels))]),
+        public_count=data.public_count + len(payload.labels),
+    )

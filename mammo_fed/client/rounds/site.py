@@ -19,7 +19,7 @@ from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
 from mammo_fed.client.rounds.ledger_guard import site_ledger
 from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.client.rounds.replies import accepted, refusal, update_without_parameters
-from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of
+from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of, mixed
 from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
@@ -190,7 +190,7 @@ class Site:
         return Prepared(
             declaration=declaration,
             schedule=schedule,
-            data=_mixed(data, payload) if declaration.mixed_images else data,
+            data=mixed(data, payload) if declaration.mixed_images else data,
             public=PublicBatches(
                 features=payload.features,
                 labels=payload.labels,
@@ -238,17 +238,3 @@ class Site:
 def open_site(path: Path) -> Site:
     """The site that a site file describes; opened once in a process."""
     return Site(read_site_file(path))
-
-
-def _mixed(data: SiteFeatures, payload: PublicPayload) -> SiteFeatures:
-    """The site's images and the synthetic ones in one draw, every synthetic image a unit of its own."""
-    synthetic = payload.features
-    if data.features.ndim == 3:
-        synthetic = np.repeat(synthetic[:, None], data.features.shape[1], axis=1)
-    first = int(data.units.max()) + 1
-    return SiteFeatures(
-        features=np.concatenate([data.features, synthetic]),
-        labels=np.concatenate([data.labels, payload.labels]),
-        units=np.concatenate([data.units, first + np.arange(len(payload.labels))]),
-        public_count=data.public_count + len(payload.labels),
-    )
