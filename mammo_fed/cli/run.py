@@ -10,12 +10,12 @@ from rich.console import Console
 from mammo_fed.cli.progress import RunProgress
 from mammo_fed.common.command_line import print_json, say
 from mammo_fed.common.logs import log_to_file
-from mammo_fed.errors import InvalidSetting
 from mammo_fed.reporting.console import one_line, results_table, sweep_table
 from mammo_fed.reporting.pages.comparison_page import write_comparison_page
-from mammo_fed.reporting.record.record import Record, write_atomically
+from mammo_fed.reporting.record.record import Record
 from mammo_fed.settings.compose import Composed
 from mammo_fed.simulations.launch import simulate
+from mammo_fed.simulations.run_folder import make_run_folder
 
 __all__ = ["run_one", "run_sweep"]
 
@@ -63,21 +63,10 @@ def run_sweep(runs: Sequence[Sequence[str]], jobs: Sequence[Composed], console: 
 
 
 def _run(job: Composed, folder: Path, console: Console, *, quiet: bool) -> Record:
-    _make_run_folder(folder)
-    write_atomically(folder / "config.yaml", job.yaml)
+    make_run_folder(folder, configuration=job.yaml)
     with log_to_file(folder / "run.log"), RunProgress(console, quiet=quiet) as progress:
         record = simulate(job.settings, folder, hooks=progress.hooks)
     if not quiet:
         Console().print(results_table(record))
         say(console, f"results:   {folder.resolve()}", f"report:    {(folder / 'report.html').resolve()}")
     return record
-
-
-def _make_run_folder(folder: Path) -> None:
-    # Before anything is written: a refused run must not touch the configuration and log of the run that is there.
-    if (folder / "sites").exists() or (folder / "record.json").exists():
-        raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidSetting(f"hydra.run.dir={folder} cannot be made ({error.strerror}); choose another folder") from error

@@ -9,12 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pkgutil import resolve_name
 from typing import Any, Final
 
 from rich.console import Console
 
-from mammo_fed import __version__
 from mammo_fed.common.isolation import isolate_children
 from mammo_fed.common.serialization import plain
 from mammo_fed.errors import MammoFedError
@@ -79,7 +79,7 @@ class CommandLine:
 
     def __init__(self, program: str, description: str, *, interrupted: str, commands: Sequence[Command | CommandGroup]) -> None:
         self.parser = argparse.ArgumentParser(prog=program, description=description)
-        self.parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+        self.parser.add_argument("--version", action="version", version=f"{program} {version('mammo-fed')}")
         self.commands = tuple(commands)
         self._interrupted = interrupted
         common = argparse.ArgumentParser(add_help=False)

@@ -34,6 +34,11 @@ class PrivacyEvent:
       max_images_per_patient: enforced bound on a patient's images; prices a patient when the unit is the image. Public.
       noise_shares: number of sites whose shares make up the noise together, in the declared threat model; 1 where the site adds
         all of it (mammo_fed.privacy.shared_noise). It changes no price: that is `noise_multiplier`'s.
+
+    >>> step = PrivacyEvent(mechanism="gradient", noise_multiplier=15.0, steps=1, sample_rate=1.0, unit="patient",
+    ...                     clipping_norm=1.0, max_images_per_patient=4)
+    >>> step.full_batch, step.repeated(100).steps
+    (True, 100)
     """
 
     mechanism: Mechanism

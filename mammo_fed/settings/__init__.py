@@ -38,6 +38,11 @@ class Settings:
 
     Attributes:
       seed: partition, initialisation and public steps; never the noise.
+
+    >>> from mammo_fed import compose_settings
+    >>> settings = compose_settings(["seed=3"])
+    >>> Settings.from_json(settings.to_json()) == settings, settings.seed
+    (True, 3)
     """
 
     seed: int

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from mammo_fed.common.serialization import plain
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings import Settings
 from mammo_fed.settings.gan import GanSettings
@@ -34,6 +35,7 @@ __all__ = [
     "read_composed",
     "read_composed_gan",
     "read_configuration",
+    "settings_yaml",
 ]
 
 # By its path, and inside the package: a folder `configs` elsewhere on the path is another matter.
@@ -139,6 +141,11 @@ def _read(folder: Path) -> tuple[Any, str]:
         raise InvalidSetting(f"{path} cannot be read ({error.strerror}); give a run's folder") from error
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise InvalidSetting(f"{path} is not a run's configuration ({_one_line(error)}); restore it from a backup") from error
+
+
+def settings_yaml(settings: Settings) -> str:
+    """Settings as the text of a config.yaml, for `read_composed`."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain(settings)))
 
 
 def read_configuration(name: str) -> Any:

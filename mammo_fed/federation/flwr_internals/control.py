@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +26,6 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.interceptors.http.utils import add_headers
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-
-from mammo_fed import __version__
 
 __all__ = ["CONTROL_ERRORS", "CONTROL_HEADER", "Control", "Node", "RunStatus", "bundle", "node_key"]
 
@@ -148,7 +147,7 @@ def bundle() -> bytes:
     # Flower's command line comes with it, which takes a quarter of a second.
     from flwr.cli.build import build_fab_from_files
 
-    content, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.format(version=__version__).encode()})
+    content, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.format(version=version("mammo-fed")).encode()})
     return content
 
 

@@ -100,5 +100,11 @@ def patient_epsilon(events: Sequence[PrivacyEvent], *, delta: float, accountant:
 
     Raises:
       InvalidSetting: If delta is out of range, or the accountant is unknown or cannot price an event.
+
+    >>> from mammo_fed.privacy.events import PrivacyEvent
+    >>> step = PrivacyEvent(mechanism="gradient", noise_multiplier=15.0, steps=100, sample_rate=1.0, unit="image",
+    ...                     clipping_norm=1.0, max_images_per_patient=2)
+    >>> epsilon([step], delta=1e-5, accountant="gdp") < patient_epsilon([step], delta=1e-5, accountant="gdp")
+    True
     """
     return accountant_named(accountant).patient_epsilon(events, delta=delta)

@@ -40,7 +40,21 @@ __all__ = ["Budget", "Ledger", "Reservation"]
 
 
 class Ledger:
-    """One process's and thread's hold on a site's ledger; any number may hold the same folder. Use it in a `with` statement."""
+    """One process's and thread's hold on a site's ledger; any number may hold the same folder. Use it in a `with` statement.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> event = PrivacyEvent(mechanism="mean", noise_multiplier=5.0, steps=1, sample_rate=1.0, unit="patient",
+    ...                      clipping_norm=1.0, max_images_per_patient=4)
+    >>> budget = Budget(max_epsilon=2.0, delta=1e-5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with Ledger.open(Path(folder) / "ledger", site="site-1", budget=budget, filter="gdp") as ledger:
+    ...         ledger.declare(run_id="run", schedule=[event], patients=["A", "B"])
+    ...         reservation = ledger.reserve(run_id="run", round_index=0, task_hash="task", events=[event])
+    ...         ledger.settle(reservation, b"the reply, which may leave the site now")
+    ...         round(ledger.epsilon(accountant="gdp"), 3)
+    0.765
+    """
 
     def __init__(self, journal: Journal, *, budget: Budget, filter_kind: FilterKind, adopt: bool) -> None:
         """Use `Ledger.open`."""

@@ -37,6 +37,10 @@ class Budget:
     Attributes:
       max_epsilon: largest epsilon, >= 0; infinity sets no cap.
       delta: the delta that epsilon is read at, in (0, 1).
+
+    >>> budget = Budget(max_epsilon=6.0, delta=1e-5)
+    >>> budget.admits(6.0), budget.admits(6.1)
+    (True, False)
     """
 
     max_epsilon: float

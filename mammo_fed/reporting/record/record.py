@@ -78,6 +78,10 @@ class Record:
 
     Raises:
       DataError: If a value is out of its range.
+
+    >>> from dataclasses import fields
+    >>> [each.name for each in fields(Record)][-4:]
+    ['synthesis', 'privacy', 'evaluation', 'federation']
     """
 
     run_id: str
@@ -112,12 +116,24 @@ class Record:
         return path
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path | str) -> Record:
     """The record of the run in `folder`.
 
     Raises:
       DataError: If there is no record, it is not strict JSON, it is of another schema version, or a value is missing, of
         the wrong type or out of its range.
+
+    >>> import tempfile
+    >>> from mammo_fed import compose_settings, simulate
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     record = simulate(compose_settings([
+    ...         "model=efficientnet_lite0", "model.weights=none", "model.input_size=32", "model.components=8",
+    ...         "model.flips=none", "data.image_size=32", "data.images_train=24", "data.images_test=20",
+    ...         "data.images_external=8", "synthesis.count=16", "synthesis.use=[whiten]",
+    ...         "federation.num_sites=2", "federation.rounds=1", f"engine.cache={folder}/cache",
+    ...     ]), f"{folder}/run")
+    ...     read_record(f"{folder}/run") == record
+    True
     """
     path = Path(folder) / RECORD_NAME
     try:
