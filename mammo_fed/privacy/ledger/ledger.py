@@ -53,7 +53,7 @@ class Ledger:
     ...         reservation = ledger.reserve(run_id="run", round_index=0, task_hash="task", events=[event])
     ...         ledger.settle(reservation, b"the reply, which may leave the site now")
     ...         round(ledger.epsilon(accountant="gdp"), 3)
-    0.765
+    0.726
     """
 
     def __init__(self, journal: Journal, *, budget: Budget, filter_kind: FilterKind, adopt: bool) -> None:
