@@ -25,11 +25,10 @@ from mammo_fed.errors import DataError, InvalidSetting, WeightsError
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.public_start import make_public_start
-from mammo_fed.models.classifier import Classifier, extractor_spec, read_classifier
+from mammo_fed.models.classifier import MODEL_NAME, Classifier, extractor_spec, read_classifier
 from mammo_fed.models.features import Extractor
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.reporting.record.record import Record, read_record
-from mammo_fed.server.results.files import MODEL_NAME
 from mammo_fed.settings import Settings
 from mammo_fed.training.local import LocalSteps, SiteFeatures
 from mammo_fed.training.recipe import resolve

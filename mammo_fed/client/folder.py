@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mammo_fed.client.policy import SiteFile, read_site_file, read_toml
-from mammo_fed.common.private_files import check_private, held, write_private
+from mammo_fed.common.private_files import check_private, file_lock, write_private
 from mammo_fed.common.serialization import build
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.identity.keys import SiteKey, check_site_name, make_private_key, public_key_of
@@ -130,7 +130,7 @@ class SiteFolder:
     def hold(self) -> AbstractContextManager[None]:
         """Keep every other site-client off the folder while the block runs; raises InvalidSetting where one is there."""
         self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return held(self.private / "lock", what="site-client")
+        return file_lock(self.private / "lock", what="site-client")
 
     def public_key(self) -> SiteKey:
         """The public half of the site's key."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 
 from mammo_fed.common.serialization import build, canonical_json
-from mammo_fed.data.share import Share
+from mammo_fed.data.partition import Partition
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.privacy.names import DEFAULT_ACCOUNT, check_name
 from mammo_fed.settings import DataSettings
@@ -104,7 +104,7 @@ class SiteFile:
 
     site: str
     data: DataSettings
-    share: Share
+    share: Partition
     index: int
     policy: SitePolicy
     folder: str

@@ -1,8 +1,7 @@
-"""Folders that belong to one person and one process: made whole or not at all, closed to others, held by one at a time."""
+"""Files and folders of one person and one process: replaced whole or not at all, closed to others, locked while in use."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -10,13 +9,28 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["check_private", "held", "kept_secret", "new_folder", "write_private"]
+__all__ = [
+    "SECRET_BYTES",
+    "check_private",
+    "exclusive",
+    "file_lock",
+    "load_or_create_secret",
+    "new_folder",
+    "sync_folder",
+    "write_atomically",
+    "write_private",
+]
 
-PRIVATE_FOLDER = 0o700
-SECRET_BYTES = 32
+PRIVATE_FOLDER: Final = 0o700
+PRIVATE_FILE: Final = 0o600
+SHARED_FILE: Final = 0o666
+SECRET_BYTES: Final = 32
 
 
 @contextmanager
@@ -59,36 +73,69 @@ def new_folder(path: Path, *, last: str) -> Iterator[Path]:
         raise
 
 
-def write_private(path: Path, content: bytes) -> Path:
-    """Replace `path` in one step by a file of mode 0600 that is on the disk when this returns."""
+def write_atomically(path: Path, content: bytes | str, *, mode: int = SHARED_FILE) -> Path:
+    """Replace `path` in one step by a file that is on the disk when this returns.
+
+    Readers, and whoever looks after a crash or a power loss, find the old file or the new one, never a part of either. Where
+    this raises before the new file has its name, the old one is as it was and no draft is left.
+
+    Args:
+      path: the file; its folder must exist.
+      content: all of it; text is written as UTF-8.
+      mode: permissions of the new file, less the umask, whatever those of the old one were.
+
+    Raises:
+      OSError: If the disk is full or the folder cannot be written.
+    """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_new(draft, content.encode() if isinstance(content, str) else content, mode=mode)
         draft.replace(path)
-    finally:
+    except BaseException:
         draft.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
     return path
 
 
-def kept_secret(path: Path) -> bytes:
+def write_private(path: Path, content: bytes | str) -> Path:
+    """`write_atomically` for a file that its owner alone may read."""
+    return write_atomically(path, content, mode=PRIVATE_FILE)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in `folder` are on the disk: a rename outlives a power loss only then."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_or_create_secret(path: Path) -> bytes:
     """The 32 random bytes in the file `path`, made on first use, mode 0600; two processes that make it at once get the same.
 
     Raises:
       OSError: If it can neither be read nor made.
+      InvalidSetting: If the file has another length: a key that was cut would protect nothing.
     """
     path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     if not path.exists():
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        fresh.touch(mode=0o600)
-        fresh.write_bytes(secrets.token_bytes(SECRET_BYTES))
-        with suppress(FileExistsError):
-            os.link(fresh, path)
-        fresh.unlink()
-    return path.read_bytes()
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            _write_new(draft, secrets.token_bytes(SECRET_BYTES), mode=PRIVATE_FILE)
+            # A link, not a rename: whoever is first decides.
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    secret = path.read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise InvalidSetting(
+            f"{path} must hold {SECRET_BYTES} bytes and holds {len(secret)}; restore it from a backup, or remove it for a new one"
+        )
+    return secret
 
 
 def check_private(path: Path) -> None:
@@ -105,18 +152,39 @@ def check_private(path: Path) -> None:
 
 
 @contextmanager
-def held(path: Path, *, what: str) -> Iterator[None]:
-    """Hold the lock file `path` for as long as the block runs; the system lets go of it when the process dies.
+def file_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Have the lock file `path` for as long as the block runs; the system releases it when the process dies.
 
     Raises:
-      InvalidSetting: If another process holds it; `what` names that process for the message.
+      InvalidSetting: If another process has it; `what` names that process for the message.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _lock(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidSetting(f"FOLDER={path.parent.parent} is in use by another {what}; stop that one first") from error
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InvalidSetting(f"FOLDER={path.parent.parent} is in use by another {what}; stop that one first") from error
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Run the block alone among all threads and processes that name the lock file `path`: the others wait for their turn."""
+    with _lock(path):
+        yield
+
+
+def _lock(path: Path) -> FileLock:
+    # A file system without locks must fail: a lock made of a file's existence would outlive a process that was killed.
+    return FileLock(path, mode=PRIVATE_FILE, fallback_to_soft=False)
+
+
+def _write_new(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a file that was not there, and return when its content is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -10,10 +11,27 @@ from numpy.typing import NDArray
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["MAX_ALPHA", "fold_rows", "partition"]
+__all__ = ["MAX_ALPHA", "Partition", "fold_rows", "partition_rows"]
 
 # Beyond this a Dirichlet draw is even to 3 digits, and its gamma variates come near overflow soon after.
 MAX_ALPHA: Final = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """How a pool is divided over sites.
+
+    Attributes:
+      num_sites: number of sites, >= 1.
+      how: "uniform", "size" or "label"; the phantom's hospitals come ready-made and ignore it.
+      alpha: skew of "size" and "label", > 0.
+      seed: of the split (and of the phantom's images).
+    """
+
+    num_sites: int
+    how: str
+    alpha: float
+    seed: int
 
 
 def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
@@ -40,13 +58,13 @@ def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
     return rows
 
 
-def partition(
+def partition_rows(
     cohort: Cohort, *, num_sites: int, how: Literal["uniform", "size", "label"], alpha: float, seed: int
 ) -> tuple[NDArray[np.int64], ...]:
     """Rows of the cohort that each site holds: disjoint, covering, no patient at two sites, no site empty.
 
     - "uniform": equal numbers of patients, give or take one.
-    - "size": site k gets a share of the patients proportional to (k + 1) ** -alpha; site 0 is the largest.
+    - "size": site k gets a part of the patients proportional to (k + 1) ** -alpha; site 0 is the largest.
     - "label": the malignant patients (any patch malignant) and the benign ones are spread by one Dirichlet(alpha) draw each;
       small alpha gives sites of one class. A site left empty takes one patient from the largest.
 

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.common.private_files import SECRET_BYTES, check_private, kept_secret
+from mammo_fed.common.private_files import SECRET_BYTES, check_private, load_or_create_secret
 from mammo_fed.errors import DataError, InvalidSetting
 
 __all__ = ["Pseudonyms"]
@@ -37,7 +37,7 @@ class Pseudonyms:
           DataError: If it is no salt.
         """
         try:
-            salt = kept_secret(path)
+            salt = load_or_create_secret(path)
             check_private(path)
             return cls(salt)
         except OSError as error:

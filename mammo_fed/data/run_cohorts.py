@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,21 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.common.private_files import kept_secret
+from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both_classes
-from mammo_fed.data.partition import fold_rows, partition
+from mammo_fed.data.partition import Partition, fold_rows, partition_rows
 from mammo_fed.data.phantom.hospitals import phantom_hospitals, phantom_synthetic
-from mammo_fed.data.share import Share
-from mammo_fed.data.source_readers import available_splits, check_disjoint, read_csv, read_image_folder, read_mammo_dp
 from mammo_fed.data.sources.cohort_folder import read_cohort_folder
-from mammo_fed.data.sources.mammo_dp import read_mammo_dp_synthetic
+from mammo_fed.data.sources.csv_table import read_csv
+from mammo_fed.data.sources.image_folder import read_image_folder
+from mammo_fed.data.sources.mammo_dp import available_splits, read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.data.sources.synthetic_set import SetProvenance, is_synthetic_set, read_synthetic_set
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.settings import DataSettings, SynthesisSettings
 
 __all__ = [
     "Pool",
+    "check_disjoint",
     "evaluation_cohorts",
     "limit_images_per_patient",
     "load_pool",
@@ -59,51 +60,68 @@ class Pool:
     fingerprint: str
 
 
-def load_pool(data: DataSettings, share: Share, *, cache: ArrayCache) -> Pool:
+def load_pool(data: DataSettings, partition: Partition, *, cache: ArrayCache) -> Pool:
     """Training images and their split over sites; the same arguments always give the same pool.
 
     Raises:
       DataError: If the source cannot be read.
       InvalidSetting: If there are more sites than patients.
     """
-    return _load_pool(data, share, cache.root)
+    return _load_pool(data, partition, cache.root)
 
 
 @lru_cache(maxsize=4)
-def _load_pool(data: DataSettings, share: Share, cache_root: Path) -> Pool:
+def _load_pool(data: DataSettings, partition: Partition, cache_root: Path) -> Pool:
     if data.source == "phantom":
-        drawn = _phantom(data, share, ArrayCache(cache_root))
-        sites = [drawn[f"site_{i + 1}"] for i in range(_hospitals(share))]
+        drawn = _phantom(data, partition, ArrayCache(cache_root))
+        sites = [drawn[f"site_{i + 1}"] for i in range(_hospitals(partition))]
         ends = np.cumsum([0] + [len(site) for site in sites])
         rows = tuple(np.arange(start, end) for start, end in itertools.pairwise(ends))
-        if share.num_sites == 1:
+        if partition.num_sites == 1:
             rows = (np.concatenate(rows),)
         return _pool(concatenate(sites, name="phantom-train"), rows, cache_root)
     cohort = _read_synthetic(_root(data)) if data.train == "synthetic" else _read_for(data, "train")
-    split = partition(cohort, num_sites=share.num_sites, how=share.how, alpha=share.alpha, seed=share.seed)  # type: ignore[arg-type]
+    split = partition_rows(cohort, num_sites=partition.num_sites, how=partition.how, alpha=partition.alpha, seed=partition.seed)  # type: ignore[arg-type]
     return _pool(cohort, tuple(split), cache_root)
 
 
 def _pool(cohort: Cohort, rows: tuple[NDArray[np.int64], ...], cache_root: Path) -> Pool:
-    key = None if cohort.public else kept_secret(cache_root / "fingerprint.key")
+    key = None if cohort.public else load_or_create_secret(cache_root / "fingerprint.key")
     return Pool(cohort=cohort, rows=rows, fingerprint=fingerprint(cohort, key=key))
 
 
-def evaluation_cohorts(data: DataSettings, share: Share, *, cache: ArrayCache) -> dict[str, Cohort]:
+def evaluation_cohorts(data: DataSettings, partition: Partition, *, cache: ArrayCache) -> dict[str, Cohort]:
     """Held-out sets by their name in the record ("val", "test", "external"); those that the source does not have are absent.
 
     Raises:
       DataError: If a set has one class only, or shares a patient with another split.
     """
     if data.source == "phantom":
-        drawn = _phantom(data, share, cache)
+        drawn = _phantom(data, partition, cache)
         found = {name: drawn[name] for name in ("test", "external")}
     else:
         found = {name: _read_for(data, name) for name in _splits(data) if name != "train"}
-        check_disjoint([_load_pool(data, share, cache.root).cohort, *found.values()])
+        check_disjoint([_load_pool(data, partition, cache.root).cohort, *found.values()])
     for cohort in found.values():
         require_both_classes(cohort)
     return found
+
+
+def check_disjoint(cohorts: Sequence[Cohort]) -> None:
+    """Make sure that no patient is in two splits, across cohorts; a patient may be in two cohorts of one split.
+
+    Raises:
+      DataError: If a patient identifier is in two splits; the message names the cohorts.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for cohort in cohorts:
+        for patient, split in sorted(set(zip(cohort.patients.tolist(), cohort.splits.tolist(), strict=True))):
+            other, other_split = seen.setdefault(patient, (cohort.name, split))
+            if other_split != split:
+                raise DataError(
+                    f"patient {patient!r} is in {other} ({other_split}) and in {cohort.name} ({split}); "
+                    "a patient may be in one split only, check the sources"
+                )
 
 
 def synthetic_source(synthesis: SynthesisSettings, data: DataSettings) -> str:
@@ -237,28 +255,28 @@ def _read_fold(data: DataSettings, split: str) -> Cohort:
     return replace(both.select(rows, name=name), splits=np.full(len(rows), split))
 
 
-def _phantom(data: DataSettings, share: Share, cache: ArrayCache) -> dict[str, Cohort]:
+def _phantom(data: DataSettings, partition: Partition, cache: ArrayCache) -> dict[str, Cohort]:
     sizes = {name: getattr(data, name) for name in ("images_train", "images_test", "images_external")}
     drawing = {
         **sizes,
         "d_prime": data.d_prime,
         "size": data.image_size,
-        "seed": 2 * share.seed,
-        "num_sites": _hospitals(share),
+        "seed": 2 * partition.seed,
+        "num_sites": _hospitals(partition),
     }
 
     def draw() -> dict[str, Cohort]:
         made = phantom_hospitals(
-            **sizes, d_prime=data.d_prime, image_size=data.image_size, seed=2 * share.seed, num_sites=_hospitals(share)
+            **sizes, d_prime=data.d_prime, image_size=data.image_size, seed=2 * partition.seed, num_sites=_hospitals(partition)
         )
         return {**{f"site_{i + 1}": site for i, site in enumerate(made.sites)}, "test": made.test, "external": made.external}
 
     return _cached_cohorts(cache, drawing, draw)
 
 
-def _hospitals(share: Share) -> int:
+def _hospitals(partition: Partition) -> int:
     """Hospitals that the phantom draws: a single site holds the patients of the usual four."""
-    return DEFAULT_HOSPITALS if share.num_sites == 1 else share.num_sites
+    return DEFAULT_HOSPITALS if partition.num_sites == 1 else partition.num_sites
 
 
 def _cached_cohorts(cache: ArrayCache, drawing: Mapping[str, Any], draw: Any) -> dict[str, Cohort]:

@@ -23,8 +23,10 @@ from mammo_fed.models.pooling import Window
 from mammo_fed.models.whitening import Whitening, centre_and_normalise
 from mammo_fed.settings import ModelSettings
 
-__all__ = ["Classifier", "extractor_spec", "read_classifier"]
+__all__ = ["MODEL_NAME", "Classifier", "extractor_spec", "read_classifier"]
 
+# In the folder of a run.
+MODEL_NAME: Final = "model.safetensors"
 FORMAT: Final = "mammo-fed classifier 1"
 NETWORK_NAME: Final = "network.safetensors"
 

@@ -10,8 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mammo_fed.reporting.record.record import Record
-from mammo_fed.reporting.record.statements import (
+from mammo_fed.reporting.formatting import (
     budget_text,
     delta_text,
     epsilon_text,
@@ -20,6 +19,7 @@ from mammo_fed.reporting.record.statements import (
     readable,
     set_title,
 )
+from mammo_fed.reporting.record.record import Record
 
 __all__ = ["metrics_table", "one_line", "privacy_table", "results_table", "sweep_table"]
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.record.record import write_atomically
-from mammo_fed.reporting.record.statements import LOOSE_ABOVE, epsilon_text, readable, set_title
+from mammo_fed.reporting.formatting import epsilon_text, readable, set_title
+from mammo_fed.reporting.record.statements import LOOSE_ABOVE
 from mammo_fed.training.statistics import METRICS, Interval, Summary
 
 __all__ = [

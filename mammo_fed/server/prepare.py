@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mammo_fed.common.private_files import kept_secret
+from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import evaluation_cohorts
-from mammo_fed.data.share import Share
 from mammo_fed.federation.public_start import PublicStart, make_extractor, make_public_start
 from mammo_fed.models.features import Extractor, evaluation_flips
 from mammo_fed.server.rounds.synthetic_overlap import Overlap, check_synthesis, overlap_of
@@ -63,7 +63,7 @@ class Stopwatch:
         self._mark = now
 
 
-def prepare(settings: Settings, share: Share, *, patients_here: bool, progress: FeatureProgress) -> Prepared:
+def prepare(settings: Settings, share: Partition, *, patients_here: bool, progress: FeatureProgress) -> Prepared:
     """Read the synthetic set and the evaluation sets and make their features.
 
     Args:
@@ -94,7 +94,7 @@ def prepare(settings: Settings, share: Share, *, patients_here: bool, progress: 
 
 
 def _blocks(extractor: Extractor, name: str, cohort: Cohort, progress: FeatureProgress) -> tuple[NDArray[np.float32], ...]:
-    key = None if cohort.public else kept_secret(extractor.cache_root / "fingerprint.key")
+    key = None if cohort.public else load_or_create_secret(extractor.cache_root / "fingerprint.key")
     return extractor.blocks(
         cohort.pixels,
         fingerprint=fingerprint(cohort, key=key),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from mammo_fed.data.share import Share
+from mammo_fed.data.partition import Partition
 from mammo_fed.federation.protocol.payload import synthetic_sha256
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.public_start import PublicStart
@@ -39,10 +39,12 @@ class Hooks:
     round: Callable[[int, int, BudgetView], None] = lambda *_: None
 
 
-def share_of(settings: Settings) -> Share:
+def share_of(settings: Settings) -> Partition:
     """How the settings split the training patients over sites."""
     federation = settings.federation
-    return Share(num_sites=federation.num_sites, how=federation.partition, alpha=federation.partition_alpha, seed=settings.seed)
+    return Partition(
+        num_sites=federation.num_sites, how=federation.partition, alpha=federation.partition_alpha, seed=settings.seed
+    )
 
 
 def run_federation(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.reporting.record.record import write_atomically
 
 __all__ = ["make_run_folder"]
 

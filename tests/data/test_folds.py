@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
-from mammo_fed.data.partition import fold_rows
+from mammo_fed.data.partition import Partition, fold_rows
 from mammo_fed.data.run_cohorts import evaluation_cohorts, load_pool, whole_cohort
-from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.settings.compose import compose_settings
 
@@ -101,7 +100,7 @@ def data(table):
 
 
 def share(seed=0, sites=1):
-    return Share(num_sites=sites, how="uniform", alpha=1.0, seed=seed)
+    return Partition(num_sites=sites, how="uniform", alpha=1.0, seed=seed)
 
 
 def held_out_and_trained(data, store, *, seed=0, sites=1):

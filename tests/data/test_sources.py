@@ -8,14 +8,10 @@ import pytest
 from PIL import Image
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
-from mammo_fed.data.source_readers import (
-    available_splits,
-    check_disjoint,
-    read_csv,
-    read_image_folder,
-    read_mammo_dp,
-    read_mammo_dp_synthetic,
-)
+from mammo_fed.data.run_cohorts import check_disjoint
+from mammo_fed.data.sources.csv_table import read_csv
+from mammo_fed.data.sources.image_folder import read_image_folder
+from mammo_fed.data.sources.mammo_dp import available_splits, read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.errors import DataError, InvalidSetting
 
 CBIS = Path("dataset16062024", "cbis-ddsm")

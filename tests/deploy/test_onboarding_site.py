@@ -14,8 +14,8 @@ from mammo_fed.client.folder import NetworkSettings, SiteFolder
 from mammo_fed.client.policy import SiteFile, SitePolicy, read_site_file
 from mammo_fed.client.rounds.site import Site
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import load_pool
-from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.identity.keys import read_public_key
 from mammo_fed.federation.identity.site_template import example_site
@@ -47,7 +47,7 @@ def test_init_makes_a_folder_that_is_closed_to_others(site, mode):
 def test_a_site_is_the_same_as_the_simulated_one(site, small_phantom, cache, tmp_path):
     settings = compose_settings([*small_phantom, "federation.num_sites=2", "engine.cache=null"]).settings
     store = ArrayCache(cache)
-    pool = load_pool(settings.data, Share(num_sites=2, how="uniform", alpha=1.0, seed=0), cache=store)
+    pool = load_pool(settings.data, Partition(num_sites=2, how="uniform", alpha=1.0, seed=0), cache=store)
     simulated = site_file(settings, pool, 0, folder=tmp_path, cache=store)
     policy = replace(simulated.policy, min_patients=site.file.policy.min_patients)
     same = replace(simulated, site="hospital-a", folder=site.file.folder, ledger=site.file.ledger, policy=policy)
@@ -189,7 +189,7 @@ def test_the_template_knows_every_key_of_a_site_and_no_other(tmp_path):
     path = tmp_path / "site.toml"
     path.write_text(example_site(server="localhost:1"))
     values = tomllib.loads(path.read_text())
-    named = {"policy": SitePolicy, "share": Share, "network": NetworkSettings, "data": DataSettings}
+    named = {"policy": SitePolicy, "share": Partition, "network": NetworkSettings, "data": DataSettings}
     assert set(values) == ({field.name for field in fields(SiteFile)} | {"network"})
     for name, kind in named.items():
         assert set(values[name]) | ({"fold"} if name == "data" else set()) == {field.name for field in fields(kind)}

@@ -14,17 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.common.typed_json import build, plain
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.record.record import (
-    RECORD_NAME,
-    Evaluation,
-    SiteData,
-    SitePrivacy,
-    comparable,
-    read_record,
-    write_atomically,
-)
+from mammo_fed.reporting.record.record import RECORD_NAME, Evaluation, SiteData, SitePrivacy, comparable, read_record
 
 KEYS = {
     "": {

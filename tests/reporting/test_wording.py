@@ -8,18 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.reporting.record.sections import Provenance
-from mammo_fed.reporting.record.statements import (
-    budget_text,
-    delta_text,
-    epsilon_text,
-    guarantee_sentence,
-    headline_set,
-    not_covered_sentences,
-    participation_text,
-    readable,
-    warning_sentences,
-)
+from mammo_fed.reporting.formatting import budget_text, delta_text, epsilon_text, headline_set, participation_text, readable
+from mammo_fed.reporting.record.provenance import Provenance
+from mammo_fed.reporting.record.statements import guarantee_sentence, not_covered_sentences, warning_sentences
 
 PATIENT = {"unit": "patient", "epsilon": 6.0, "delta": 1e-4, "noise": "operating system", "ledger": "run"}
 PUBLIC_PHANTOM = {

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mammo_fed.data.cohort import BENIGN
-from mammo_fed.data.source_readers import read_mammo_dp, read_mammo_dp_synthetic
+from mammo_fed.data.sources.mammo_dp import read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.schedule import plan_schedule

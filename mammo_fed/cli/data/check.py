@@ -16,8 +16,8 @@ from mammo_fed.common.command_line import print_json, say
 from mammo_fed.data.dicom.phi import HeaderAudit, audit_headers
 from mammo_fed.data.phantom.hospitals import phantom_synthetic
 from mammo_fed.data.preflight import CHECKS, errors_of
-from mammo_fed.data.source_readers import read_image_folder
 from mammo_fed.data.sources.cohort_folder import check_cohort_folder, open_cohort_folder
+from mammo_fed.data.sources.image_folder import read_image_folder
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.reporting.pages.preflight_page import write_preflight_page
 

@@ -12,7 +12,7 @@ from mammo_fed.client.generator.export import import_paper_set, sample_set
 from mammo_fed.common.command_line import print_json, say
 from mammo_fed.common.serialization import plain
 from mammo_fed.data.sources.synthetic_set import SetProvenance, read_synthetic_set
-from mammo_fed.reporting.record.statements import delta_text, epsilon_text
+from mammo_fed.reporting.formatting import delta_text, epsilon_text
 from mammo_fed.settings.compose import read_composed_gan
 
 __all__ = ["check_command", "import_command", "sample_command"]

@@ -10,9 +10,9 @@ from mammo_fed.cli.gan.bar import Bar
 from mammo_fed.client.generator.training import start_training
 from mammo_fed.client.generator.training_folder import Training, new_private_folder, read_training
 from mammo_fed.common.command_line import print_json, say
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.reporting.record.record import write_atomically
-from mammo_fed.reporting.record.statements import delta_text, epsilon_text
+from mammo_fed.reporting.formatting import delta_text, epsilon_text
 from mammo_fed.settings.compose import ComposedGan
 from mammo_fed.synthesis.adversarial import Losses
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mammo_fed.cli.privacy.options import BATCH_SIZE, check_plan_options, existing_ledger
 from mammo_fed.common.command_line import print_json
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting, PrivacyRefused
 from mammo_fed.privacy.accounting.filters import FilterKind, as_steps, open_filter
 from mammo_fed.privacy.accounting.pricing import AccountantName, coarsely_priced, epsilon, patient_epsilon
@@ -23,7 +24,6 @@ from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.ledger.state import Account
 from mammo_fed.privacy.names import DEFAULT_ACCOUNT
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, plan_schedule
-from mammo_fed.reporting.record.record import write_atomically
 
 __all__ = ["Plan", "plan_command", "rounded_down", "rounded_up"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from mammo_fed.client.policy import SiteFile
-from mammo_fed.common.private_files import kept_secret
+from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import load_pool
-from mammo_fed.data.share import Share
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.settings.gan import GanSettings
 
@@ -55,14 +55,14 @@ def training_cohort(settings: GanSettings, site: SiteFile | None) -> TrainingCoh
     if len(np.unique(cohort.labels)) != 2:
         # Without its value: only whoever runs this at the site reads that a class is missing.
         raise DataError("a conditional generator needs malignant and benign images; choose another cohort")
-    key = None if cohort.public else kept_secret(cache.root / "fingerprint.key")
+    key = None if cohort.public else load_or_create_secret(cache.root / "fingerprint.key")
     return TrainingCohort(cohort=cohort, source=data.source, fingerprint=fingerprint(cohort, key=key))
 
 
-def training_partition(settings: GanSettings) -> Share:
+def training_partition(settings: GanSettings) -> Partition:
     """How the pool is split over the sites, one of which trains the generator."""
     donor = settings.donor
-    return Share(num_sites=donor.num_sites, how=donor.partition, alpha=donor.partition_alpha, seed=settings.seed)
+    return Partition(num_sites=donor.num_sites, how=donor.partition, alpha=donor.partition_alpha, seed=settings.seed)
 
 
 def settings_at(settings: GanSettings, site: SiteFile | None) -> GanSettings:

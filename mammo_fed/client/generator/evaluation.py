@@ -16,8 +16,8 @@ from mammo_fed.common.private_files import new_folder, write_private
 from mammo_fed.common.typed_json import dumps, plain
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort
+from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import evaluation_cohorts
-from mammo_fed.data.share import Share
 from mammo_fed.data.sources.image_folder import read_image_folder
 from mammo_fed.data.sources.synthetic_set import is_synthetic_set, read_synthetic_set
 from mammo_fed.errors import DataError
@@ -184,7 +184,7 @@ def _read(folder: Path) -> tuple[str, Cohort, str]:
     return folder.name, read_image_folder(folder, public=True, remedy="give the folder of a synthetic set"), "unknown"
 
 
-def _held_out(settings: GanSettings, *, share: Share) -> Cohort:
+def _held_out(settings: GanSettings, *, share: Partition) -> Cohort:
     cache = ArrayCache(Path(settings.cache or default_cache_root()).expanduser())
     found = evaluation_cohorts(settings.data, share, cache=cache)
     for name in HELD_OUT:

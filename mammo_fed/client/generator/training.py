@@ -16,7 +16,7 @@ from mammo_fed.client.generator.cohort import check_policy, settings_at, trainin
 from mammo_fed.client.generator.training_folder import Training, begin_training, last_step, load_average, new_private_folder
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.client.rounds.ledger_guard import site_ledger
-from mammo_fed.common.private_files import held
+from mammo_fed.common.private_files import file_lock
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient
 from mammo_fed.errors import LedgerError
@@ -64,7 +64,7 @@ def start_training(
     cohort = cohort.select(limit_images_per_patient(cohort, np.arange(len(cohort)), most=most))
     check_policy(settings, site, cohort)
     new_private_folder(folder)
-    with held(folder / LOCK_NAME, what="mammo-fed gan train"):
+    with file_lock(folder / LOCK_NAME, what="mammo-fed gan train"):
         training = begin_training(settings, folder, cohort=cohort, source=source, site=site)
         real = real_images(cohort, image_size=settings.gan.image_size, unit=settings.privacy.unit)
         if training.event is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from mammo_fed.client.operations.health import HEALTH_NAME
+from mammo_fed.client.operations.supervisor import HEALTH_NAME
 from mammo_fed.client.rounds.app import app
 from mammo_fed.common.private_files import write_private
 from mammo_fed.federation.flwr_internals.messages import quiet

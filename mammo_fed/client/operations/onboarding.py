@@ -11,8 +11,8 @@ from pathlib import Path
 from mammo_fed.client.folder import ABOUT, NetworkSettings, SiteFolder
 from mammo_fed.common.private_files import new_folder, write_private
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
-from mammo_fed.data.share import Share
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.identity.certificates import read_authority
 from mammo_fed.federation.identity.keys import check_site_name, make_private_key, public_key_of
@@ -60,7 +60,7 @@ class SiteRequest:
     min_patients: int | None
     public_patients: int | None
     public_images: int | None
-    share: Share
+    share: Partition
     index: int
     cache: Path | None
     threads: int

@@ -16,7 +16,6 @@ from typing import Any, Final
 from rich.console import Console
 
 from mammo_fed.client.folder import SiteFolder
-from mammo_fed.client.operations.health import HEALTH_NAME
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import Child, Keeper
@@ -24,8 +23,10 @@ from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 
-__all__ = ["serve", "status"]
+__all__ = ["HEALTH_NAME", "serve", "status"]
 
+# In which an executor writes what it does.
+HEALTH_NAME: Final = "executor.json"
 STATE_NAME: Final = "site-client.json"
 TICK_SECONDS: Final = 0.2
 HEALTH_SECONDS: Final = 5.0

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.common.private_files import check_private, held, write_private
+from mammo_fed.common.private_files import check_private, file_lock, write_private
 from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import REASONS, Finding, Masks, Outline, Reason, SkippedFinding
 from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
@@ -96,7 +96,7 @@ def ingest(
     """
     listed = list(findings)
     _prepare(folder)
-    with held(folder / LOCK_NAME, what="mammo-fed data ingest"):
+    with file_lock(folder / LOCK_NAME, what="mammo-fed data ingest"):
         try:
             return _Ingestion(folder, plan, pseudonyms, on_progress, on_refusal).run(listed)
         except OSError as error:

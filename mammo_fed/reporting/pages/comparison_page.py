@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
+from mammo_fed.reporting.formatting import delta_text, epsilon_text, metric_text, set_title
 from mammo_fed.reporting.pages.rendering import Figure, Table, render
 from mammo_fed.reporting.plots import plots
 from mammo_fed.reporting.plots.plots import TradeOffPoint
-from mammo_fed.reporting.record.record import Record, write_atomically
-from mammo_fed.reporting.record.statements import delta_text, epsilon_text, metric_text, set_title
+from mammo_fed.reporting.record.record import Record
 
 __all__ = ["write_comparison_page"]
 

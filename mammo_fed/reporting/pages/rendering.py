@@ -14,8 +14,9 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
+from mammo_fed.reporting.formatting import NO_BREAK, readable
 from mammo_fed.reporting.plots.svg import COLOUR_VARIABLES, Svg
-from mammo_fed.reporting.record.statements import HOW_TO_READ, NO_BREAK, readable
+from mammo_fed.reporting.record.statements import HOW_TO_READ
 
 __all__ = ["Card", "Figure", "Table", "render"]
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
+from mammo_fed.reporting.formatting import headline_set, metric_text, set_title
 from mammo_fed.reporting.pages.rendering import Figure
 from mammo_fed.reporting.plots import plots
 from mammo_fed.reporting.plots.plots import ScoredSet
 from mammo_fed.reporting.record.record import Record
-from mammo_fed.reporting.record.statements import headline_set, metric_text, set_title
 
 __all__ = ["course_figures", "curve_figures"]
 

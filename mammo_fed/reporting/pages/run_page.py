@@ -8,12 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.reporting.pages.comparison_page import write_comparison_page
-from mammo_fed.reporting.pages.rendering import Card, Figure, Table, render
-from mammo_fed.reporting.pages.run_figures import course_figures, curve_figures
-from mammo_fed.reporting.plots.plots import ScoredSet
-from mammo_fed.reporting.record.record import PrivacySection, Record, write_atomically
-from mammo_fed.reporting.record.statements import (
+from mammo_fed.common.private_files import write_atomically
+from mammo_fed.reporting.formatting import (
     budget_text,
     delta_text,
     epsilon_text,
@@ -22,6 +18,11 @@ from mammo_fed.reporting.record.statements import (
     participation_text,
     set_title,
 )
+from mammo_fed.reporting.pages.comparison_page import write_comparison_page
+from mammo_fed.reporting.pages.rendering import Card, Figure, Table, render
+from mammo_fed.reporting.pages.run_figures import course_figures, curve_figures
+from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.record.record import PrivacySection, Record
 
 __all__ = ["PAGE_NAME", "Curves", "ScoredSet", "write_comparison_page", "write_page"]
 

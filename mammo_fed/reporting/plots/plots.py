@@ -13,8 +13,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError
+from mammo_fed.reporting.formatting import epsilon_text, set_title
 from mammo_fed.reporting.plots.svg import GRID, INK, SERIES, Svg, draw, legend, legend_label
-from mammo_fed.reporting.record.statements import epsilon_text, set_title
 
 __all__ = [
     "ScoredSet",

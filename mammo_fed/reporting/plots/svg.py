@@ -12,7 +12,7 @@ from typing import Any, Final
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
-from mammo_fed.reporting.record.statements import readable
+from mammo_fed.reporting.formatting import readable
 
 __all__ = ["COLOUR_VARIABLES", "GRID", "INK", "SERIES", "Svg", "draw", "legend", "legend_label", "prefixed"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
+from mammo_fed.reporting.formatting import epsilon_text, readable
 from mammo_fed.reporting.plots import plots
 from mammo_fed.reporting.plots.plots import ScoredSet
 from mammo_fed.reporting.plots.svg import INK, SERIES, Svg, draw, prefixed
-from mammo_fed.reporting.record.statements import epsilon_text, readable
 from mammo_fed.reporting.table import TableRow, table_set_title
 
 __all__ = ["PAPER_SET", "curve_plots", "series_of", "utility_plot"]

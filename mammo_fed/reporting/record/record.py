@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.common.typed_json import build, dumps, plain
 from mammo_fed.errors import DataError
+from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.reporting.record.sections import (
     CentralPrivacy,
     DataSection,
@@ -21,7 +20,6 @@ from mammo_fed.reporting.record.sections import (
     FederationSection,
     ModelSection,
     PrivacySection,
-    Provenance,
     Rejected,
     Seconds,
     SiteData,
@@ -52,7 +50,6 @@ __all__ = [
     "read_record",
     "shared_noise_sentence",
     "threat_text",
-    "write_atomically",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -155,20 +152,6 @@ def comparable(record: Record) -> dict[str, Any]:
     values["privacy"] = {**values["privacy"], "sites": sites}
     values["federation"] = {name: value for name, value in values["federation"].items() if name != "seconds_per_round"}
     return values
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8 in one step: readers and crashes see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def _refuse_constant(name: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mammo_fed.errors import DataError
 from mammo_fed.federation.protocol.reasons import RejectionReason
+from mammo_fed.reporting.record.checks import require_count, require_distinct, require_epsilon, require_fraction
+from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.reporting.record.statements import warning_sentences
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ __all__ = [
     "FederationSection",
     "ModelSection",
     "PrivacySection",
-    "Provenance",
     "Rejected",
     "Seconds",
     "SiteData",
@@ -41,7 +41,7 @@ class Seconds:
 
     def __post_init__(self) -> None:
         for name in ("features", "training", "evaluation", "total"):
-            _require_count(f"seconds.{name}", getattr(self, name))
+            require_count(f"seconds.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class SiteData:
     malignant_fraction: float | None
 
     def __post_init__(self) -> None:
-        _require_count("data.sites.patients", self.patients)
-        _require_count("data.sites.images", self.images)
-        _require_share("data.sites.malignant_fraction", self.malignant_fraction)
+        require_count("data.sites.patients", self.patients)
+        require_count("data.sites.images", self.images)
+        require_fraction("data.sites.malignant_fraction", self.malignant_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class DataSection:
     sites: tuple[SiteData, ...]
 
     def __post_init__(self) -> None:
-        _require_distinct("data.sites", [site.site for site in self.sites])
+        require_distinct("data.sites", [site.site for site in self.sites])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,37 +81,7 @@ class ModelSection:
     parameters_trained: int
 
     def __post_init__(self) -> None:
-        _require_count("model.parameters_trained", self.parameters_trained)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a generator saw, and what that adds up to with the run.
-
-    Attributes:
-      epsilon, delta: towards each `generator_unit` that it saw; 0 where no patient is in it, infinite without privacy.
-      trained_on: the cohort.
-      overlap: whether images that it saw are trained on in the run too.
-      generator_unit: that its training protects; "" without differential privacy.
-      total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
-      chosen: how the step that it is taken from was chosen.
-    """
-
-    epsilon: float
-    delta: float
-    trained_on: str
-    overlap: Literal["none", "some", "unknown"] = "unknown"
-    generator_unit: str = ""
-    total_epsilon: float = math.inf
-    total_delta: float = 0.0
-    total_unit: str = ""
-    chosen: str = ""
-
-    def __post_init__(self) -> None:
-        _require_epsilon("synthesis.provenance.epsilon", self.epsilon)
-        _require_share("synthesis.provenance.delta", self.delta)
-        _require_epsilon("synthesis.provenance.total_epsilon", self.total_epsilon)
-        _require_share("synthesis.provenance.total_delta", self.total_delta)
+        require_count("model.parameters_trained", self.parameters_trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +116,7 @@ class Rejected:
     protocol_versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_count("privacy.sites.rejected.round", self.round + 1)
+        require_count("privacy.sites.rejected.round", self.round + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,14 +168,14 @@ class SitePrivacy:
     def __post_init__(self) -> None:
         figures = ("epsilon", "epsilon_account", "patient_epsilon", "patient_epsilon_account", "budget_left", "cap_epsilon")
         for name in (*figures, "epsilon_other_site", "epsilon_all_colluding"):
-            _require_epsilon(f"privacy.sites.{name}", getattr(self, name))
+            require_epsilon(f"privacy.sites.{name}", getattr(self, name))
         for value in self.epsilon_after_round:
-            _require_epsilon("privacy.sites.epsilon_after_round", value)
-        _require_count("privacy.sites.rounds", self.rounds)
-        _require_share("privacy.sites.cap_delta", self.cap_delta)
+            require_epsilon("privacy.sites.epsilon_after_round", value)
+        require_count("privacy.sites.rounds", self.rounds)
+        require_fraction("privacy.sites.cap_delta", self.cap_delta)
         for name in ("mismatches", "unanswered"):
             for value in getattr(self, name):
-                _require_count(f"privacy.sites.{name}", value)
+                require_count(f"privacy.sites.{name}", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,10 +208,10 @@ class PrivacySection:
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
             raise DataError(f"privacy.delta={self.delta} must be in (0, 1)")
-        _require_epsilon("privacy.target_epsilon", self.target_epsilon)
-        _require_count("privacy.rounds", self.rounds)
-        _require_count("privacy.local_steps", self.local_steps)
-        _require_distinct("privacy.sites", [site.site for site in self.sites])
+        require_epsilon("privacy.target_epsilon", self.target_epsilon)
+        require_count("privacy.rounds", self.rounds)
+        require_count("privacy.local_steps", self.local_steps)
+        require_distinct("privacy.sites", [site.site for site in self.sites])
 
     @property
     def epsilon(self) -> float:
@@ -290,12 +260,12 @@ class Evaluation:
     sensitivity_at_90_specificity: float | None
 
     def __post_init__(self) -> None:
-        _require_count("evaluation.n_patients", self.n_patients)
-        _require_count("evaluation.n_images", self.n_images)
+        require_count("evaluation.n_patients", self.n_patients)
+        require_count("evaluation.n_images", self.n_images)
         for name in ("auroc", "auprc_benign", "auprc_malignant", "brier", "sensitivity_at_90_specificity"):
-            _require_share(f"evaluation.{name}", getattr(self, name))
+            require_fraction(f"evaluation.{name}", getattr(self, name))
         for bound in self.auroc_ci or ():
-            _require_share("evaluation.auroc_ci", bound)
+            require_fraction("evaluation.auroc_ci", bound)
 
     @classmethod
     def from_metrics(cls, metrics: Metrics) -> Evaluation:
@@ -336,9 +306,9 @@ class CentralPrivacy:
     guarantee: str
 
     def __post_init__(self) -> None:
-        _require_epsilon("federation.central.epsilon", self.epsilon)
+        require_epsilon("federation.central.epsilon", self.epsilon)
         for name in ("noise_multiplier", "clipping_norm"):
-            _require_count(f"federation.central.{name}", getattr(self, name))
+            require_count(f"federation.central.{name}", getattr(self, name))
         if not 0 < self.delta < 1:
             raise DataError(f"federation.central.delta={self.delta} must be in (0, 1)")
 
@@ -362,25 +332,4 @@ class FederationSection:
 
     def __post_init__(self) -> None:
         for name in ("rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round"):
-            _require_count(f"federation.{name}", getattr(self, name))
-
-
-def _require_count(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise DataError(f"{name}={value} must be a finite number, at least 0")
-
-
-def _require_epsilon(name: str, value: float) -> None:
-    if not value >= 0:
-        raise DataError(f"{name}={value} must be at least 0 or infinite")
-
-
-def _require_share(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise DataError(f"{name}={value} must be in [0, 1]")
-
-
-def _require_distinct(name: str, values: list[str]) -> None:
-    twice = [value for value, count in Counter(values).items() if count > 1]
-    if twice:
-        raise DataError(f"{name}: {twice} named more than once; give each site a name of its own")
+            require_count(f"federation.{name}", getattr(self, name))

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.common.private_files import check_private, held, new_folder, write_private
+from mammo_fed.common.private_files import check_private, file_lock, new_folder, write_atomically, write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.identity.certificates import Certificate, read_certificate
 from mammo_fed.federation.identity.keys import check_site_name
-from mammo_fed.reporting.record.record import write_atomically
 from mammo_fed.server.operations.authority import (
     AUTHORITY_DAYS,
     SERVER_DAYS,
@@ -143,7 +142,7 @@ class FederationFolder:
 
     def hold(self) -> AbstractContextManager[None]:
         """Keep every other server off the folder while the block runs; raises InvalidSetting where one is there."""
-        return held(self.state / "lock", what="flower-server")
+        return file_lock(self.state / "lock", what="flower-server")
 
     @property
     def registry(self) -> Registry:

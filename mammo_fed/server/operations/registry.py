@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.identity.keys import SiteKey, check_site_name, read_public_key
-from mammo_fed.reporting.record.record import write_atomically
 
 __all__ = ["RegisteredSite", "Registry"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mammo_fed.reporting.record.statements import budget_text, epsilon_text
+from mammo_fed.reporting.formatting import budget_text, epsilon_text
 from mammo_fed.server.rounds.budget import BudgetView, SiteSpending
 
 __all__ = ["round_lines"]

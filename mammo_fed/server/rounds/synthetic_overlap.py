@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import load_pool
-from mammo_fed.data.share import Share
 from mammo_fed.data.sources.synthetic_set import SetProvenance, image_digests
 from mammo_fed.errors import PolicyRefused
 from mammo_fed.federation.public_start import PublicStart
 from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
 from mammo_fed.privacy.events import events_from_json
-from mammo_fed.reporting.record.sections import Provenance
+from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.server.rounds.budget import SiteSpending
 from mammo_fed.settings import Settings
 
@@ -24,7 +24,7 @@ Overlap: TypeAlias = Literal["none", "some", "unknown"]
 PAPER: Final = "CBIS-DDSM training images"
 
 
-def overlap_of(start: PublicStart, settings: Settings, share: Share, *, here: bool, cache: ArrayCache) -> Overlap:
+def overlap_of(start: PublicStart, settings: Settings, share: Partition, *, here: bool, cache: ArrayCache) -> Overlap:
     """Whether images that the generator saw are trained on in this run.
 
     Args:

@@ -9,7 +9,7 @@ from rich.console import Console
 from mammo_fed.client.operations.commands.keys import about
 from mammo_fed.client.operations.onboarding import SiteRequest, init_site, parse_share
 from mammo_fed.common.command_line import print_json, say, warn
-from mammo_fed.data.share import Share
+from mammo_fed.data.partition import Partition
 
 __all__ = ["init"]
 
@@ -27,7 +27,7 @@ def init(options: argparse.Namespace, console: Console) -> int:
         min_patients=options.min_patients,
         public_patients=options.public_patients,
         public_images=options.public_images,
-        share=Share(num_sites=sites, how=options.partition, alpha=options.partition_alpha, seed=options.seed),
+        share=Partition(num_sites=sites, how=options.partition, alpha=options.partition_alpha, seed=options.seed),
         index=index,
         cache=options.cache,
         threads=options.threads,

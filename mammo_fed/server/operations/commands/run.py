@@ -13,8 +13,9 @@ from typing import Final
 from rich.console import Console
 
 from mammo_fed.common.command_line import print_json, say, warn
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.reporting.record.record import read_record, write_atomically
+from mammo_fed.reporting.record.record import read_record
 from mammo_fed.server.operations.folder import FederationFolder
 from mammo_fed.settings.compose import Composed, compose_settings, read_composed
 

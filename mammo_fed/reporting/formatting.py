@@ -1,0 +1,101 @@
+"""Numbers and names as a report shows them: digits that never flatter, and text that a terminal cannot be steered by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = [
+    "HEADLINE_ORDER",
+    "NO_BREAK",
+    "SET_TITLES",
+    "budget_text",
+    "delta_text",
+    "epsilon_text",
+    "headline_set",
+    "metric_text",
+    "participation_text",
+    "readable",
+    "set_title",
+]
+
+NO_BREAK: Final = "\N{NO-BREAK SPACE}"
+SET_TITLES: Final = {"val": "Validation", "test": "Test", "external": "External test", "sites": "Sites, pooled"}
+# Which set a headline speaks of: the first of these that the run has. Validation comes last, choices may have been made on it.
+HEADLINE_ORDER: Final = ("test", "sites", "external", "val")
+
+
+def epsilon_text(epsilon: float, *, decimals: int = 2) -> str:
+    """Epsilon with at most so many decimals, rounded up so that a shown epsilon is never below the true one.
+
+    >>> [epsilon_text(value) for value in (6.0, 5.991, 14.5, math.inf)]
+    ['6', '6', '14.5', '∞']
+    >>> epsilon_text(5.9912, decimals=3)
+    '5.992'
+    """
+    if math.isinf(epsilon):
+        return "∞"
+    # The allowance is far below any accountant's own error; it keeps 6.000000000001 from reading 6.01.
+    parts = 10**decimals
+    return f"{math.ceil(epsilon * parts - 1e-6) / parts:.{decimals}f}".rstrip("0").rstrip(".")
+
+
+def delta_text(delta: float) -> str:
+    """Delta in powers of ten where that is exact, else in full.
+
+    >>> [delta_text(value) for value in (1e-4, 2.5e-5)]
+    ['1e-04', '2.5e-05']
+    """
+    short = f"{delta:.0e}"
+    return short if float(short) == delta else f"{delta!r}"
+
+
+def budget_text(epsilon: float, *, decimals: int = 2) -> str:
+    """What is left of a budget, rounded down to so many decimals.
+
+    >>> [budget_text(value) for value in (1.999, 4.0, math.inf)]
+    ['1.99', '4', 'no bound']
+    """
+    if math.isinf(epsilon):
+        return "no bound"
+    parts = 10**decimals
+    return f"{math.floor(epsilon * parts + 1e-6) / parts:.{decimals}f}".rstrip("0").rstrip(".")
+
+
+def metric_text(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A metric in three decimals with its interval, or "withheld" where the record holds none.
+
+    >>> [metric_text(0.8571, (0.8, 0.9)), metric_text(None)]
+    ['0.857 [0.800, 0.900]', 'withheld']
+    """
+    if value is None:
+        return "withheld"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def set_title(name: str) -> str:
+    """What people call an evaluation set; an unknown set keeps its name."""
+    return SET_TITLES.get(name, readable(name))
+
+
+def headline_set(names: Iterable[str]) -> str | None:
+    """The set whose result stands for the run, or None where there is no set.
+
+    >>> headline_set(["val", "test"])
+    'test'
+    """
+    present = list(names)
+    return next((name for name in HEADLINE_ORDER if name in present), present[0] if present else None)
+
+
+def participation_text(*, rounds: int, refused: bool) -> str:
+    """Whether a site took part, in words."""
+    if not refused:
+        return "took part" if rounds else "not asked"
+    return f"refused after round {rounds}" if rounds else "refused"
+
+
+def readable(text: str) -> str:
+    """`text` with every character that does not print (terminal escapes, direction overrides) replaced by a question mark."""
+    return "".join(character if character.isprintable() or character == NO_BREAK else "?" for character in text)

@@ -1,0 +1,41 @@
+"""Where a synthetic set comes from, as a record keeps it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mammo_fed.reporting.record.checks import require_epsilon, require_fraction
+
+__all__ = ["Provenance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a generator saw, and what that adds up to with the run.
+
+    Attributes:
+      epsilon, delta: towards each `generator_unit` that it saw; 0 where no patient is in it, infinite without privacy.
+      trained_on: the cohort.
+      overlap: whether images that it saw are trained on in the run too.
+      generator_unit: that its training protects; "" without differential privacy.
+      total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
+      chosen: how the step that it is taken from was chosen.
+    """
+
+    epsilon: float
+    delta: float
+    trained_on: str
+    overlap: Literal["none", "some", "unknown"] = "unknown"
+    generator_unit: str = ""
+    total_epsilon: float = math.inf
+    total_delta: float = 0.0
+    total_unit: str = ""
+    chosen: str = ""
+
+    def __post_init__(self) -> None:
+        require_epsilon("synthesis.provenance.epsilon", self.epsilon)
+        require_fraction("synthesis.provenance.delta", self.delta)
+        require_epsilon("synthesis.provenance.total_epsilon", self.total_epsilon)
+        require_fraction("synthesis.provenance.total_delta", self.total_delta)
