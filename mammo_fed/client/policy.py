@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 
+from mammo_fed.common.private_files import write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.data.partition import Partition
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
@@ -114,9 +115,7 @@ class SiteFile:
 
     def write(self, path: Path) -> Path:
         """Write the file, readable by its owner only."""
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(json.loads(canonical_json(self)), indent=2) + "\n", encoding="utf-8")
-        return path
+        return write_private(path, json.dumps(json.loads(canonical_json(self)), indent=2) + "\n")
 
 
 def read_site_file(path: Path) -> SiteFile:

@@ -13,13 +13,14 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.errors import DataError, InvalidSetting
 
 __all__ = [
     "SECRET_BYTES",
     "check_private",
     "exclusive",
     "file_lock",
+    "load_or_create",
     "load_or_create_secret",
     "new_folder",
     "sync_folder",
@@ -117,25 +118,32 @@ def load_or_create_secret(path: Path) -> bytes:
 
     Raises:
       OSError: If it can neither be read nor made.
-      InvalidSetting: If the file has another length: a key that was cut would protect nothing.
+      DataError: If the file has another length: a key that was cut would protect nothing.
     """
     path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    secret = load_or_create(path, secrets.token_bytes(SECRET_BYTES))
+    if len(secret) != SECRET_BYTES:
+        raise DataError(f"{path} has {len(secret)} bytes and must have {SECRET_BYTES}; restore it from a backup")
+    return secret
+
+
+def load_or_create(path: Path, content: bytes) -> bytes:
+    """What the file `path` holds: `content`, mode 0600, where nobody made it before; of two that make it at once one is first.
+
+    Raises:
+      OSError: If it can neither be read nor made.
+    """
     if not path.exists():
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            _write_new(draft, secrets.token_bytes(SECRET_BYTES), mode=PRIVATE_FILE)
-            # A link, not a rename: whoever is first decides.
+            _write_new(draft, content, mode=PRIVATE_FILE)
+            # A link, unlike a rename, never replaces what is there.
             with suppress(FileExistsError):
                 os.link(draft, path)
         finally:
             draft.unlink(missing_ok=True)
         sync_folder(path.parent)
-    secret = path.read_bytes()
-    if len(secret) != SECRET_BYTES:
-        raise InvalidSetting(
-            f"{path} must hold {SECRET_BYTES} bytes and holds {len(secret)}; restore it from a backup, or remove it for a new one"
-        )
-    return secret
+    return path.read_bytes()
 
 
 def check_private(path: Path) -> None:

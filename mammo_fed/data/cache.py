@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mammo_fed.common.private_files import sync_folder
 from mammo_fed.errors import InvalidSetting, RunFailed
 
 __all__ = ["ArrayCache", "default_cache_root"]
@@ -164,7 +165,7 @@ def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         json.dump({"arrays": manifest}, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _write_array(folder: Path, name: str, array: NDArray[Any]) -> dict[str, object]:
@@ -231,14 +232,5 @@ def _rename_unless_taken(folder: Path, entry: Path) -> bool:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
         return False
-    _sync_folder(entry.parent)
+    sync_folder(entry.parent)
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's own entries: a rename is durable only then."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError
 from mammo_fed.models.backbones import BackboneSpec
@@ -92,15 +92,13 @@ class Classifier:
         about = {"format": FORMAT, "weights_sha256": self.weights_sha256, "seed": str(self.seed)}
         model = self.model
         if self.network is not None:
-            shutil.copyfile(self.network, path.with_name(NETWORK_NAME))
+            write_atomically(path.with_name(NETWORK_NAME), self.network.read_bytes())
             model = replace(model, weights="file", weights_file=NETWORK_NAME)
         about["model"] = canonical_json(model)
         arrays = {f"whitening.{name}": array for name, array in self.whitening.as_arrays().items()}
         arrays |= {"centre": self.centre, "head": self.flat}
-        temporary = path.with_suffix(".partial")
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata=about)
-        temporary.replace(path)
-        return path
+        content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=about)
+        return write_atomically(path, content)
 
 
 def read_classifier(path: Path) -> Classifier:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
 from mammo_fed.models.backbones import BackboneSpec, load_backbone
 
@@ -69,7 +68,4 @@ def write_flat_network(path: Path, flat: NDArray[np.float32], spec: BackboneSpec
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> Path:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
-    return path
+    return write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))

@@ -6,14 +6,13 @@ import hashlib
 import hmac
 import json
 import math
-import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from mammo_fed.common.private_files import load_or_create
 from mammo_fed.data.run_cohorts import Pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PrivacyRefused
 from mammo_fed.settings import Settings
@@ -74,15 +73,7 @@ def _manifest(folder: Path, settings: Settings, pool: Pool, budgets: tuple[float
     }
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = folder / f".{MANIFEST_NAME}.{secrets.token_hex(4)}"
-        if not path.exists():
-            draft.touch(mode=0o600)
-            draft.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-            # Of two first runs at once one is first; a link never replaces what is there.
-            with suppress(FileExistsError):
-                os.link(draft, path)
-            draft.unlink()
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(load_or_create(path, (json.dumps(written, indent=2) + "\n").encode()))
     except OSError as error:
         raise InvalidSetting(f"privacy.ledger={folder} cannot be used ({error.strerror}); choose another folder") from error
     except ValueError as error:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.synthesis.adversarial import Adversaries, Losses
 
@@ -54,16 +53,8 @@ def write_checkpoint(run: Path, adversaries: Adversaries, losses: Sequence[Losse
     tensors["losses"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     path = checkpoint_path(run, adversaries.step)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        save_file(tensors, draft, metadata={"format": FORMAT, "step": str(adversaries.step), "settings": settings_sha256})
-        draft.chmod(0o600)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    about = {"format": FORMAT, "step": str(adversaries.step), "settings": settings_sha256}
+    return write_private(path, save(tensors, metadata=about))
 
 
 def read_checkpoint(run: Path, step: int, adversaries: Adversaries, *, settings_sha256: str) -> list[Losses]:

@@ -8,7 +8,7 @@ checkpoint that holds them, and from it.
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mammo_fed.common.private_files import write_private
+from mammo_fed.common.private_files import write_atomically, write_private
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries, Losses, RealGradient
 from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint
@@ -131,9 +131,9 @@ def _write_grid(folder: Path, average: Generator, *, step: int, seed: int) -> No
     path = folder / SAMPLES_NAME / f"step_{step:08d}.png"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     pixels, labels = draw_images(average, count=GRID_SIDE * GRID_SIDE, seed=seed)
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    Image.fromarray(np.round(grid(pixels, labels) * 255).astype(np.uint8)).save(draft, format="PNG")
-    draft.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(grid(pixels, labels) * 255).astype(np.uint8)).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 def grid(pixels: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:

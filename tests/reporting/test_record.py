@@ -253,7 +253,7 @@ def test_a_write_that_fails_leaves_the_old_record_and_no_rest(record, tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from mammo_fed.reporting.record.record import write_atomically
+from mammo_fed.common.private_files import write_atomically
 path = Path(sys.argv[1])
 print("ready", flush=True)
 while True:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mammo_fed.client.policy import SiteFile
+from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.accounting.filters import FilterKind
-from mammo_fed.privacy.ledger.durable_files import storage_errors, write_durably
+from mammo_fed.privacy.ledger.durable_files import storage_errors
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 
 __all__ = ["LedgerMemory", "site_ledger"]
@@ -74,9 +73,4 @@ class LedgerMemory:
         with storage_errors():
             if self._path.exists() and self._path.read_text(encoding="ascii", errors="replace").strip() == head:
                 return
-            draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
-            try:
-                write_durably(draft, f"{head}\n".encode())
-                os.replace(draft, self._path)
-            finally:
-                draft.unlink(missing_ok=True)
+            write_private(self._path, f"{head}\n")

@@ -8,12 +8,10 @@ same site.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mammo_fed.common.private_files import exclusive, write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.federation.flwr_internals.secagg import KeyPair, key_pair
@@ -37,11 +36,12 @@ from mammo_fed.federation.secure_aggregation.double_masks import (
     mask,
     take,
 )
-from mammo_fed.privacy.ledger.durable_files import storage_errors, sync_folder, write_durably
+from mammo_fed.privacy.ledger.durable_files import storage_errors
 
 __all__ = ["MaskedSums"]
 
 FOLDER: Final = "secure"
+LOCK_NAME: Final = "secure.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +218,11 @@ class MaskedSums:
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Keep other processes and threads from this site's sums of the run."""
-        with storage_errors():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with ExitStack() as stack:
+            with storage_errors():
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(exclusive(self._folder.with_name(LOCK_NAME)))
             yield
-        finally:
-            os.close(descriptor)
 
     def _of(self, terms: Terms) -> _State:
         state = self._load(terms.round_index)
@@ -245,15 +242,8 @@ class MaskedSums:
         return build(_State, json.loads(text), path="secure")
 
     def _save(self, state: _State) -> None:
-        path = self._path(state.terms.round_index)
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with storage_errors():
-            try:
-                write_durably(draft, canonical_json(state).encode())
-                os.replace(draft, path)
-                sync_folder(self._folder)
-            finally:
-                draft.unlink(missing_ok=True)
+            write_private(self._path(state.terms.round_index), canonical_json(state))
 
     def _forget_others(self, round_index: int) -> None:
         with storage_errors():

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mammo_fed.common.private_files import write_private
 from mammo_fed.data.dicom.findings import Box, Breast, Lesion, Masks, Outline, Reason, Skipped
 from mammo_fed.data.dicom.geometry import COARSE, CropRule, area_resize, breast_box, mask_box, outline_box, square_crop
 from mammo_fed.data.dicom.intensity import Intensity, Windowing, intensity_of
@@ -194,8 +195,5 @@ def _write(patch: NDArray[np.float32], path: Path) -> str:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format="PNG", compress_level=4)
     content = buffer.getvalue()
-    draft = path.with_suffix(".partial")
-    draft.touch(mode=0o600)
-    draft.write_bytes(content)
-    draft.replace(path)
+    write_private(path, content)
     return hashlib.sha256(content).hexdigest()

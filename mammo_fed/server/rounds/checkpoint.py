@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import DataError, RunFailed
 from mammo_fed.federation.protocol.task import NOT_STARTED
-from mammo_fed.privacy.ledger.durable_files import sync_folder, write_durably
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
@@ -139,7 +138,7 @@ class CheckpointFolder:
             digests.append(hashlib.sha256(content).hexdigest())
             path = self._path(index)
             if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digests[-1]:
-                self._replace(path, content)
+                write_private(path, content)
         about = {
             "format": FORMAT,
             "declaration": checkpoint.declaration,
@@ -156,14 +155,7 @@ class CheckpointFolder:
             },
             metadata={"checkpoint": json.dumps(about, allow_nan=False)},
         )
-        sync_folder(self._folder)
-        self._replace(self._folder / STATE_NAME, state)
-
-    def _replace(self, path: Path, content: bytes) -> None:
-        draft = path.with_suffix(".safetensors.draft")
-        write_durably(draft, content)
-        os.replace(draft, path)
-        sync_folder(self._folder)
+        write_private(self._folder / STATE_NAME, state)
 
     def _path(self, index: int) -> Path:
         return self._folder / f"round-{index + 1:05d}.safetensors"
