@@ -13,7 +13,7 @@ from mammo_fed.common.private_files import write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.data.partition import Partition
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
-from mammo_fed.privacy.names import DEFAULT_ACCOUNT, check_name
+from mammo_fed.privacy.events import DEFAULT_ACCOUNT, check_name
 from mammo_fed.settings import DataSettings
 
 if TYPE_CHECKING:

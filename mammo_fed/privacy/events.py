@@ -10,11 +10,22 @@ from typing import Any, Final, Literal, get_args
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["Mechanism", "PrivacyEvent", "Unit", "events_from_json", "events_to_json"]
+__all__ = [
+    "DEFAULT_ACCOUNT",
+    "NAME_LENGTH",
+    "Mechanism",
+    "PrivacyEvent",
+    "Unit",
+    "check_name",
+    "events_from_json",
+    "events_to_json",
+]
 
 Unit = Literal["patient", "image"]
 Mechanism = Literal["mean", "gradient"]
 RELATION: Final = "zero_out"
+DEFAULT_ACCOUNT: Final = "default"
+NAME_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +136,9 @@ def events_from_json(text: str) -> tuple[PrivacyEvent, ...]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise InvalidSetting("privacy events must be a JSON list of objects")
     return tuple(PrivacyEvent.from_dict(item) for item in items)
+
+
+def check_name(name: str, *, setting: str) -> None:
+    """Raise InvalidSetting unless `name`, of a site, run, task or account, is 1 to 200 printable characters."""
+    if not (0 < len(name) <= NAME_LENGTH and name.isprintable()):
+        raise InvalidSetting(f"{setting} must be 1 to {NAME_LENGTH} printable characters; it has {len(name)}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mammo_fed.common.keep_last import KeepLast
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.events import PrivacyEvent
@@ -24,7 +24,38 @@ from mammo_fed.privacy.mechanisms.poisson_sgd import LocalOptimizer, OptimizerSt
 from mammo_fed.privacy.noise.source import Draws, GridDraws
 from mammo_fed.privacy.shared_noise import noisy_share
 
-__all__ = ["LocalSteps", "SiteFeatures", "gradient_share", "mean_share", "release_mean", "train_head"]
+__all__ = ["KeepLast", "LocalSteps", "SiteFeatures", "gradient_share", "mean_share", "release_mean", "train_head"]
+
+
+Value = TypeVar("Value")
+
+
+class KeepLast(Generic[Value]):
+    """Keeps one value with its key: memory stays bounded whatever keys are asked for.
+
+    A copy, or the object in another process, starts empty: what can be made again is not carried along. Threads that ask at
+    once may each make the value; each gets the right one.
+
+    >>> kept = KeepLast[str]()
+    >>> kept.get("a", lambda: "made"), kept.get("a", lambda: "made again"), kept.get("b", lambda: "other")
+    ('made', 'made', 'other')
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Hashable, Value] | None = None
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value kept for `key`, else what `make` makes; what was kept for another key is dropped first."""
+        last = self._last
+        if last is not None and last[0] == key:
+            return last[1]
+        self._last = last = None
+        value = make()
+        self._last = (key, value)
+        return value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), ())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 import mammo_fed.training.local
-from mammo_fed.common.keep_last import KeepLast
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.noise.source import NoiseSource
-from mammo_fed.training.local import LocalSteps, SiteFeatures, gradient_share, train_head
+from mammo_fed.training.local import KeepLast, LocalSteps, SiteFeatures, gradient_share, train_head
 
 IMAGES, DIMS = 60, 8
 HEAD = HeadSpec(kind="linear", dims=DIMS)

@@ -17,12 +17,11 @@ from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting, PrivacyRefused
 from mammo_fed.privacy.accounting.filters import FilterKind, as_steps, open_filter
 from mammo_fed.privacy.accounting.pricing import AccountantName, coarsely_priced, epsilon, patient_epsilon
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent
 from mammo_fed.privacy.ledger.headroom import after_run, room
 from mammo_fed.privacy.ledger.report import read_accounts
 from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.ledger.state import Account
-from mammo_fed.privacy.names import DEFAULT_ACCOUNT
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, plan_schedule
 
 __all__ = ["Plan", "plan_command", "rounded_down", "rounded_up"]

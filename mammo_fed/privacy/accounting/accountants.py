@@ -1,133 +1,22 @@
-"""Four accountants with one interface: what a sequence of privacy events costs."""
+"""The accountants of Opacus, which the paper's rows were priced with: Renyi divergences and privacy random variables."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 from dp_accounting import rdp
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.composition import Protected, Release, coarse_epsilon, merge, reach
-from mammo_fed.privacy.accounting.gdp import check_delta, check_epsilon, gaussian_delta, gaussian_epsilon
-from mammo_fed.privacy.accounting.pld import LARGEST_LOSS, pld_delta, pld_epsilon
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.accounting.composition import PrivacyAccountant, Release, coarse_epsilon, reach
+from mammo_fed.privacy.accounting.pld import LARGEST_LOSS
 
-__all__ = ["GdpAccountant", "PldAccountant", "PrivacyAccountant", "PrvAccountant", "RdpAccountant"]
-
-# Every epsilon and delta shown is the computed upper bound raised by this part of itself: more than any conversion or root
-# finding can be off, and far below the fourth digit that anybody reads.
-SAFETY_MARGIN: Final = 1e-6
-
-
-class PrivacyAccountant(ABC):
-    """Prices events; holds no state, so that one price never depends on an earlier question.
-
-    Guarantee: `epsilon` and `delta` are upper bounds for releases declared before the first output, used adaptively
-    otherwise. Nothing here is a filter: choosing later events by earlier outputs needs GDP or Renyi at one fixed order.
-    Neighbouring datasets: the data of one unit zeroed out, the cohort's size public (see `Release` for why add-or-remove
-    prices hold for it).
-    Edge cases: no events cost 0; an event without noise costs infinity; equal events are merged first, so a price depends
-    neither on their order nor on how a run was cut into events.
-
-    Attributes:
-      name: value of privacy.accountant.
-    """
-
-    name: ClassVar[str]
-
-    def epsilon(self, events: Sequence[PrivacyEvent], *, delta: float) -> float:
-        """Epsilon of all `events` together for their own unit, rounded up.
-
-        Raises:
-          InvalidSetting: If `delta` is not in (0, 1), the units differ, or this accountant cannot price an event.
-        """
-        return self._rounded_epsilon(events, protected="unit", delta=delta)
-
-    def patient_epsilon(self, events: Sequence[PrivacyEvent], *, delta: float) -> float:
-        """Epsilon of all `events` together for one patient, rounded up.
-
-        Patient-level events cost what they cost. Image-level ones are priced for `max_images_per_patient` = k images zeroed
-        out at once: sensitivity k in the full batch, a Binomial(k, sample_rate) mixture of sensitivities when sampled.
-
-        Raises:
-          InvalidSetting: As `epsilon`; also for sampled image-level events with k > 1 unless the accountant is PLD.
-        """
-        return self._rounded_epsilon(events, protected="patient", delta=delta)
-
-    def delta(self, events: Sequence[PrivacyEvent], *, epsilon: float) -> float:
-        """Delta of all `events` together at `epsilon` >= 0 for their own unit, rounded up.
-
-        Raises:
-          InvalidSetting: If `epsilon` is negative or this accountant cannot say.
-        """
-        check_epsilon(epsilon, name="epsilon")
-        releases = merge(events, protected="unit")
-        if releases is None:
-            return 1.0
-        if not releases:
-            return 0.0
-        return min(1.0, self._delta(releases, epsilon) * (1 + SAFETY_MARGIN))
-
-    def _rounded_epsilon(self, events: Sequence[PrivacyEvent], *, protected: Protected, delta: float) -> float:
-        check_delta(delta)
-        releases = merge(events, protected=protected)
-        if releases is None:
-            return math.inf
-        if not releases:
-            return 0.0
-        return self._epsilon(releases, delta) * (1 + SAFETY_MARGIN)
-
-    @abstractmethod
-    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
-        """Upper bound on the epsilon of one or more releases."""
-
-    @abstractmethod
-    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:
-        """Upper bound on the delta of one or more releases."""
-
-
-class PldAccountant(PrivacyAccountant):
-    """Privacy loss distributions (google dp-accounting, pessimistic): tight for every event, and prices groups.
-
-    Full-batch Gaussian events have an exact closed form (`GdpAccountant`); here they are discretised like any other.
-    """
-
-    name = "pld"
-
-    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
-        return pld_epsilon(releases, delta=delta)
-
-    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:
-        return pld_delta(releases, epsilon=epsilon)
-
-
-class GdpAccountant(PrivacyAccountant):
-    """Gaussian differential privacy in closed form: exact for full-batch events, and for nothing else."""
-
-    name = "gdp"
-
-    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
-        return gaussian_epsilon(mu=self._mu(releases), delta=delta)
-
-    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:
-        return gaussian_delta(mu=self._mu(releases), epsilon=epsilon)
-
-    def _mu(self, releases: Sequence[Release]) -> float:
-        for release in releases:
-            if not release.full_batch:
-                # The central-limit formula for sampled steps is not a bound: 4.01 where the true epsilon is 5.15.
-                raise InvalidSetting(
-                    f"sample_rate={release.sample_rate} must be 1 for accountant='gdp'; "
-                    "check privacy.accountant (pld prices sampled steps)"
-                )
-        return math.sqrt(math.fsum(release.steps / release.noise_multiplier**2 for release in releases))
+__all__ = ["PrvAccountant", "RdpAccountant"]
 
 
 class RdpAccountant(PrivacyAccountant):

@@ -1,21 +1,23 @@
-"""Privacy events in the form in which accountants price them: merged, ordered, scaled to the protected unit."""
+"""What every accountant has in common: events merged and scaled to the protected unit, and one interface."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import binom
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.accounting.gdp import check_delta, check_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 
-__all__ = ["Protected", "Release", "coarse_epsilon", "merge", "reach"]
+__all__ = ["PrivacyAccountant", "Protected", "Release", "coarse_epsilon", "merge", "reach"]
 
 Protected = Literal["unit", "patient"]
 # More noise than MAX is priced as MAX and less than MIN as none: both are safe and keep the numerics in range.
@@ -23,6 +25,9 @@ MAX_NOISE_MULTIPLIER: Final = 1e6
 MIN_NOISE_MULTIPLIER: Final = 1e-6
 # -log(4e-15): what Renyi composition at order 2 adds for a tail of 1e-15.
 NEGLIGIBLE_TAIL: Final = 33.2
+# Every epsilon and delta shown is the computed upper bound raised by this part of itself: more than any conversion or root
+# finding can be off, and far below the fourth digit that anybody reads.
+SAFETY_MARGIN: Final = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -128,3 +133,70 @@ def coarse_epsilon(releases: Sequence[Release], *, delta: float) -> float:
 def reach(releases: Sequence[Release]) -> float:
     """About the largest privacy loss outside tails of mass 1e-15; sizes grids, bounds nothing."""
     return math.fsum(release.steps * release.renyi_two() for release in releases) + NEGLIGIBLE_TAIL
+
+
+class PrivacyAccountant(ABC):
+    """Prices events; holds no state, so that one price never depends on an earlier question.
+
+    Guarantee: `epsilon` and `delta` are upper bounds for releases declared before the first output, used adaptively
+    otherwise. Nothing here is a filter: choosing later events by earlier outputs needs GDP or Renyi at one fixed order.
+    Neighbouring datasets: the data of one unit zeroed out, the cohort's size public (see `Release` for why add-or-remove
+    prices hold for it).
+    Edge cases: no events cost 0; an event without noise costs infinity; equal events are merged first, so a price depends
+    neither on their order nor on how a run was cut into events.
+
+    Attributes:
+      name: value of privacy.accountant.
+    """
+
+    name: ClassVar[str]
+
+    def epsilon(self, events: Sequence[PrivacyEvent], *, delta: float) -> float:
+        """Epsilon of all `events` together for their own unit, rounded up.
+
+        Raises:
+          InvalidSetting: If `delta` is not in (0, 1), the units differ, or this accountant cannot price an event.
+        """
+        return self._rounded_epsilon(events, protected="unit", delta=delta)
+
+    def patient_epsilon(self, events: Sequence[PrivacyEvent], *, delta: float) -> float:
+        """Epsilon of all `events` together for one patient, rounded up.
+
+        Patient-level events cost what they cost. Image-level ones are priced for `max_images_per_patient` = k images zeroed
+        out at once: sensitivity k in the full batch, a Binomial(k, sample_rate) mixture of sensitivities when sampled.
+
+        Raises:
+          InvalidSetting: As `epsilon`; also for sampled image-level events with k > 1 unless the accountant is PLD.
+        """
+        return self._rounded_epsilon(events, protected="patient", delta=delta)
+
+    def delta(self, events: Sequence[PrivacyEvent], *, epsilon: float) -> float:
+        """Delta of all `events` together at `epsilon` >= 0 for their own unit, rounded up.
+
+        Raises:
+          InvalidSetting: If `epsilon` is negative or this accountant cannot say.
+        """
+        check_epsilon(epsilon, name="epsilon")
+        releases = merge(events, protected="unit")
+        if releases is None:
+            return 1.0
+        if not releases:
+            return 0.0
+        return min(1.0, self._delta(releases, epsilon) * (1 + SAFETY_MARGIN))
+
+    def _rounded_epsilon(self, events: Sequence[PrivacyEvent], *, protected: Protected, delta: float) -> float:
+        check_delta(delta)
+        releases = merge(events, protected=protected)
+        if releases is None:
+            return math.inf
+        if not releases:
+            return 0.0
+        return self._epsilon(releases, delta) * (1 + SAFETY_MARGIN)
+
+    @abstractmethod
+    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
+        """Upper bound on the epsilon of one or more releases."""
+
+    @abstractmethod
+    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:
+        """Upper bound on the delta of one or more releases."""

@@ -17,9 +17,9 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.stats import binom
 
-from mammo_fed.privacy.accounting.composition import Release, coarse_epsilon, reach
+from mammo_fed.privacy.accounting.composition import PrivacyAccountant, Release, coarse_epsilon, reach
 
-__all__ = ["is_coarse", "pld_delta", "pld_epsilon"]
+__all__ = ["PldAccountant", "is_coarse", "pld_delta", "pld_epsilon"]
 
 # Points of the grid per standard deviation of one step's privacy loss: rounding then adds about 1e-5 to that deviation.
 GRID_PER_DEVIATION: Final = 100
@@ -36,6 +36,21 @@ LARGEST_LOSS: Final = 1000.0
 FFT_ERROR: Final = 1e-15
 FFT_ERROR_PER_STEP: Final = 1e-16
 STEPS_AT_ONCE: Final = 4096
+
+
+class PldAccountant(PrivacyAccountant):
+    """Privacy loss distributions (google dp-accounting, pessimistic): tight for every event, and prices groups.
+
+    Full-batch Gaussian events have an exact closed form (`GdpAccountant`); here they are discretised like any other.
+    """
+
+    name = "pld"
+
+    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
+        return pld_epsilon(releases, delta=delta)
+
+    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:
+        return pld_delta(releases, epsilon=epsilon)
 
 
 def pld_epsilon(releases: Sequence[Release], *, delta: float) -> float:

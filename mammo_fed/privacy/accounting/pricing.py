@@ -13,22 +13,50 @@ round whether to go on uses GDP or Renyi at one fixed order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.accountants import (
-    GdpAccountant,
-    PldAccountant,
-    PrivacyAccountant,
-    PrvAccountant,
-    RdpAccountant,
-)
-from mammo_fed.privacy.accounting.composition import Protected, merge
-from mammo_fed.privacy.accounting.pld import is_coarse
+from mammo_fed.privacy.accounting.accountants import PrvAccountant, RdpAccountant
+from mammo_fed.privacy.accounting.composition import PrivacyAccountant, Protected, Release, merge
+from mammo_fed.privacy.accounting.gdp import gaussian_delta, gaussian_epsilon
+from mammo_fed.privacy.accounting.pld import PldAccountant, is_coarse
 from mammo_fed.privacy.events import PrivacyEvent
 
-__all__ = ["ACCOUNTANTS", "AccountantName", "accountant_named", "coarsely_priced", "delta_at", "epsilon", "patient_epsilon"]
+__all__ = [
+    "ACCOUNTANTS",
+    "AccountantName",
+    "GdpAccountant",
+    "accountant_named",
+    "coarsely_priced",
+    "delta_at",
+    "epsilon",
+    "patient_epsilon",
+]
+
+
+class GdpAccountant(PrivacyAccountant):
+    """Gaussian differential privacy in closed form: exact for full-batch events, and for nothing else."""
+
+    name = "gdp"
+
+    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
+        return gaussian_epsilon(mu=self._mu(releases), delta=delta)
+
+    def _delta(self, releases: Sequence[Release], epsilon: float) -> float:
+        return gaussian_delta(mu=self._mu(releases), epsilon=epsilon)
+
+    def _mu(self, releases: Sequence[Release]) -> float:
+        for release in releases:
+            if not release.full_batch:
+                # The central-limit formula for sampled steps is not a bound: 4.01 where the true epsilon is 5.15.
+                raise InvalidSetting(
+                    f"sample_rate={release.sample_rate} must be 1 for accountant='gdp'; "
+                    "check privacy.accountant (pld prices sampled steps)"
+                )
+        return math.sqrt(math.fsum(release.steps / release.noise_multiplier**2 for release in releases))
+
 
 AccountantName = Literal["pld", "rdp", "gdp", "prv"]
 ACCOUNTANTS: Final[dict[str, PrivacyAccountant]] = {

@@ -27,14 +27,13 @@ from typing import Any, Self
 from mammo_fed.errors import InvalidSetting, LedgerError
 from mammo_fed.privacy.accounting.filters import FilterKind, as_steps, patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.accounting.pricing import AccountantName
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, check_name
 from mammo_fed.privacy.ledger import rules
 from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
 from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.ledger.state import VERSION, LedgerState, Reservation
-from mammo_fed.privacy.names import DEFAULT_ACCOUNT, check_name
 
 __all__ = ["Budget", "Ledger", "Reservation"]
 

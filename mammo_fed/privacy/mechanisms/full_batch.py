@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, clipped_logistic_sum, unit_gradients
-from mammo_fed.privacy.noise.clipping import clip_factors
-from mammo_fed.privacy.noise.integer_grid import grid_sum
+from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
 from mammo_fed.privacy.noise.source import Draws
 
 __all__ = [

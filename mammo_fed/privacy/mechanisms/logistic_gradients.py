@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.privacy.noise.clipping import clip_factors
+from mammo_fed.privacy.noise.integer_grid import clip_factors
 
 __all__ = ["LogisticData", "clipped_logistic_sum", "unit_gradients"]
 

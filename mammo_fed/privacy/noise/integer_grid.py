@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.clipping import clip_factors
 from mammo_fed.privacy.noise.discrete_gaussian import Words, discrete_gaussian
 
-__all__ = ["GRID_STEPS", "grid_sigma", "grid_sum", "noisy_release"]
+__all__ = ["GRID_STEPS", "clip_factors", "grid_sigma", "grid_sum", "noisy_release"]
 
 # Grid steps in one clipping norm. Rounding moves a unit's coordinate by less than 1e-9 of the clipping norm; the squares of a
 # unit's coordinates sum to at most 2^60, and 2^31 units and the noise to less than 2^63.
@@ -38,6 +37,19 @@ SMALLEST_NORM: Final = 1e-100
 LARGEST_NORM: Final = 1e100
 # Variance, in squared grid steps, given up for the discreteness of the noise.
 ROUNDING_VARIANCE: Final = 16
+NORM_FLOOR: Final = 1e-12
+# Factors are shrunk by this much, so that rounding in float32 never lets a unit pass its clipping norm.
+ROUNDING_MARGIN: Final = 1e-6
+
+
+def clip_factors(norms: NDArray[np.float64], *, clipping_norm: float) -> NDArray[np.float64]:
+    """Factor in [0, 1] per unit that brings its norm to at most `clipping_norm`.
+
+    Guarantee: factor * norm <= clipping_norm for every finite norm.
+    Edge cases: a norm of zero keeps its (zero) contribution; a norm that is not finite gives the factor 0.
+    """
+    factors = np.minimum(1.0, clipping_norm * (1 - ROUNDING_MARGIN) / np.maximum(norms, NORM_FLOOR))
+    return np.where(np.isfinite(norms), factors, 0.0)
 
 
 def grid_sum(contributions: NDArray[np.float64], *, clipping_norm: float) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -218,7 +218,9 @@ class Rounds:
         return sent.parameters
 
     def _sent(self, index: int, parameters: NDArray[np.float32]) -> SentTask:
-        return SentTask(task=self._run.task(index), parameters=parameters, centre=self._state.centre)
+        first = self._run.first_task
+        task = first if index == 0 else replace(first, round_index=index, kind="train")
+        return SentTask(task=task, parameters=parameters, centre=self._state.centre)
 
     def _chosen(self, index: int) -> tuple[str, ...]:
         """The sites of a round; under masks no more than their threshold allows."""

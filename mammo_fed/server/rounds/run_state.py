@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +37,6 @@ class DeclaredRun:
     first_task: RoundTask
     federation: FederationSettings
     seed: int
-
-    def task(self, index: int) -> RoundTask:
-        """The task of a round."""
-        return self.first_task if index == 0 else replace(self.first_task, round_index=index, kind="train")
 
 
 @dataclass(kw_only=True, eq=False)
