@@ -13,10 +13,9 @@ from mammo_fed.client.charging import Charge, charged_once
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accounting.filters import FilterKind
 from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
-from mammo_fed.privacy.events import PrivacyEvent, Unit, events_to_json
+from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, Unit, events_to_json
 from mammo_fed.privacy.ledger.ledger import Ledger
 from mammo_fed.privacy.ledger.rules import Budget
-from mammo_fed.privacy.names import DEFAULT_ACCOUNT
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, epsilon_curve, plan_schedule
 
 __all__ = ["Plan", "charge", "open_ledger", "plan"]
