@@ -151,6 +151,8 @@ def _data(outcome: Outcome) -> DataSection:
         sites=tuple(
             SiteData(site=site.site, patients=site.patients, images=site.images, malignant_fraction=site.malignant_fraction)
             for site in sites
+            # Of a site with another version of the protocol nothing is known.
+            if site.images
         ),
     )
 
