@@ -1,4 +1,4 @@
-"""The table of experiments beside the published numbers, as Markdown to read and as CSV to compute with."""
+"""The table of experiments next to the published numbers, as Markdown to read and as CSV to compute with."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ class TableRow:
             raise DataError(f"row {self.key}: sets {unknown} are unknown; use {', '.join(SETS)}")
         for name, epsilon in (("epsilon", self.epsilon), ("patient_epsilon", self.patient_epsilon)):
             if epsilon is not None and not epsilon >= 0:
-                raise DataError(f"row {self.key}: {name}={epsilon} must be at least 0; infinity stands for no guarantee")
+                raise DataError(
+                    f"row {self.key}: {name}={epsilon} must be at least 0; use infinity where there is no guarantee"
+                )
 
 
 def write_table(folder: Path, rows: Sequence[TableRow], *, absent: str = "", notes: Sequence[str] = ()) -> tuple[Path, Path]:

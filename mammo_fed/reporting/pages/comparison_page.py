@@ -65,6 +65,6 @@ def _trade_off(records: Sequence[Record], names: Sequence[str]) -> list[Figure]:
     if not series:
         return []
     caption = (
-        "AUROC with its 95 % interval over epsilon. Runs whose noise was injected stand at the epsilon they were accounted."
+        "AUROC with its 95 % interval over epsilon. Runs whose noise was injected are shown at the epsilon that was accounted."
     )
     return [Figure(svg=plots.trade_off(series), caption=caption)]

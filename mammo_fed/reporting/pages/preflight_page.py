@@ -48,7 +48,7 @@ def write_preflight_page(
         patches=Table(head=("Split and label", "Images", "Patients"), rows=_counts(cohort), caption="Class balance"),
         refused=Table(head=("Reason", "Findings"), rows=reasons, caption="Reasons"),
         headers=Table(head=("Attribute", "Files"), rows=names, caption="What the archive holds"),
-        intensities=Figure(svg=_histogram(cohort), caption="Share of pixels by intensity, benign and malignant"),
+        intensities=Figure(svg=_histogram(cohort), caption="Fraction of pixels by intensity, benign and malignant"),
         sheet=_sheet(cohort),
     )
     write_private(path, page.encode())
@@ -77,7 +77,7 @@ def _histogram(cohort: Cohort) -> Svg:
         axes.legend()
         axes.set_xlim(0, 1)
 
-    return draw("intensities", paint, label="intensities of the patches", xlabel="Intensity", ylabel="Share of pixels")
+    return draw("intensities", paint, label="intensities of the patches", xlabel="Intensity", ylabel="Fraction of pixels")
 
 
 def _sheet(cohort: Cohort) -> Picture:

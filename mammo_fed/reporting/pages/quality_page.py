@@ -1,4 +1,4 @@
-"""Synthetic sets beside real masses: grids, figures and spectra on one page, for the site's own people."""
+"""Synthetic sets next to real masses: grids, figures and spectra on one page, for the site's own people."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ MEANING: Final = (
     ("Consistency", "AUROC of a classifier of real masses for the set's own labels: do the classes differ as real ones do?"),
     ("TSTR", "train on synthetic, test on real: AUROC on held-out patients, with its 95 % interval over patients"),
     ("Checkerboard", "power at N/2 and N/4 over that around them; about 1 without a checkerboard"),
-    ("Wrapped pixels", "share that jumps across the range, as where values were cast to 8 bits without clipping"),
+    ("Wrapped pixels", "fraction of pixels that jump across the range, as where values were cast to 8 bits without clipping"),
     ("Nearest ratio", "distance to the nearest training mass, over that of held-out patients; well below 1 is memorisation"),
-    ("Nearer to train", "share nearer to a training than to a held-out mass, over what sets of one size would give"),
+    ("Nearer to train", "fraction nearer to a training than to a held-out mass, over what sets of one size would give"),
     ("Copies", "images half as far from a training mass as the nearest held-out one, or nearer"),
 )
 
@@ -82,7 +82,7 @@ def quality_page(title: str, rows: Sequence[QualityRow], *, public: bool) -> str
         title=title,
         public=public,
         fidelity=_figures(rows, COLUMNS, tstr=True, caption="Fidelity and classes"),
-        artefacts=_figures(rows, LINES, tstr=False, caption="What generators leave behind"),
+        artefacts=_figures(rows, LINES, tstr=False, caption="Artefacts of generators and copies of training masses"),
         spectra=Figure(svg=_spectra(rows), caption="Mean power by frequency; a peak is a pattern that repeats"),
         sheets=[(row, _sheet(row)) for row in rows],
         meaning=MEANING,

@@ -1,4 +1,4 @@
-"""Which plots a run's report shows, each with the words under it."""
+"""Which plots a run's report shows, each with its caption."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def curve_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Figure]
     name = headline_set(sets)
     if name is None:
         return []
-    words = {key: metric_text(record.evaluation[key].auroc, record.evaluation[key].auroc_ci) for key in sets}
+    intervals = {key: metric_text(record.evaluation[key].auroc, record.evaluation[key].auroc_ci) for key in sets}
     return [
         Figure(
-            svg=plots.roc(sets, auroc=words),
+            svg=plots.roc(sets, auroc=intervals),
             caption="ROC curves with the area under each and its 95 % interval. The diagonal is guessing.",
         ),
         Figure(
@@ -36,11 +36,11 @@ def curve_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Figure]
         ),
         Figure(
             svg=plots.score_histogram(sets[name], name=name),
-            caption=f"Scores of the set {set_title(name)}, each class by itself.",
+            caption=f"Scores of the set {set_title(name)}, each class separately.",
         ),
         Figure(
             svg=plots.calibration(sets),
-            caption="Calibration in ten groups of equal size. On the diagonal, a score is the share of malignant images.",
+            caption="Calibration in ten groups of equal size. On the diagonal, a score is the fraction of malignant images.",
         ),
     ]
 

@@ -42,7 +42,7 @@ RESULT_COLUMNS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Scores behind the plots, by evaluation set: labels and scores alone, no identifier of any kind."""
+    """Scores behind the plots, by evaluation set: labels and scores, no identifier of any kind."""
 
     sets: Mapping[str, ScoredSet] = field(default_factory=dict)
 
@@ -145,7 +145,7 @@ def _privacy(privacy: PrivacySection) -> Table:
         *(["Schedule cost, a patient"] if by_image and not run_alone else []),
         "Budget left",
         "Rounds",
-        "Part taken",
+        "Participation",
     ]
     rows = [
         (

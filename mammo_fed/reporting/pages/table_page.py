@@ -152,9 +152,9 @@ def _curves(page: TablePage) -> tuple[list[Figure], list[str]]:
         public = {key: scored for key, scored in page.curves[name].items() if scored.public}
         hidden += [f"{key} ({table_set_title(name)})" for key in page.curves[name] if key not in public]
         # Of the curve that is drawn, which may be one seed of several.
-        words = {key: metric_text(auroc(np.asarray(one.scores, np.float64), one.labels)) for key, one in public.items()}
+        shown = {key: metric_text(auroc(np.asarray(one.scores, np.float64), one.labels)) for key, one in public.items()}
         if public:
-            figures += [Figure(svg=svg, caption=caption) for svg, caption in curve_plots(name, public, auroc=words)]
+            figures += [Figure(svg=svg, caption=caption) for svg, caption in curve_plots(name, public, auroc=shown)]
     return figures, hidden
 
 
@@ -170,7 +170,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Table:
         for one in comparisons
     ]
     caption = (
-        "Both rows on the same drawn patients, means over seeds. p: two-sided bootstrap p-value, twice the smaller share of "
+        "Both rows on the same drawn patients, means over seeds. p: two-sided bootstrap p-value, twice the smaller fraction of "
         "replicates on the other side of 0; not corrected for the number of comparisons."
     )
     head = ("Rows", "Set", "Metric", "Difference [95 % CI]", "p")

@@ -43,7 +43,7 @@ LONGEST_OF_THREE: Final = 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredSet:
-    """Labels and scores of one evaluation set, in no order that says whose they are.
+    """Labels and scores of one evaluation set, in an order that does not tell whose they are.
 
     Attributes:
       labels: int, shape (images,): MALIGNANT = 1 or BENIGN = 0, both present.
@@ -61,7 +61,7 @@ class ScoredSet:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.scores):
             raise DataError(
-                f"{len(self.labels)} labels and {len(self.scores)} scores must be as many; give one of each an image"
+                f"{len(self.labels)} labels and {len(self.scores)} scores must be as many; give one of each for every image"
             )
         if set(np.unique(self.labels).tolist()) != {BENIGN, MALIGNANT}:
             raise DataError("labels must hold 0 for benign and 1 for malignant, both present; a curve needs the two classes")
@@ -79,7 +79,7 @@ class TradeOffPoint:
 
 
 def roc(sets: Mapping[str, ScoredSet], *, auroc: Mapping[str, str]) -> Svg:
-    """Receiver operating characteristic of each set; `auroc` gives the words for the legend, value and interval."""
+    """Receiver operating characteristic of each set; `auroc` gives the legend's text, value and interval."""
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=GRID, linewidth=1.2)
@@ -116,38 +116,40 @@ def precision_recall(sets: Mapping[str, ScoredSet], *, positive: int) -> Svg:
 
 
 def score_histogram(scored: ScoredSet, *, name: str) -> Svg:
-    """How benign and malignant images of one set score, as shares of their class."""
+    """How benign and malignant images of one set score, as fractions of their class."""
 
     def paint(axes: Any) -> None:
         for value, word, (colour, dash, _) in zip((BENIGN, MALIGNANT), ("benign", "malignant"), SERIES, strict=False):
             scores = scored.scores[scored.labels == value]
-            share = np.full(len(scores), 1.0 / len(scores))
-            axes.hist(scores, HISTOGRAM_BINS, weights=share, color=colour, alpha=0.25, histtype="stepfilled")
+            fraction = np.full(len(scores), 1.0 / len(scores))
+            axes.hist(scores, HISTOGRAM_BINS, weights=fraction, color=colour, alpha=0.25, histtype="stepfilled")
             outline = {"color": colour, "linestyle": dash, "histtype": "step", "linewidth": 1.6}
-            axes.hist(scores, HISTOGRAM_BINS, weights=share, label=f"{word} ({len(scores):,})", **outline)
+            axes.hist(scores, HISTOGRAM_BINS, weights=fraction, label=f"{word} ({len(scores):,})", **outline)
         axes.legend(loc="upper center", ncols=2)
         axes.set_xlim(0, 1)
         axes.margins(y=0.2)
 
     label = f"{set_title(name)}: distribution of scores of benign and of malignant images"
-    return draw("scores", paint, label=label, xlabel="Score (probability of malignant)", ylabel="Share of the class's images")
+    return draw(
+        "scores", paint, label=label, xlabel="Score (probability of malignant)", ylabel="Fraction of the class's images"
+    )
 
 
 def calibration(sets: Mapping[str, ScoredSet]) -> Svg:
-    """Share of malignant images over the mean score, in ten groups of equal size; bars: 95 % Wilson intervals."""
+    """Fraction of malignant images over the mean score, in ten groups of equal size; bars: 95 % Wilson intervals."""
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=GRID, linewidth=1.2)
         lines = []
         for scored, (colour, dash, marker) in zip(sets.values(), _styles(len(sets)), strict=True):
-            mean_score, share, low, high = _calibration_points(scored)
+            mean_score, fraction, low, high = _calibration_points(scored)
             axes.vlines(mean_score, low, high, color=colour, linewidth=1.0, alpha=0.6)
-            lines += axes.plot(mean_score, share, color=colour, linestyle=dash, marker=marker, markersize=5)
+            lines += axes.plot(mean_score, fraction, color=colour, linestyle=dash, marker=marker, markersize=5)
         legend(axes, lines, [set_title(name) for name in sets], loc="upper left")
         _unit_square(axes)
 
-    label = "Calibration: share of malignant images against the mean score"
-    return draw("calibration", paint, label=label, xlabel="Mean score", ylabel="Share of malignant images")
+    label = "Calibration: fraction of malignant images over the mean score"
+    return draw("calibration", paint, label=label, xlabel="Mean score", ylabel="Fraction of malignant images")
 
 
 def epsilon_per_round(sites: Mapping[str, Sequence[float]], *, target: float) -> Svg:
@@ -213,7 +215,7 @@ def site_sizes(names: Sequence[str], patients: Sequence[int], images: Sequence[i
 
 
 def trade_off(sets: Mapping[str, Sequence[TradeOffPoint]]) -> Svg:
-    """AUROC with its 95 % interval over epsilon, one series a set; runs without noise stand at the right edge.
+    """AUROC with its 95 % interval over epsilon, one series a set; runs without noise are at the right edge.
 
     Every epsilon is above 0.
     """
@@ -257,12 +259,12 @@ def _unit_square(axes: Any) -> None:
 
 
 def _calibration_points(scored: ScoredSet) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Mean score, share of malignant images and its Wilson interval for groups of equal size by rising score."""
+    """Mean score, fraction of malignant images and its Wilson interval for groups of equal size by rising score."""
     order = np.argsort(scored.scores, kind="stable")
     groups = np.array_split(order, min(CALIBRATION_BINS, len(order)))
     size = np.array([len(group) for group in groups], dtype=np.float64)
     mean_score = np.array([scored.scores[group].mean() for group in groups])
-    share = np.array([(scored.labels[group] == MALIGNANT).mean() for group in groups])
-    centre = (share + Z95**2 / (2 * size)) / (1 + Z95**2 / size)
-    half = Z95 * np.sqrt(share * (1 - share) / size + (Z95 / (2 * size)) ** 2) / (1 + Z95**2 / size)
-    return mean_score, share, centre - half, centre + half
+    fraction = np.array([(scored.labels[group] == MALIGNANT).mean() for group in groups])
+    centre = (fraction + Z95**2 / (2 * size)) / (1 + Z95**2 / size)
+    half = Z95 * np.sqrt(fraction * (1 - fraction) / size + (Z95 / (2 * size)) ** 2) / (1 + Z95**2 / size)
+    return mean_score, fraction, centre - half, centre + half

@@ -114,7 +114,7 @@ def prefixed(svg: Svg, prefix: str) -> Svg:
 
 
 def _inline(svg: str, name: str, label: str) -> Svg:
-    """What matplotlib wrote as an element that can sit beside others on one page: no prologue, no shared ids or styles."""
+    """What matplotlib wrote as an element that can be next to others on one page: no prologue, no shared ids or styles."""
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = _with_prefix(svg, name)

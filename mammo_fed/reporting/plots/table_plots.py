@@ -21,7 +21,7 @@ PAPER_SET: Final = {"cv": "test", "val": "test", "test": "test", "external": "ex
 INFINITY_FACTOR: Final = 3.0
 SHIFT: Final = 1.03
 LONGEST_NAME: Final = 60
-# Names longer than this, in characters, do not fit beside each other.
+# Names longer than this, in characters, do not fit next to each other.
 LONGEST_OF_TWO: Final = 26
 
 
@@ -90,7 +90,7 @@ def curve_plots(name: str, curves: Mapping[str, ScoredSet], *, auroc: Mapping[st
     Args:
       name: of SETS.
       curves: by key of the row, at least one.
-      auroc: words for the legend by key of the row.
+      auroc: text of the legend by key of the row.
     """
     where = table_set_title(name)
     found = [(plots.roc(curves, auroc=auroc), f"{where}: ROC curves")]

@@ -44,17 +44,17 @@ REJECTIONS: Final[Mapping[RejectionReason, str]] = {
 LOOSE_ABOVE: Final = 1000.0
 NONE_GIVEN: Final = "so this run gives no privacy guarantee."
 HOW_TO_READ: Final = (
-    "Epsilon bounds what the sites' messages tell about one patient: apart from a failure probability delta, whatever anyone "
+    "Epsilon bounds what the sites' messages reveal about one patient: apart from a failure probability delta, whatever anyone "
     "concludes from them is at most exp(epsilon) times as likely with that patient's data as without it. Smaller is stronger.",
     "The account adds up all runs in a site's ledger. A site refuses work that would pass its budget, whatever a server asks. "
     "Where ledgers carry over, later runs may depend on earlier ones: the cap is the guarantee, the account a schedule cost.",
     "AUROC is the chance that a malignant mass scores above a benign one: 0.5 is guessing, 1 is perfect. Its 95 % interval "
     "comes from resampling whole patients, because the views of one mass are alike.",
-    "AUPRC depends on which class counts as positive and on how common it is, so both are given. Guessing reaches the share "
-    "of the positive class. Published values on these tasks often take benign as the positive class.",
+    "AUPRC depends on which class counts as positive and on how common it is, so both are given. Guessing reaches the "
+    "prevalence of the positive class. Published values on these tasks often take benign as the positive class.",
     "The Brier score is the mean squared distance of the score to the truth: 0.25 is a constant one half, lower is better.",
-    "Sensitivity at 90 % specificity is the share of malignant masses found by a threshold that calls at most one benign mass "
-    "in ten malignant.",
+    "Sensitivity at 90 % specificity is the fraction of malignant masses found by a threshold that calls at most one benign "
+    "mass in ten malignant.",
     "The scores are research results on single patches. They are not a diagnosis.",
 )
 
@@ -114,7 +114,7 @@ def guarantee_sentence(
     elif patient_epsilon is None or max_images_per_patient is None:
         raise InvalidSetting(
             "patient_epsilon and max_images_per_patient must be given with unit=image: "
-            "an image's guarantee says nothing about a patient by itself; check the site's policy"
+            "an image's guarantee alone says nothing about a patient; check the site's policy"
         )
     else:
         images = "1 image" if max_images_per_patient == 1 else f"{max_images_per_patient} images"
