@@ -55,6 +55,9 @@ def settings() -> Settings:
 def folder(settings, cache, tmp_path) -> Path:
     """The folder of the interrupted run, with the sites' files as they are for this machine."""
     shutil.copytree(INTERRUPTED, tmp_path, dirs_exist_ok=True)
+    # A ledger is its owner's alone, which a checkout does not keep.
+    for path in (tmp_path / "sites").rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
     store = ArrayCache(cache)
     pool = load_pool(settings.data, share_of(settings), cache=store)
     for index in range(2):
