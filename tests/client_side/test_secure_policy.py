@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mammo_fed.client.policy import check_declaration, read_site_file
+from mammo_fed.client.rounds.replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.client.rounds.site import Site
-from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused

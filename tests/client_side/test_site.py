@@ -13,10 +13,9 @@ from flwr.app import Context, Message, RecordDict
 
 from mammo_fed.client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
 from mammo_fed.client.rounds.app import app
-from mammo_fed.client.rounds.replies import refusal
+from mammo_fed.client.rounds.replies import refusal, reply_from_bytes, reply_to_bytes
 from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.client.rounds.site import Site
-from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mammo_fed.client.charging import site_ledger
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.generator.cohort import settings_at
 from mammo_fed.client.generator.export import sample_set
 from mammo_fed.client.generator.training import start_training
 from mammo_fed.client.generator.training_folder import read_training
-from mammo_fed.client.rounds.ledger_guard import site_ledger
 from mammo_fed.data.sources.synthetic_set import read_provenance
 from mammo_fed.errors import InvalidSetting, PolicyRefused, PrivacyRefused
 from mammo_fed.settings.compose import compose_gan

@@ -10,12 +10,11 @@ from typing import Final
 
 import numpy as np
 
-from mammo_fed.client.charging import Charge, TrainingState, charged_once
+from mammo_fed.client.charging import Charge, TrainingState, charged_once, site_ledger
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.generator.cohort import check_policy, settings_at, training_cohort
 from mammo_fed.client.generator.training_folder import Training, begin_training, last_step, load_average, new_private_folder
 from mammo_fed.client.policy import SiteFile
-from mammo_fed.client.rounds.ledger_guard import site_ledger
 from mammo_fed.common.private_files import file_lock
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from mammo_fed.client.charging import LedgerMemory
 from mammo_fed.client.folder import SiteFolder
-from mammo_fed.client.rounds.ledger_guard import LedgerMemory
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import InvalidSetting, MammoFedError, RunFailed

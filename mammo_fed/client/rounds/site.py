@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mammo_fed.client.charging import Charge, TrainingState, charged_once
+from mammo_fed.client.charging import Charge, TrainingState, charged_once, site_ledger
 from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
-from mammo_fed.client.rounds.ledger_guard import site_ledger
 from mammo_fed.client.rounds.masked_sums import MaskedSums
-from mammo_fed.client.rounds.replies import accepted, refusal, update_without_parameters
+from mammo_fed.client.rounds.replies import accepted, refusal, reply_from_bytes, reply_to_bytes, update_without_parameters
 from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of, mixed
 from mammo_fed.client.rounds.run_memory import RunMemory
-from mammo_fed.client.rounds.stored_replies import reply_from_bytes, reply_to_bytes
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
