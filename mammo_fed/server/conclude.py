@@ -145,6 +145,7 @@ def _best_round(
     cohort: Cohort,
 ) -> int:
     """The one of `rounds` with the highest validation AUPRC (benign)."""
+    # Late, as the page's drawing libraries.
     from sklearn.metrics import average_precision_score
 
     labels = cohort.labels == BENIGN

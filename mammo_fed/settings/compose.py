@@ -111,7 +111,8 @@ def _composed(name: str, overrides: Sequence[str], *, command: str) -> tuple[Any
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGURATION.resolve()), version_base="1.3"):
-            _check_keys(overrides, _known_keys(name), command=command)
+            if overrides:
+                _check_keys(overrides, _known_keys(name), command=command)
             config = compose(name, overrides=list(overrides), return_hydra_config=True)
         folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
         job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -125,6 +125,7 @@ def write_dicom(header: Dataset, path: Path, encoding: Encoding) -> Path:
 
 def _write_by_gdcm(header: Dataset, path: Path) -> None:
     """Lossless JPEG, for which pydicom has no encoder."""
+    # Of the extra `dicom`.
     import gdcm
 
     if "StudyDate" not in header:

@@ -70,6 +70,7 @@ class PrvAccountant(PrivacyAccountant):
         if reach(releases) > LARGEST_LOSS:
             return coarse_epsilon(releases, delta=delta)
         self._refuse_what_does_not_fit(releases, delta)
+        # Late, as in `_orders`.
         from opacus.accountants import PRVAccountant
 
         accountant = PRVAccountant()
@@ -111,6 +112,7 @@ def _orders() -> tuple[float, ...]:
 @lru_cache(maxsize=256)
 def _opacus_step(sample_rate: float, noise_multiplier: float) -> tuple[float, ...]:
     """Renyi divergences of one step at `_orders`: asked again after every round of a run, and always the same."""
+    # Late, as in `_orders`.
     from opacus.accountants.analysis.rdp import compute_rdp
 
     found = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(_orders()))

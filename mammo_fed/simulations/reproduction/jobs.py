@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -13,7 +14,9 @@ from multiprocessing import active_children, parent_process
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from mammo_fed.client.rounds.site import open_site
 from mammo_fed.common.isolation import spawned_pool
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
@@ -25,6 +28,7 @@ from mammo_fed.reporting.record.record import RECORD_NAME
 from mammo_fed.server.results.files import SCORES_NAME
 from mammo_fed.server.run import Hooks, share_of
 from mammo_fed.settings import Settings
+from mammo_fed.simulations.launch import simulate
 from mammo_fed.simulations.reproduction.experiments import Experiment
 
 __all__ = ["Job", "Plan", "jobs_of", "overrides_of", "run_jobs"]
@@ -165,9 +169,6 @@ def run_jobs(
 
 def _run(job: Job) -> None:
     """One run in a folder of its own; what the table needs is moved to the job's folder, whole or not at all."""
-    from mammo_fed.client.rounds.site import open_site
-    from mammo_fed.simulations.launch import simulate
-
     work, result = job.folder.with_suffix(".work"), job.folder.with_suffix(".result")
     for leftover in (work, result, job.folder):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -183,10 +184,6 @@ def _run(job: Job) -> None:
 
 def _quiet() -> None:
     """Leave Ctrl-C to the process that waits, and threads to the other runs."""
-    import signal
-
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
