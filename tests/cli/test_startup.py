@@ -127,7 +127,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
     from mammo_fed.data.dicom.writing import Depth, Encoding
     from mammo_fed.data.sources.rows import Split
     from mammo_fed.privacy.accounting.pricing import ACCOUNTANTS
-    from mammo_fed.synthesis.descriptors import DESCRIPTORS
+    from mammo_fed.synthesis.quality.descriptors import DESCRIPTORS
 
     assert CANARIES == options.CANARIES
     assert set(SOURCES) == set(data_options.SOURCES)

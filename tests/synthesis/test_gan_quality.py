@@ -15,11 +15,11 @@ from scipy.linalg import sqrtm
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.patches import read_patch
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
-from mammo_fed.synthesis.fidelity import frechet_distance, neighbourhood
-from mammo_fed.synthesis.memorisation import memorisation, thumbnails
-from mammo_fed.synthesis.quality import evaluate_set, noise_images, reference
-from mammo_fed.synthesis.spectrum import artefacts, checkerboard, radial_power, wrapped_share
+from mammo_fed.synthesis.quality.descriptors import descriptor, radiomics_distance
+from mammo_fed.synthesis.quality.evaluation import evaluate_set, noise_images, reference
+from mammo_fed.synthesis.quality.fidelity import frechet_distance, neighbourhood
+from mammo_fed.synthesis.quality.memorisation import memorisation, thumbnails
+from mammo_fed.synthesis.quality.spectrum import artefacts, checkerboard, radial_power, wrapped_share
 
 
 def test_frechet_of_a_set_to_itself_is_zero_and_of_a_moved_one_the_squared_way():

@@ -15,7 +15,7 @@ __all__ = [
     "add_train_options",
 ]
 
-# As mammo_fed.synthesis.descriptors has them; that module takes seconds to import.
+# As mammo_fed.synthesis.quality.descriptors has them; that module takes seconds to import.
 DESCRIPTORS: Final = ("efficientnet", "inception")
 
 OVERRIDES: Final = """

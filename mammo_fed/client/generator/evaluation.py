@@ -24,8 +24,8 @@ from mammo_fed.errors import DataError
 from mammo_fed.reporting.pages.quality_page import QualityRow, quality_page
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries
-from mammo_fed.synthesis.descriptors import descriptor, radiomics_distance
-from mammo_fed.synthesis.quality import Quality, at_side, evaluate_set, noise_images, reference
+from mammo_fed.synthesis.quality.descriptors import descriptor, radiomics_distance
+from mammo_fed.synthesis.quality.evaluation import Quality, at_side, evaluate_set, noise_images, reference
 from mammo_fed.synthesis.sampling import draw_images
 
 __all__ = ["HELD_OUT_ROW", "EvaluatedSet", "Evaluation", "evaluate_sets", "write_evaluation"]

@@ -13,7 +13,7 @@ from PIL import Image
 from mammo_fed.reporting.pages.pictures import Picture, picture
 from mammo_fed.reporting.pages.rendering import Figure, Table, render
 from mammo_fed.reporting.plots.svg import SERIES, Svg, draw, legend
-from mammo_fed.synthesis.spectrum import radial_power
+from mammo_fed.synthesis.quality.spectrum import radial_power
 
 __all__ = ["QualityRow", "quality_page"]
 

@@ -17,7 +17,7 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.errors import InvalidSetting, WeightsError
 from mammo_fed.models.backbones import BackboneSpec
 from mammo_fed.models.features import Extractor, ExtractorSpec
-from mammo_fed.synthesis.quality import Descriptor
+from mammo_fed.synthesis.quality.evaluation import Descriptor
 
 __all__ = ["DESCRIPTORS", "descriptor", "radiomics_distance"]
 

@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.errors import DataError
 from mammo_fed.models.features import resize
-from mammo_fed.synthesis.fidelity import Neighbourhood, frechet_distance, neighbourhood
-from mammo_fed.synthesis.memorisation import Memorisation, memorisation, thumbnails
-from mammo_fed.synthesis.spectrum import Artefacts, artefacts
+from mammo_fed.synthesis.quality.fidelity import Neighbourhood, frechet_distance, neighbourhood
+from mammo_fed.synthesis.quality.memorisation import Memorisation, memorisation, thumbnails
+from mammo_fed.synthesis.quality.spectrum import Artefacts, artefacts
 from mammo_fed.training.evaluation import auroc, auroc_interval
 
 __all__ = ["Descriptor", "Quality", "Reference", "at_side", "evaluate_set", "noise_images", "reference"]

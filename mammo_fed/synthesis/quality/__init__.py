@@ -1,0 +1,1 @@
+"""How near synthetic images come to real ones, and whether they repeat any."""
