@@ -1,7 +1,7 @@
 """A generator's training from first step to last, over interruptions: nothing is shown that no checkpoint holds.
 
 Why that order: under privacy a step that is taken again after a crash has fresh noise. Were a sample of the lost step on the
-disk, somebody would hold two draws of a release that was paid for once. So losses, samples and scalars are written after the
+disk, somebody would hold two draws of a release that was paid for once. So losses, samples and TensorBoard's scalars are written after the
 checkpoint that holds them, and from it.
 """
 
@@ -25,19 +25,24 @@ from mammo_fed.synthesis.adversarial import Adversaries, Losses, RealGradient
 from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint
 from mammo_fed.synthesis.mcgan import Generator
 from mammo_fed.synthesis.sampling import draw_images
+from mammo_fed.synthesis.scalars import Scalars, open_scalars
 
-__all__ = ["LOSSES_NAME", "SAMPLES_NAME", "TENSORBOARD_NAME", "GanProgress", "read_losses", "train_gan"]
+__all__ = ["LOSSES_NAME", "SAMPLES_NAME", "GanProgress", "read_losses", "train_gan"]
 
 LOSSES_NAME: Final = "losses.csv"
 SAMPLES_NAME: Final = "samples"
-TENSORBOARD_NAME: Final = "tensorboard"
 GRID_SIDE: Final = 8
 
 GanProgress = Callable[[int, int, Losses], None]
 
 
 def train_gan(
-    settings: GanSettings, real: RealGradient, folder: Path, *, progress: GanProgress = lambda *_: None
+    settings: GanSettings,
+    real: RealGradient,
+    folder: Path,
+    *,
+    progress: GanProgress = lambda *_: None,
+    tensorboard: bool = False,
 ) -> Adversaries:
     """Train until the last step, from the newest checkpoint of `folder` if it has one.
 
@@ -47,13 +52,15 @@ def train_gan(
     Args:
       settings: of the training.
       real: the real images' part of the discriminator's gradient; see mammo_fed.synthesis.real_gradients.
-      folder: of the training; checkpoints, losses, samples and TensorBoard's scalars go there.
+      folder: of the training; checkpoints, losses and samples go there.
       progress: called after every step with (step, steps, its losses).
+      tensorboard: whether TensorBoard's scalars go there too; needs the extra `mammo-fed[tensorboard]`.
 
     Raises:
-      InvalidSetting: If the folder's checkpoints were written under other settings.
+      InvalidSetting: If the folder's checkpoints were written under other settings, or TensorBoard is asked for and not there.
       DataError: If its newest checkpoint is damaged.
     """
+    scalars = open_scalars(folder) if tensorboard else None
     if settings.threads:
         torch.set_num_threads(settings.threads)
     adversaries = Adversaries(settings.gan, seed=settings.seed)
@@ -61,7 +68,7 @@ def train_gan(
     losses: list[Losses] = []
     if steps := checkpoint_steps(folder):
         losses = read_checkpoint(folder, steps[-1], adversaries, settings_sha256=identity)
-    with _Shown(folder, settings) as shown:
+    with _Shown(folder, settings, scalars) as shown:
         shown.update(adversaries, losses)
         while adversaries.step < settings.gan.steps:
             losses.append(adversaries.advance(real))
@@ -79,17 +86,15 @@ class _Shown:
 
     folder: Path
     settings: GanSettings
+    scalars: Scalars | None
+    last: int = 0
 
     def __enter__(self) -> _Shown:
-        # Slow to import, and of no use to who only draws images.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._last = 0
-        self._writer = SummaryWriter(str(self.folder / TENSORBOARD_NAME))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        if self.scalars is not None:
+            self.scalars.close()
 
     def update(self, adversaries: Adversaries, losses: list[Losses]) -> None:
         """Show what the checkpoint that was just read or written holds."""
@@ -97,13 +102,9 @@ class _Shown:
             return
         write_private(self.folder / LOSSES_NAME, _table(losses))
         _write_grid(self.folder, adversaries.average, step=adversaries.step, seed=self.settings.seed)
-        for one in losses[self._last :]:
-            scalars = {"loss/generator": one.generator, "loss/fake": one.fake, "loss/real": one.real}
-            for name, value in scalars.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, one.step)
-        self._last = len(losses)
-        self._writer.flush()
+        if self.scalars is not None:
+            self.scalars.add(losses[self.last :])
+        self.last = len(losses)
 
 
 def _table(losses: list[Losses]) -> bytes:

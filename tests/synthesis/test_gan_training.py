@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from mammo_fed.cli.main import main
 from mammo_fed.client.generator.export import sample_set
 from mammo_fed.client.generator.training import start_training
 from mammo_fed.client.generator.training_folder import read_training
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.synthesis import scalars
 from mammo_fed.synthesis.adversarial import Adversaries
 from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint
 from mammo_fed.synthesis.mcgan import Generator
@@ -86,17 +88,43 @@ def test_gan_shows_nothing_that_no_checkpoint_holds(gan_settings, tmp_path):
     assert "step_00000005" not in str(list((tmp_path / "run").rglob("*")))
 
 
-def test_gan_samples_grid_and_tensorboard_are_there_to_look_at(gan_settings, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    settings = gan_settings()
-    start_training(settings, tmp_path / "run")
+def test_gan_samples_grid_is_there_to_look_at_and_no_scalars_that_nobody_asked_for(gan_settings, tmp_path):
+    start_training(gan_settings(), tmp_path / "run")
     grid = np.asarray(Image.open(tmp_path / "run" / "samples" / "step_00000006.png"))
     assert grid.shape[1] >= 2 * 32
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss/generator")] == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "run" / "tensorboard").exists()
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "run").glob("*.*")} == {0}
+
+
+def test_gan_scalars_for_tensorboard_hold_what_checkpoints_hold_where_they_are_asked_for(gan_settings, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Stopped):
+        start_training(gan_settings(), tmp_path / "run", progress=stop_at(5), tensorboard=True)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/generator")] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def without_tensorboard(monkeypatch):
+    """TensorBoard is not installed, as after `pip install mammo-fed`."""
+    monkeypatch.setattr(scalars, "find_spec", lambda name: None)
+
+
+def test_gan_scalars_that_are_asked_for_without_tensorboard_are_refused_before_anything(
+    gan_settings, tmp_path, without_tensorboard
+):
+    with pytest.raises(InvalidSetting, match=r"mammo-fed\[tensorboard\]"):
+        start_training(gan_settings(), tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_gan_train_says_in_one_line_that_tensorboard_is_absent_and_trains(tiny, tmp_path, without_tensorboard, capsys):
+    assert main(["gan", "train", *tiny, f"hydra.run.dir={tmp_path / 'run'}", "--tensorboard"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "ensorBoard" in line]
+    assert len(told) == 1
+    assert "mammo-fed[tensorboard]" in told[0]
+    assert [one.step for one in read_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_gan_old_checkpoints_are_removed(gan_settings, tmp_path):

@@ -26,7 +26,7 @@ settings are given as key=value; `--cfg job` prints them all. The most used:
   donor.num_sites=4 donor.index=0                       one hospital of a simulated federation
   seed=0   threads=2   hydra.run.dir=FOLDER
 
-A training that was interrupted goes on with --resume FOLDER. Losses, samples and TensorBoard's scalars lie in the folder.
+A training that was interrupted goes on with --resume FOLDER. Losses and samples lie in the folder.
 Patients who are not public need --site: their site's policy and ledger then hold.
 """
 EVALUATE: Final = """
@@ -41,6 +41,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     train.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted training, as it was begun")
+    train.add_argument("--tensorboard", action="store_true", help="write TensorBoard's scalars too; mammo-fed[tensorboard]")
     train.add_argument("--site", type=Path, metavar="FOLDER", help="train on this site's cohort, under its policy and ledger")
 
 

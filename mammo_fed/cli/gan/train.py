@@ -22,7 +22,14 @@ def train_command(options: argparse.Namespace, console: Console) -> int:
     # Late, for torch takes seconds, and neither --cfg nor a wrong setting should wait for it.
     from mammo_fed.cli.gan.training import train
 
-    train(composed, resume=options.resume is not None, site_folder=options.site, console=console, json_only=options.json)
+    train(
+        composed,
+        resume=options.resume is not None,
+        site_folder=options.site,
+        tensorboard=options.tensorboard,
+        console=console,
+        json_only=options.json,
+    )
     return 0
 
 

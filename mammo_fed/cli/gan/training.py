@@ -9,23 +9,33 @@ from rich.console import Console
 from mammo_fed.cli.gan.bar import Bar
 from mammo_fed.client.generator.training import start_training
 from mammo_fed.client.generator.training_folder import Training, new_private_folder, read_training
-from mammo_fed.common.command_line import print_json, say
+from mammo_fed.common.command_line import print_json, say, warn
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.reporting.formatting import delta_text, epsilon_text
 from mammo_fed.settings.compose import ComposedGan
 from mammo_fed.synthesis.adversarial import Losses
+from mammo_fed.synthesis.scalars import TENSORBOARD_ABSENT, has_tensorboard
 
 __all__ = ["train"]
 
 
-def train(composed: ComposedGan, *, resume: bool, site_folder: Path | None, console: Console, json_only: bool) -> None:
+def train(
+    composed: ComposedGan,
+    *,
+    resume: bool,
+    site_folder: Path | None,
+    tensorboard: bool,
+    console: Console,
+    json_only: bool,
+) -> None:
     """Train in the folder of `composed`, and say what came out.
 
     Args:
       composed: settings and folder.
       resume: go on with the training that lies there.
       site_folder: of the site whose cohort, policy and ledger are used; None for a public cohort.
+      tensorboard: whether its scalars are written too; where it is not installed, one line says so.
       console: told how it goes on.
       json_only: print the result as JSON and nothing for people.
 
@@ -33,6 +43,9 @@ def train(composed: ComposedGan, *, resume: bool, site_folder: Path | None, cons
       InvalidSetting: If a new training would overwrite one.
     """
     folder = composed.folder
+    if tensorboard and not has_tensorboard():
+        warn(console, TENSORBOARD_ABSENT)
+        tensorboard = False
     if not resume:
         _check_fresh(folder)
         new_private_folder(folder)
@@ -42,7 +55,7 @@ def train(composed: ComposedGan, *, resume: bool, site_folder: Path | None, cons
         def show(step: int, steps: int, losses: Losses) -> None:
             bar.update(step, steps, f"step {step} of {steps}: generator {losses.generator:.3f}, fake {losses.fake:.3f}")
 
-        start_training(composed.settings, folder, site_folder=site_folder, progress=show)
+        start_training(composed.settings, folder, site_folder=site_folder, progress=show, tensorboard=tensorboard)
     promised = _promise(read_training(folder), composed)
     if json_only:
         print_json({"folder": str(folder.resolve()), "steps": composed.settings.gan.steps, "privacy": promised})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +23,10 @@ from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.settings.gan import GanSettings
-from mammo_fed.synthesis.adversarial import RealGradient
+from mammo_fed.synthesis.adversarial import Adversaries
 from mammo_fed.synthesis.real_gradients import plain_gradients, private_gradients, real_images
 from mammo_fed.synthesis.sampling import weights_sha256
+from mammo_fed.synthesis.scalars import require_tensorboard
 from mammo_fed.synthesis.training import GanProgress, train_gan
 
 __all__ = ["start_training"]
@@ -35,7 +37,12 @@ LEDGER_SITE: Final = "donor"
 
 
 def start_training(
-    settings: GanSettings, folder: Path, *, site_folder: Path | None = None, progress: GanProgress = lambda *_: None
+    settings: GanSettings,
+    folder: Path,
+    *,
+    site_folder: Path | None = None,
+    progress: GanProgress = lambda *_: None,
+    tensorboard: bool = False,
 ) -> Training:
     """Train a generator in `folder`, or resume it where it stopped; charged before the networks see a patient's image.
 
@@ -49,12 +56,15 @@ def start_training(
       folder: of the training; made here, readable by its owner only.
       site_folder: of the site whose cohort, policy and ledger are used; None takes the public cohort of the settings.
       progress: called after every step.
+      tensorboard: as of `train_gan`.
 
     Raises:
       InvalidSetting: If the folder holds another training, or a setting does not fit.
       PrivacyRefused: If the site's policy or budget does not allow it.
       DataError: If the cohort cannot be read.
     """
+    if tensorboard:
+        require_tensorboard()
     site = None if site_folder is None else SiteFolder.open(site_folder).file
     settings = settings_at(settings, site)
     source = training_cohort(settings, site)
@@ -63,11 +73,12 @@ def start_training(
     cohort = cohort.select(limit_images_per_patient(cohort, np.arange(len(cohort)), most=most))
     check_policy(settings, site, cohort)
     new_private_folder(folder)
+    train = partial(train_gan, settings, folder=folder, progress=progress, tensorboard=tensorboard)
     with file_lock(folder / LOCK_NAME, what="mammo-fed gan train"):
         training = begin_training(settings, folder, cohort=cohort, source=source, site=site)
         real = real_images(cohort, image_size=settings.gan.image_size, unit=settings.privacy.unit)
         if training.event is None:
-            train_gan(settings, plain_gradients(real, batch_size=settings.gan.batch_size), folder, progress=progress)
+            train(plain_gradients(real, batch_size=settings.gan.batch_size))
             return training
         gradients = private_gradients(
             real,
@@ -76,7 +87,7 @@ def start_training(
             noise=NoiseSource(injected_seed=settings.privacy.noise_seed),
             mode=settings.privacy.noise,
         )
-        _charged(settings, folder, training, gradients, cohort=cohort, site=site, progress=progress)
+        _charged(settings, folder, training, partial(train, gradients), cohort=cohort, site=site)
     return training
 
 
@@ -84,11 +95,10 @@ def _charged(
     settings: GanSettings,
     folder: Path,
     training: Training,
-    gradients: RealGradient,
+    train: Callable[[], Adversaries],
     *,
     cohort: Cohort,
     site: SiteFile | None,
-    progress: GanProgress,
 ) -> None:
     """Declare the training, charge it once, and see that the folder holds the generator that was paid for."""
     events = training.events
@@ -96,15 +106,14 @@ def _charged(
         account = {} if site is None else {"account": site.policy.account}
         ledger.declare(run_id=training.run_id, schedule=events, patients=sorted(set(cohort.patients.tolist())), **account)
 
-        def train(_: TrainingState | None) -> bytes:
-            adversaries = train_gan(settings, gradients, folder, progress=progress)
-            return json.dumps({"generator_sha256": weights_sha256(adversaries.average)}).encode()
+        def train_to_the_end(_: TrainingState | None) -> bytes:
+            return json.dumps({"generator_sha256": weights_sha256(train().average)}).encode()
 
         # A training that was interrupted goes on from its last checkpoint, under the same reservation.
         reply = charged_once(
             ledger,
             Charge(run_id=training.run_id, round_index=0, task_hash=settings.sha256(), events=events),
-            train=train,
+            train=train_to_the_end,
             failed=None,
             state=None,
         )
