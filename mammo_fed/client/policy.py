@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.serialization import build, canonical_json
-from mammo_fed.data.partition import Partition
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, check_name
 from mammo_fed.settings import DataSettings
+from mammo_fed.settings.data import Partition
 
 if TYPE_CHECKING:
     # It brings the networks along, and who only reads a site's file has no use for them.

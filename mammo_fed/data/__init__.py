@@ -1,1 +1,1 @@
-
+"""Cohorts of patients: read, drawn, divided over sites, checked and cached."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -11,27 +10,10 @@ from numpy.typing import NDArray
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["MAX_ALPHA", "Partition", "fold_rows", "partition_rows"]
+__all__ = ["MAX_ALPHA", "fold_rows", "partition_rows"]
 
 # Beyond this a Dirichlet draw is even to 3 digits, and its gamma variates come near overflow soon after.
 MAX_ALPHA: Final = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """How a pool is divided over sites.
-
-    Attributes:
-      num_sites: number of sites, >= 1.
-      how: "uniform", "size" or "label"; the phantom's hospitals come ready-made and ignore it.
-      alpha: skew of "size" and "label", > 0.
-      seed: of the split (and of the phantom's images).
-    """
-
-    num_sites: int
-    how: str
-    alpha: float
-    seed: int
 
 
 def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:

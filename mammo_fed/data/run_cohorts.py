@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both_classes
-from mammo_fed.data.partition import Partition, fold_rows, partition_rows
+from mammo_fed.data.partition import fold_rows, partition_rows
 from mammo_fed.data.phantom.hospitals import phantom_hospitals, phantom_synthetic
 from mammo_fed.data.sources.cohort_folder import read_cohort_folder
 from mammo_fed.data.sources.csv_table import read_csv
@@ -26,6 +26,7 @@ from mammo_fed.data.sources.mammo_dp import available_splits, read_mammo_dp, rea
 from mammo_fed.data.sources.synthetic_set import SetProvenance, is_synthetic_set, read_synthetic_set
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.settings import DataSettings, SynthesisSettings
+from mammo_fed.settings.data import Partition
 
 __all__ = [
     "Pool",

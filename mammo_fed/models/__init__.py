@@ -1,1 +1,1 @@
-
+"""Frozen networks, features, heads, and the trained classifier as one file."""

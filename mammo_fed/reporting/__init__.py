@@ -1,1 +1,1 @@
-
+"""Records, tables, plots and pages of runs."""

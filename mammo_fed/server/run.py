@@ -9,7 +9,6 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from mammo_fed.data.partition import Partition
 from mammo_fed.federation.protocol.payload import synthetic_sha256
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.public_start import PublicStart
@@ -21,6 +20,7 @@ from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.server.rounds.rounds import Deployment, Rounds
 from mammo_fed.server.rounds.run_state import DeclaredRun
 from mammo_fed.settings import Settings
+from mammo_fed.settings.data import Partition
 from mammo_fed.training.recipe import resolve
 
 __all__ = ["Hooks", "declare_run", "run_federation", "share_of"]

@@ -9,7 +9,7 @@ from typing import Literal
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings.checks import at_least
 
-__all__ = ["DataSettings"]
+__all__ = ["DataSettings", "Partition"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +67,20 @@ class DataSettings:
             raise InvalidSetting(
                 "data.train=synthetic trains on a clone's GAN images: it needs data=mammo_dp and data.fold=null"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """How a pool is divided over sites.
+
+    Attributes:
+      num_sites: number of sites, >= 1.
+      how: "uniform", "size" or "label"; the phantom's hospitals come ready-made and ignore it.
+      alpha: skew of "size" and "label", > 0.
+      seed: of the split (and of the phantom's images).
+    """
+
+    num_sites: int
+    how: str
+    alpha: float
+    seed: int

@@ -1,1 +1,1 @@
-
+"""Generators of synthetic masses: networks, training, sampling, quality."""

@@ -1,8 +1,8 @@
 """A generator's training from first step to last, over interruptions: nothing is shown that no checkpoint holds.
 
 Why that order: under privacy a step that is taken again after a crash has fresh noise. Were a sample of the lost step on the
-disk, somebody would hold two draws of a release that was paid for once. So losses, samples and TensorBoard's scalars are written after the
-checkpoint that holds them, and from it.
+disk, somebody would hold two draws of a release that was paid for once. So losses, samples and scalars
+are written after the checkpoint that holds them, and from it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-
+"""Local steps of a site, pretraining, evaluation and statistics."""

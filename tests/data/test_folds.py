@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
-from mammo_fed.data.partition import Partition, fold_rows
+from mammo_fed.data.partition import fold_rows
 from mammo_fed.data.run_cohorts import evaluation_cohorts, load_pool, whole_cohort
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.settings.compose import compose_settings
+from mammo_fed.settings.data import Partition
 
 
 def cohort_of(patients, labels) -> Cohort:

@@ -14,7 +14,6 @@ from mammo_fed.client.folder import NetworkSettings, SiteFolder
 from mammo_fed.client.policy import SiteFile, SitePolicy, read_site_file
 from mammo_fed.client.rounds.site import Site
 from mammo_fed.data.cache import ArrayCache
-from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.identity.keys import read_public_key
@@ -22,6 +21,7 @@ from mammo_fed.federation.identity.site_template import example_site
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.settings import DataSettings
 from mammo_fed.settings.compose import compose_settings
+from mammo_fed.settings.data import Partition
 from mammo_fed.simulations.launch import site_file
 
 

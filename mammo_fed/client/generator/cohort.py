@@ -11,9 +11,9 @@ from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
-from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
+from mammo_fed.settings.data import Partition
 from mammo_fed.settings.gan import GanSettings
 
 __all__ = ["TrainingCohort", "check_policy", "settings_at", "training_cohort", "training_partition"]

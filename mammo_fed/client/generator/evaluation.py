@@ -16,12 +16,12 @@ from mammo_fed.common.private_files import new_folder, write_private
 from mammo_fed.common.typed_json import dumps, plain
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort
-from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import evaluation_cohorts
 from mammo_fed.data.sources.image_folder import read_image_folder
 from mammo_fed.data.sources.synthetic_set import is_synthetic_set, read_synthetic_set
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.pages.quality_page import QualityRow, quality_page
+from mammo_fed.settings.data import Partition
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries
 from mammo_fed.synthesis.quality.descriptors import descriptor, radiomics_distance

@@ -11,7 +11,6 @@ from pathlib import Path
 from mammo_fed.client.folder import ABOUT, NetworkSettings, SiteFolder
 from mammo_fed.common.private_files import new_folder, write_private
 from mammo_fed.data.cache import ArrayCache
-from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.identity.certificates import read_authority
@@ -19,6 +18,7 @@ from mammo_fed.federation.identity.keys import check_site_name, make_private_key
 from mammo_fed.federation.identity.site_template import render_site
 from mammo_fed.settings import DataSettings
 from mammo_fed.settings.compose import compose_settings
+from mammo_fed.settings.data import Partition
 
 __all__ = ["CohortSize", "SiteRequest", "init_site", "parse_share"]
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from mammo_fed.data.cache import ArrayCache
-from mammo_fed.data.partition import Partition
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.data.sources.synthetic_set import SetProvenance, image_digests
 from mammo_fed.errors import PolicyRefused
@@ -17,6 +16,7 @@ from mammo_fed.privacy.events import events_from_json
 from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.server.rounds.budget import SiteSpending
 from mammo_fed.settings import Settings
+from mammo_fed.settings.data import Partition
 
 __all__ = ["Overlap", "check_synthesis", "overlap_of", "seen_by_generator"]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from mammo_fed.client.operations.commands.keys import about
 from mammo_fed.client.operations.onboarding import SiteRequest, init_site, parse_share
 from mammo_fed.common.command_line import print_json, say, warn
-from mammo_fed.data.partition import Partition
+from mammo_fed.settings.data import Partition
 
 __all__ = ["init"]
 
