@@ -80,7 +80,7 @@ def set_title(name: str) -> str:
 
 
 def headline_set(names: Iterable[str]) -> str | None:
-    """The set whose result stands for the run, or None where there is no set.
+    """The set whose result heads a report, or None where there is no set.
 
     >>> headline_set(["val", "test"])
     'test'

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mammo_fed.reporting.pages.run_page import Curves, ScoredSet
+from mammo_fed.reporting.pages.run_page import Curves
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import (
     DataSection,
     Evaluation,

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.pages.run_page import Curves, ScoredSet, write_comparison_page, write_page
+from mammo_fed.reporting.pages.comparison_page import write_comparison_page
+from mammo_fed.reporting.pages.run_page import Curves, write_page
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import Evaluation
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use"}

@@ -9,8 +9,9 @@ import pytest
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError
-from mammo_fed.reporting.plots import plots
-from mammo_fed.reporting.plots.plots import ScoredSet, TradeOffPoint
+from mammo_fed.reporting.plots import run_plots, score_plots
+from mammo_fed.reporting.plots.run_plots import TradeOffPoint
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 
 HOSTILE = '_<script>alert("$x^2$")</script> & 病院'
 
@@ -19,15 +20,15 @@ def paint_all(curves, name="test"):
     sets = {name: curves.sets["test"], "val": curves.sets["val"]}
     points = [TradeOffPoint(epsilon=epsilon, auroc=0.8, auroc_ci=(0.7, 0.9)) for epsilon in (1.0, 6.0, float("inf"))]
     return {
-        "roc": plots.roc(sets, auroc=dict.fromkeys(sets, "0.9")),
-        "precision-recall-malignant": plots.precision_recall(sets, positive=MALIGNANT),
-        "precision-recall-benign": plots.precision_recall(sets, positive=BENIGN),
-        "scores": plots.score_histogram(sets[name], name=name),
-        "calibration": plots.calibration(sets),
-        "epsilon": plots.epsilon_per_round({name: (1.0, 2.0), "b": (1.0, 2.0), "c": (1.0,)}, target=2.0),
-        "rounds": plots.auroc_per_round({name: (0.5, 0.6)}),
-        "sites": plots.site_sizes([name, "other"], [100, 120], [1234, 240]),
-        "trade-off": plots.trade_off({name: points}),
+        "roc": score_plots.roc(sets, auroc=dict.fromkeys(sets, "0.9")),
+        "precision-recall-malignant": score_plots.precision_recall(sets, positive=MALIGNANT),
+        "precision-recall-benign": score_plots.precision_recall(sets, positive=BENIGN),
+        "scores": score_plots.score_histogram(sets[name], name=name),
+        "calibration": score_plots.calibration(sets),
+        "epsilon": run_plots.epsilon_per_round({name: (1.0, 2.0), "b": (1.0, 2.0), "c": (1.0,)}, target=2.0),
+        "rounds": run_plots.auroc_per_round({name: (0.5, 0.6)}),
+        "sites": run_plots.site_sizes([name, "other"], [100, 120], [1234, 240]),
+        "trade-off": run_plots.trade_off({name: points}),
     }
 
 
@@ -78,7 +79,7 @@ def test_colours_follow_the_page_where_it_defines_them(painted):
 def test_hostile_names_are_text_and_nothing_else(curves):
     for svg in paint_all(curves, HOSTILE).values():
         assert "<script" not in svg
-    shown = words(plots.site_sizes([HOSTILE], [1], [2]))
+    shown = words(run_plots.site_sizes([HOSTILE], [1], [2]))
     assert '_<script>alert("$x^2$")' in shown
 
 
@@ -94,7 +95,7 @@ def test_sites_that_spent_the_same_share_a_line(painted):
 
 
 def test_an_infinite_target_draws_no_target():
-    assert "target" not in words(plots.epsilon_per_round({"a": (1.0,)}, target=float("inf")))
+    assert "target" not in words(run_plots.epsilon_per_round({"a": (1.0,)}, target=float("inf")))
 
 
 def test_runs_without_noise_are_named_in_the_trade_off(painted):
@@ -103,7 +104,7 @@ def test_runs_without_noise_are_named_in_the_trade_off(painted):
 
 def test_only_the_largest_of_very_many_sites_are_drawn():
     names = [f"site-{row:03}" for row in range(200)]
-    shown = words(plots.site_sizes(names, range(1, 201), range(1, 201)))
+    shown = words(run_plots.site_sizes(names, range(1, 201), range(1, 201)))
     assert {name for name in names if name in shown} == set(names[-30:])
 
 
@@ -112,14 +113,14 @@ def test_a_precision_recall_plot_says_which_class_is_positive(painted):
     assert "Precision (benign)" in words(painted["precision-recall-benign"])
 
 
-def test_calibration_groups_are_of_equal_size_and_their_intervals_hold_the_share():
+def test_calibration_groups_are_of_equal_size_and_their_intervals_hold_the_fraction():
     draws = np.random.default_rng(0)
     scores = draws.uniform(size=5000)
     labels = (draws.uniform(size=5000) < scores).astype(np.int64)
-    mean_score, share, low, high = plots._calibration_points(ScoredSet(labels=labels, scores=scores, public=True))
+    mean_score, fraction, low, high = score_plots.calibration_points(ScoredSet(labels=labels, scores=scores, public=True))
     np.testing.assert_allclose(mean_score, np.linspace(0.05, 0.95, 10), atol=0.02)
-    assert ((low < share) & (share < high)).all()
-    assert (np.abs(share - mean_score) < 0.06).all()
+    assert ((low < fraction) & (fraction < high)).all()
+    assert (np.abs(fraction - mean_score) < 0.06).all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.pages.table_page import Comparison, Stratified, TablePage, write_table_page
-from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.plots.table_plots import series_of, utility_plot
 from mammo_fed.reporting.table import ABSENT, CSV_COLUMNS, Published, TableRow, table_cells, write_table
 from mammo_fed.training.statistics import METRICS, Scores, paired_difference, subgroups, summarise

@@ -105,7 +105,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
     )
     if options.plot:
         # Late, for only --plot needs matplotlib, which takes as long as all the rest.
-        from mammo_fed.reporting.plots.plots import epsilon_per_round
+        from mammo_fed.reporting.plots.run_plots import epsilon_per_round
 
         try:
             write_atomically(options.plot, epsilon_per_round({"plan": curve}, target=curve[-1]))

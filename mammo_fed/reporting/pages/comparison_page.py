@@ -9,8 +9,7 @@ from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.formatting import delta_text, epsilon_text, metric_text, set_title
 from mammo_fed.reporting.pages.rendering import Figure, Table, render
-from mammo_fed.reporting.plots import plots
-from mammo_fed.reporting.plots.plots import TradeOffPoint
+from mammo_fed.reporting.plots.run_plots import TradeOffPoint, trade_off
 from mammo_fed.reporting.record.record import Record
 
 __all__ = ["write_comparison_page"]
@@ -67,4 +66,4 @@ def _trade_off(records: Sequence[Record], names: Sequence[str]) -> list[Figure]:
     caption = (
         "AUROC with its 95 % interval over epsilon. Runs whose noise was injected are shown at the epsilon that was accounted."
     )
-    return [Figure(svg=plots.trade_off(series), caption=caption)]
+    return [Figure(svg=trade_off(series), caption=caption)]

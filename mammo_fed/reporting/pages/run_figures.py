@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.reporting.formatting import headline_set, metric_text, set_title
 from mammo_fed.reporting.pages.rendering import Figure
-from mammo_fed.reporting.plots import plots
-from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots import run_plots, score_plots
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import Record
 
 __all__ = ["course_figures", "curve_figures"]
@@ -23,23 +23,23 @@ def curve_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Figure]
     intervals = {key: metric_text(record.evaluation[key].auroc, record.evaluation[key].auroc_ci) for key in sets}
     return [
         Figure(
-            svg=plots.roc(sets, auroc=intervals),
+            svg=score_plots.roc(sets, auroc=intervals),
             caption="ROC curves with the area under each and its 95 % interval. The diagonal is guessing.",
         ),
         Figure(
-            svg=plots.precision_recall(sets, positive=MALIGNANT),
+            svg=score_plots.precision_recall(sets, positive=MALIGNANT),
             caption="Precision over recall, malignant as the positive class. Thin lines: guessing.",
         ),
         Figure(
-            svg=plots.precision_recall(sets, positive=BENIGN),
+            svg=score_plots.precision_recall(sets, positive=BENIGN),
             caption="Precision over recall, benign as the positive class. Thin lines: guessing.",
         ),
         Figure(
-            svg=plots.score_histogram(sets[name], name=name),
+            svg=score_plots.score_histogram(sets[name], name=name),
             caption=f"Scores of the set {set_title(name)}, each class separately.",
         ),
         Figure(
-            svg=plots.calibration(sets),
+            svg=score_plots.calibration(sets),
             caption="Calibration in ten groups of equal size. On the diagonal, a score is the fraction of malignant images.",
         ),
     ]
@@ -55,14 +55,14 @@ def course_figures(record: Record, sets: Mapping[str, ScoredSet]) -> list[Figure
     }
     if spent:
         void = "" if record.privacy.guaranteed else " The noise of this run was not secret, so these values guarantee nothing."
-        svg = plots.epsilon_per_round(spent, target=record.privacy.target_epsilon)
+        svg = run_plots.epsilon_per_round(spent, target=record.privacy.target_epsilon)
         found.append(Figure(svg=svg, caption=f"What each site had spent after each round.{void}"))
     course = {name: scored.round_auroc for name, scored in sets.items() if scored.round_auroc}
     if course:
-        found.append(Figure(svg=plots.auroc_per_round(course), caption="AUROC of the shared model after each round."))
+        found.append(Figure(svg=run_plots.auroc_per_round(course), caption="AUROC of the shared model after each round."))
     sites = record.data.sites
     if sites:
         counts = [site.patients for site in sites], [site.images for site in sites]
-        svg = plots.site_sizes([site.site for site in sites], *counts)
+        svg = run_plots.site_sizes([site.site for site in sites], *counts)
         found.append(Figure(svg=svg, caption="Patients and images that each site declares it trains on."))
     return found

@@ -18,13 +18,12 @@ from mammo_fed.reporting.formatting import (
     participation_text,
     set_title,
 )
-from mammo_fed.reporting.pages.comparison_page import write_comparison_page
 from mammo_fed.reporting.pages.rendering import Card, Figure, Table, render
 from mammo_fed.reporting.pages.run_figures import course_figures, curve_figures
-from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import PrivacySection, Record
 
-__all__ = ["PAGE_NAME", "Curves", "ScoredSet", "write_comparison_page", "write_page"]
+__all__ = ["PAGE_NAME", "Curves", "write_page"]
 
 PAGE_NAME: Final = "report.html"
 RELATION_WORDS: Final = {"zero_out": "zero_out: the data of one unit is zeroed out, the cohort's size is public"}

@@ -13,7 +13,7 @@ from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.formatting import metric_text
 from mammo_fed.reporting.pages.rendering import Figure, Table, render
-from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.plots.table_plots import PAPER_SET, curve_plots, utility_plot
 from mammo_fed.reporting.table import ABSENT, SETS, TableRow, check_rows, table_cells, table_set_title, value_text
 from mammo_fed.training.evaluation import auroc

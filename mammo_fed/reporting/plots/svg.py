@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mammo_fed.reporting.formatting import readable
 
-__all__ = ["COLOUR_VARIABLES", "GRID", "INK", "SERIES", "Svg", "draw", "legend", "legend_label", "prefixed"]
+__all__ = ["COLOUR_VARIABLES", "GRID", "INK", "SERIES", "Svg", "draw", "legend", "legend_label", "prefixed", "styles"]
 
 INK: Final = "#1f2933"
 GRID: Final = "#d3d9e0"
@@ -95,6 +95,11 @@ def draw(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=NO_METADATA, transparent=True)
     return _inline(buffer.getvalue(), name, label)
+
+
+def styles(count: int) -> list[tuple[Any, Any, str]]:
+    """Colour, dash and marker of `count` series; they repeat after the sixth."""
+    return [SERIES[row % len(SERIES)] for row in range(count)]
 
 
 def legend(axes: Any, lines: Sequence[Any], labels: Sequence[str], **where: Any) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.reporting.formatting import epsilon_text, readable
-from mammo_fed.reporting.plots import plots
-from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots.score_plots import ScoredSet, precision_recall, roc
 from mammo_fed.reporting.plots.svg import INK, SERIES, Svg, draw, prefixed
 from mammo_fed.reporting.table import TableRow, table_set_title
 
@@ -93,10 +92,10 @@ def curve_plots(name: str, curves: Mapping[str, ScoredSet], *, auroc: Mapping[st
       auroc: text of the legend by key of the row.
     """
     where = table_set_title(name)
-    found = [(plots.roc(curves, auroc=auroc), f"{where}: ROC curves")]
+    found = [(roc(curves, auroc=auroc), f"{where}: ROC curves")]
     for positive, word in ((MALIGNANT, "malignant"), (BENIGN, "benign")):
         caption = f"{where}: precision over recall, {word} as the positive class; thin lines: chance"
-        found.append((plots.precision_recall(curves, positive=positive), caption))
+        found.append((precision_recall(curves, positive=positive), caption))
     return [(prefixed(svg, name), caption) for svg, caption in found]
 
 

@@ -64,7 +64,7 @@ class Record:
 
     Attributes:
       run_id: name of the run.
-      mode: who carried the messages.
+      mode: how the run was started.
       config_hash: hash of the canonical settings.
       seeds: every seed by its setting's name; None where the operating system drew.
       versions: of Python and the libraries that decide the numbers.

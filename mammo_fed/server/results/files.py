@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.models.classifier import MODEL_NAME, Classifier
 from mammo_fed.reporting.pages.run_page import Curves, write_page
-from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import Record
 from mammo_fed.settings import Settings
 from mammo_fed.training.evaluation import auroc

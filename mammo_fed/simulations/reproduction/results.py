@@ -15,7 +15,7 @@ import numpy as np
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.pages.table_page import Comparison, Stratified, TablePage, write_table_page
-from mammo_fed.reporting.plots.plots import ScoredSet
+from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import RECORD_NAME, Record, read_record
 from mammo_fed.reporting.table import Published, TableRow, write_table
 from mammo_fed.server.results.files import SCORES_NAME
