@@ -12,6 +12,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from mammo_fed.client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
+from mammo_fed.client.rounds import round_release
 from mammo_fed.client.rounds.app import app
 from mammo_fed.client.rounds.replies import refusal, reply_from_bytes, reply_to_bytes
 from mammo_fed.client.rounds.run_memory import RunMemory
@@ -557,6 +558,33 @@ def test_the_network_gets_one_fixed_word_about_what_went_wrong(network, declarat
     reply = network.declare(replace(declaration, **changed), whitening)
     assert isinstance(reply, Refusal)
     assert reply.reason == word
+
+
+@pytest.mark.parametrize(("step", "trained"), [("stored_reply", 0), ("reserve", 0), ("settle", 1)])
+def test_ledger_failure_at_any_step_sends_the_network_one_word_and_no_update(
+    network, described, declaration, whitening, monkeypatch, step, trained
+):
+    """Before a round is reserved no patient is touched; before it is settled nothing leaves."""
+    network.declare(declaration, whitening)
+    real, calls = round_release.release_mean, []
+
+    def counted(*args, **named):
+        calls.append(entries(described)[-1])
+        return real(*args, **named)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(round_release, "release_mean", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, step, refuse)
+        reply = network.exchange(
+            stamped(RecordDict({"arrays": pack_parameters(zeros()), "config": task_config(task(0), zeros())})), "train"
+        ).content
+    assert fields(read_reply(reply)) == fields(refusal(described, "ledger"))
+    assert len(reply.array_records) == 0
+    assert calls == ["reserved"] * trained
+    assert isinstance(network.round(task(0), zeros()), Update)
 
 
 def test_a_message_without_a_task_is_refused_with_a_word(network):

@@ -153,6 +153,25 @@ def test_gan_ledger_is_charged_once_over_interruptions(gan_settings, tmp_path):
     assert 2.999 < epsilon((event,), delta=1e-3, accountant="pld") <= 3.0
 
 
+def test_gan_settle_failure_leaves_the_reservation_to_the_same_generator(gan_settings, tmp_path, monkeypatch):
+    settings = gan_settings("privacy.target_epsilon=3", "privacy.delta=1e-3")
+
+    def refuse(*_):
+        raise LedgerError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "settle", refuse)
+        with pytest.raises(LedgerError, match="the disk is full"):
+            start_training(settings, tmp_path / "run")
+    trained = generator_hash(settings, tmp_path / "run")
+    start_training(settings, tmp_path / "run")
+    assert generator_hash(settings, tmp_path / "run") == trained
+    budget = Budget(max_epsilon=3.0, delta=1e-3)
+    with Ledger.open(tmp_path / "run" / "ledger", site="donor", budget=budget, filter="declared") as ledger:
+        kinds = [entry.kind for entry in ledger.entries() if entry.kind != "enrolled"]
+    assert kinds == ["opened", "declared", "reserved", "resumed", "settled"]
+
+
 def test_gan_ledger_pays_for_one_generator_only(gan_settings, tmp_path):
     """Training again from an older checkpoint, after the end, would be a second generator for one charge."""
     settings = gan_settings("privacy.target_epsilon=3")

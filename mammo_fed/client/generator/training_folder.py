@@ -32,7 +32,7 @@ RUN_PREFIX: Final = "gan-"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What was decided when a training began, and is kept beside it.
+    """What was decided when a training began, and is kept next to it.
 
     Attributes:
       run_id: under which it is charged.
@@ -41,7 +41,7 @@ class Training:
       public_images: the divisor, declared public.
       event: what it does to them, or None without privacy.
       injected: whether its noise can be drawn again.
-      at_site: whether a site's own ledger is charged; else one beside the training.
+      at_site: whether a site's own ledger is charged; else one in the training's folder.
       cohort: fingerprint of the patients' images, keyed where they are not public; it stays here.
     """
 

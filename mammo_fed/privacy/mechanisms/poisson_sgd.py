@@ -54,7 +54,7 @@ class PublicBatches:
       features: float32, shape (images, dims).
       labels: int64, shape (images,).
       batch_size: images drawn for a step, >= 1.
-      weight: of their mean gradient beside the private one, >= 0.
+      weight: of their mean gradient relative to the private one, >= 0.
     """
 
     features: NDArray[np.float32]
@@ -102,7 +102,7 @@ def poisson_steps(
       proximal: FedProx's mu, >= 0; uses no patient's data.
       noise: draws for the noise alone; their kind decides between the grid and floating point.
       sampling: draws for the Poisson sampling, and for views and public batches.
-      public: public images that are trained on beside the private ones.
+      public: public images that are trained on next to the private ones.
       state: the local optimizer's state, taken up and left behind; None starts afresh.
 
     Raises:
