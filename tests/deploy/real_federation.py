@@ -140,8 +140,8 @@ class RealFederation:
         command = [installed_command("flower-server"), "run", str(self.fed), f"hydra.run.dir={self.run_folder}", *arguments]
         self.server = self._spawn([*command, "--resume"] if resume else command, "server.out")
 
-    def start_client(self, name: str, *arguments: str) -> None:
-        command = [installed_command("site-client"), "run", str(self.site(name)), *arguments]
+    def start_client(self, name: str, *arguments: str, program: Sequence[str] = ()) -> None:
+        command = [*(program or [installed_command("site-client")]), "run", str(self.site(name)), *arguments]
         if name in self.lines:
             command = ["ip", "netns", "exec", self.lines[name].name, *command]
         self.clients[name] = self._spawn(command, f"{name}.out")

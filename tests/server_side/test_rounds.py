@@ -20,7 +20,7 @@ from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import PrivacyRefused, RunFailed
 from mammo_fed.federation.protocol.replies import Refusal, Reply, Update
 from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
-from mammo_fed.federation.protocol.version import stamped
+from mammo_fed.federation.protocol.version import PROTOCOL, PROTOCOL_VERSION, stamped
 from mammo_fed.models.classifier import Classifier, read_classifier
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
@@ -234,6 +234,46 @@ def test_a_refusal_in_the_middle_of_a_run_ends_the_sites_part_in_it(federate):
     federation = federate(refusing("ledger"), from_round=2)
     assert f"{HOSTILE} refuses round 2: ledger" in federation.log
     assert (federation.hostile.refused, federation.hostile.rounds) == (True, 2)
+    assert [site.rounds for site in federation.honest] == [3, 3, 3]
+
+
+def of_version(version: int) -> Tamper:
+    """The site's answers come from a program of another version; version 1 had no record of it."""
+
+    def tamper(reply: Reply, message: Message) -> Message:
+        content = pack_reply(reply)
+        del content[PROTOCOL]
+        if version > 1:
+            content[PROTOCOL] = ConfigRecord({"version": version})
+            del content["privacy"]
+        return Message(content, reply_to=message)
+
+    return tamper
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_version_of_a_site_that_is_not_the_servers_keeps_it_out_with_both_numbers(federate, tmp_path, version):
+    federation = federate(of_version(version), from_round=-1)
+    said = f"version (it speaks version {version} of the protocol, this server version {PROTOCOL_VERSION})"
+    assert f"refuses the run: {said}" in federation.warnings
+    (site,) = [site for site in federation.record.privacy.sites if site.refused]
+    assert (site.rounds, site.epsilon, site.unanswered) == (0, 0.0, ())
+    assert site.rejected == (Rejected(round=-1, reason="version", protocol_versions=(version, PROTOCOL_VERSION)),)
+    assert federation.record.privacy.warnings == (
+        f"{site.site}: it was kept out of the run: it spoke version {version} of the protocol, and the server version "
+        f"{PROTOCOL_VERSION}.",
+    )
+    assert [other.rounds for other in federation.record.privacy.sites if not other.refused] == [3, 3, 3]
+    # Nothing is known of its size, and nothing is made up.
+    assert len(federation.record.data.sites) == 3
+
+
+def test_version_that_changes_in_the_middle_of_a_run_ends_the_sites_part_and_understates_nothing(federate):
+    """The site may have answered the round before its software was changed."""
+    federation = federate(of_version(3), from_round=2)
+    assert f"{HOSTILE} refuses round 2: version (it speaks version 3 of the protocol" in federation.warnings
+    assert (federation.hostile.refused, federation.hostile.unanswered) == (True, (2,))
+    assert charged(federation, federation.hostile) == charged(federation, federation.honest[0])
     assert [site.rounds for site in federation.honest] == [3, 3, 3]
 
 
