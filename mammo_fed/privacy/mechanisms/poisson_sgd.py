@@ -88,7 +88,7 @@ def poisson_steps(
 
     On the grid one unit at a time goes through `head`, so that its contribution is a function of its own data, bit for bit; in
     floating point unit norms and the clipped sum come from one pass over all images drawn (see ghost_clipping), and
-    noise and scale from Opacus' optimizer.
+    the noise is Opacus' optimizer's.
 
     Args:
       head: module from features (images, dims) to logits; only Linear layers and activations.
