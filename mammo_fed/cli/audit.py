@@ -52,13 +52,13 @@ def audit_run(
     Args:
       run: folder of the run, with its configuration, record, model and sites.
       site: name of the site whose messages are seen; None takes the one with the fewest (public) patients.
-      trials: judged runs on each side, see mammo_fed.audit.report; None is 1500 in closed form, 500 under Poisson DP-SGD.
+      trials: scored runs on each side, see mammo_fed.audit.report; None is 1500 in closed form, 500 under Poisson DP-SGD.
       canaries: which.
       shadows: models for the likelihood ratio of membership inference; 0 leaves membership inference out.
       seed: of everything but the noise.
       at_site: whether the audit stays at the site that the patients belong to; needed where they are not public.
       jobs: processes for the trials, >= 1.
-      progress: told how far it is.
+      progress: callback with how far it is.
 
     Raises:
       DataError: If the folder holds no finished run with its sites, or something it rests on has changed since.

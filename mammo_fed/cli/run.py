@@ -25,7 +25,7 @@ def run_one(job: Composed, console: Console, *, json_only: bool) -> None:
 
     Args:
       job: settings and folder.
-      console: told how it goes on.
+      console: shows how it goes on.
       json_only: print the record as JSON and nothing for people.
 
     Raises:
@@ -42,7 +42,7 @@ def run_sweep(runs: Sequence[Sequence[str]], jobs: Sequence[Composed], console: 
     Args:
       runs: the overrides of each.
       jobs: what was composed from them.
-      console: told how it goes on.
+      console: shows how it goes on.
       json_only: print the records as JSON and no table.
 
     Raises:

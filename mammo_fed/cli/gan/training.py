@@ -36,7 +36,7 @@ def train(
       resume: go on with the training that lies there.
       site_folder: of the site whose cohort, policy and ledger are used; None for a public cohort.
       tensorboard: whether its scalars are written too; where it is not installed, one line says so.
-      console: told how it goes on.
+      console: shows how it goes on.
       json_only: print the result as JSON and nothing for people.
 
     Raises:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mammo_fed.cli.privacy.options import existing_ledger
-from mammo_fed.cli.privacy.plan import rounded_up
+from mammo_fed.cli.privacy.plan_table import rounded_up
 from mammo_fed.common.command_line import print_json
 from mammo_fed.common.serialization import plain
 from mammo_fed.privacy.ledger.report import LedgerEntry, export_ledger, show_ledger, verify_ledger

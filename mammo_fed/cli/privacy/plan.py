@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 
 from mammo_fed.cli.privacy.options import BATCH_SIZE, check_plan_options, existing_ledger
+from mammo_fed.cli.privacy.plan_table import Plan, plan_table
 from mammo_fed.common.command_line import print_json
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting, PrivacyRefused
@@ -24,7 +23,7 @@ from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.ledger.state import Account
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, plan_schedule
 
-__all__ = ["Plan", "plan_command", "rounded_down", "rounded_up"]
+__all__ = ["plan_command"]
 
 IMAGES_SHOWN: Final = (1, 2, 4, 8, 16)
 MEAN_FRACTION: Final = 0.1
@@ -34,44 +33,6 @@ POISSON_LOCAL_STEPS: Final = 10
 MOST_STEPS: Final = 1_000_000
 # Of a longer run, as many rounds are priced.
 ROUNDS_SHOWN: Final = 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a planned run costs.
-
-    Attributes:
-      unit, delta, accountant, rounds, local_steps, sample_rate: of the run.
-      noise_multiplier, mean_noise_multiplier: standard deviation over the clipping norm; the second None without a mean.
-      given: whether the noise of the steps was given rather than found.
-      epsilon: of the whole run, for the unit.
-      coarse: whether that is a loose upper bound.
-      epsilon_after_round: cumulative, round 0 (the mean) first, at each of `rounds_shown`.
-      epsilon_of_patient_with_images: by number of images of the patient, by `accountant_of_patient`; a loose upper
-        bound for those in `coarse_for_patient_with_images`.
-      refused: why a site with this budget would refuse the run; None if it would not, or without a budget.
-      left: epsilon of the largest single full-batch release that the account's filter admits after the run, or without it where
-        it is refused; None without a budget.
-    """
-
-    unit: str
-    delta: float
-    accountant: str
-    rounds: int
-    local_steps: int
-    sample_rate: float
-    noise_multiplier: float
-    mean_noise_multiplier: float | None
-    given: bool
-    epsilon: float
-    coarse: bool
-    rounds_shown: list[int]
-    epsilon_after_round: list[float]
-    accountant_of_patient: str
-    coarse_for_patient_with_images: list[int]
-    epsilon_of_patient_with_images: dict[str, float]
-    refused: str | None
-    left: float | None
 
 
 def plan_command(options: argparse.Namespace, console: Console) -> int:
@@ -114,7 +75,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         print_json(plan)
         return 0
-    Console().print(_table(plan))
+    Console().print(plan_table(plan))
     console.print("for a run whose schedule is declared before its first output; later runs on the same patients add up")
     return 0
 
@@ -233,59 +194,3 @@ def _account(options: argparse.Namespace, budget: Budget, *, full_batch: bool) -
     if account.delta not in (None, options.delta):
         raise InvalidSetting(f"--delta={options.delta:g} must be {account.delta:g}, the delta of the account in --ledger")
     return account
-
-
-def _table(plan: Plan) -> Table:
-    table = Table(title="Privacy plan", title_justify="left", show_header=False, box=None)
-    noise = f"{plan.noise_multiplier:.10g} (as given)" if plan.given else rounded_up(plan.noise_multiplier)
-    mean = plan.mean_noise_multiplier
-    rows = [
-        ("unit, relation", f"{plan.unit}; its data zeroed out, cohort size public"),
-        ("delta, accountant", f"{plan.delta:g}, {plan.accountant}"),
-        ("rounds x local steps", f"{plan.rounds} x {plan.local_steps}, sampling rate {plan.sample_rate:.4g}"),
-        ("noise multiplier", f"{noise} (each gradient step)"),
-        (
-            "",
-            "no private mean"
-            if mean is None
-            else f"{mean:.10g} (private mean)"
-            if plan.given
-            else f"{rounded_up(mean)} (private mean)",
-        ),
-        ("epsilon", f"{'at most ' if plan.coarse else ''}{rounded_up(plan.epsilon)} for one {plan.unit}"),
-        (
-            f"epsilon after rounds {_few([str(index) for index in plan.rounds_shown])}",
-            _few([rounded_up(e) for e in plan.epsilon_after_round]),
-        ),
-    ]
-    if plan.coarse:
-        rows.append(("", "a loose upper bound: privacy losses beyond what a grid holds; the true epsilon may be far lower"))
-    if plan.unit == "image":
-        coarse = {str(images) for images in plan.coarse_for_patient_with_images}
-        costs = ", ".join(
-            f"{images}: {'at most ' if images in coarse else ''}{rounded_up(cost)}"
-            for images, cost in plan.epsilon_of_patient_with_images.items()
-        )
-        rows.append((f"a patient with k images (by {plan.accountant_of_patient})", costs))
-    if plan.refused:
-        rows.append(("REFUSED", f"a site with this budget would refuse this run: {plan.refused}"))
-    if plan.left is not None:
-        what = "as it stands, without this run" if plan.refused else "after this run"
-        rows.append(("left of the budget", f"{what}: one full-batch run of epsilon {rounded_down(plan.left)}"))
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _few(values: Sequence[str]) -> str:
-    return ", ".join(values) if len(values) <= 16 else ", ".join([*values[:7], "...", *values[-7:]])
-
-
-def rounded_up(value: float) -> str:
-    """Four decimals, rounded up: a shown cost is never below the true one."""
-    return "infinite" if math.isinf(value) else f"{math.ceil(value * 1e4 - 1e-9) / 1e4:.4f}"
-
-
-def rounded_down(value: float) -> str:
-    """Four decimals, rounded down: what is left is never shown above what there is."""
-    return "infinite" if math.isinf(value) else f"{math.floor(value * 1e4) / 1e4:.4f}"
