@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from mammo_fed.data.cohort import Cohort, fingerprint, require_both_classes
 from mammo_fed.data.run_cohorts import synthetic_cohort, synthetic_provenance, synthetic_source
 from mammo_fed.data.sources.synthetic_set import SetProvenance
 from mammo_fed.federation.protocol.payload import PublicPayload
+from mammo_fed.federation.protocol.task import SynthesisProvenance
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, Progress
 from mammo_fed.models.heads import HeadSpec
@@ -30,8 +31,7 @@ from mammo_fed.training.recipe import resolve
 __all__ = ["PublicStart", "make_extractor", "make_public_start"]
 
 FORMAT = 1
-SetKind: TypeAlias = Literal["procedural", "dp", "no_dp", "unknown"]
-PROVENANCE: Mapping[str, SetKind] = {
+PROVENANCE: Mapping[str, SynthesisProvenance] = {
     "phantom": "procedural",
     "gan": "no_dp",
     "folder": "unknown",
@@ -58,7 +58,7 @@ class PublicStart:
     head: HeadSpec
     flat: NDArray[np.float32]
     source: str
-    provenance: SetKind
+    provenance: SynthesisProvenance
     origin: SetProvenance | None
     sha256: str
     images: int

@@ -49,32 +49,34 @@ class PublicPayload:
         return np.concatenate([np.ravel(part) for part in parts]).astype(np.float32, copy=False)
 
     @classmethod
-    def read(cls, flat: NDArray[np.float32], declaration: Declaration) -> PublicPayload:
+    def read(cls, payload: NDArray[np.float32], declaration: Declaration) -> PublicPayload:
         """Inverse of `flatten`, checked against what the declaration says of it (the network when it is loaded).
 
         Raises:
           DataError: If the length or a hash is not the declared one.
         """
         dims, images = declaration.dims, declaration.synthetic_images
-        statistics = len(flat) - images * (dims + 1) - declaration.network_size
+        statistics = len(payload) - images * (dims + 1) - declaration.network_size
         if dims < 1 or statistics <= 0 or statistics % (dims + 2):
             raise DataError("the public statistics do not have the declared shape")
         width = statistics // (dims + 2)
         whitening = Whitening(
-            mean=flat[:width], scale=flat[width : 2 * width], components=flat[2 * width : statistics].reshape(width, dims)
+            mean=payload[:width],
+            scale=payload[width : 2 * width],
+            components=payload[2 * width : statistics].reshape(width, dims),
         )
         if whitening.sha256() != declaration.whitening_sha256:
             raise DataError("the public statistics do not have the declared hash; they were changed on the way")
         ends = np.cumsum([statistics, images * dims, images])
-        features = flat[ends[0] : ends[1]].reshape(images, dims)
-        sent = flat[ends[1] : ends[2]]
+        features = payload[ends[0] : ends[1]].reshape(images, dims)
+        sent = payload[ends[1] : ends[2]]
         with np.errstate(invalid="ignore"):
             labels = sent.astype(np.int64)
         # The hash is of whole numbers: what is none, or a zero below zero, is not what was declared either.
         changed = labels.astype(np.float32).tobytes() != sent.tobytes()
         if changed or (images and synthetic_sha256(features, labels) != declaration.synthetic_sha256):
             raise DataError("the synthetic set does not have the declared hash; it was changed on the way")
-        return cls(whitening=whitening, features=features, labels=labels, network=flat[ends[2] :])
+        return cls(whitening=whitening, features=features, labels=labels, network=payload[ends[2] :])
 
 
 def synthetic_sha256(features: NDArray[np.float32], labels: NDArray[np.int64]) -> str:

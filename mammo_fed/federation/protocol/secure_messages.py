@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -19,6 +19,7 @@ __all__ = [
     "Answer",
     "Opened",
     "Question",
+    "Stage",
     "pack_answer",
     "pack_parcels",
     "pack_question",
@@ -34,6 +35,9 @@ TEXT: Final = "json"
 
 T = TypeVar("T")
 
+Stage: TypeAlias = Literal["keys", "shares", "unmask"]
+"""Of a masked sum: what the server asks beside the task itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -46,7 +50,7 @@ class Question:
       survivors: for "unmask", the sites that sent a masked update.
     """
 
-    stage: Literal["keys", "shares", "unmask"]
+    stage: Stage
     run_id: str
     round_index: int
     roster: Roster | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,25 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.protocol.texts import from_json
 from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.models.heads import HeadSpec
+from mammo_fed.privacy.events import Unit
+from mammo_fed.privacy.noise.source import NoiseMode
 from mammo_fed.settings import ModelSettings
 
-__all__ = ["DECLARATION_ROUND", "NOT_STARTED", "Declaration", "RoundTask", "task_hash"]
+__all__ = [
+    "DECLARATION_ROUND",
+    "NOT_STARTED",
+    "Aggregation",
+    "Declaration",
+    "RoundTask",
+    "SynthesisProvenance",
+    "task_hash",
+]
+
+Aggregation: TypeAlias = Literal["plain", "masks", "shared_noise"]
+"""How updates are added up: each in plaintext, under masks, or under masks with the noise in shares."""
+
+SynthesisProvenance: TypeAlias = Literal["procedural", "dp", "no_dp", "unknown"]
+"""Whether the generator of a synthetic set saw patients, and with differential privacy."""
 
 # Where a round's number is asked for: of a run that nobody has heard of, and of its declaration. 0 is the private mean.
 NOT_STARTED: Final = -2
@@ -58,9 +74,9 @@ class Declaration:
     model: ModelSettings
     weights_sha256: str
     whitening_sha256: str
-    synthesis_provenance: Literal["procedural", "dp", "no_dp", "unknown"]
+    synthesis_provenance: SynthesisProvenance
     dims: int
-    unit: Literal["patient", "image"]
+    unit: Unit
     target_epsilon: float
     delta: float
     accountant: Literal["pld", "rdp", "prv"]
@@ -71,7 +87,7 @@ class Declaration:
     batch_size: int
     rounds: int
     local_steps: int
-    noise: Literal["secure", "float"]
+    noise: NoiseMode
     noise_seed: int | None
     keep_optimizer: bool = False
     synthetic_images: int = 0
@@ -79,7 +95,7 @@ class Declaration:
     augment_weight: float = 0.0
     sampler: Literal["separate", "mixed"] = "separate"
     network_size: int = 0
-    aggregation: Literal["plain", "masks", "shared_noise"] = "plain"
+    aggregation: Aggregation = "plain"
     min_survivors: int = 1
     colluders: int = 0
 

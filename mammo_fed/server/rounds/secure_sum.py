@@ -22,6 +22,7 @@ from mammo_fed.federation.protocol.secure_messages import (
     SECURE_QUERY,
     Answer,
     Question,
+    Stage,
     pack_parcels,
     pack_question,
     read_answer,
@@ -149,7 +150,7 @@ class SecureSum:
             raise _Abandoned(str(error)) from error
         return open_sum(masked, roster=roster, present=present, seeds=seeds, keys=keys)
 
-    def _ask(self, stage: Any, rosters: Mapping[str, Roster | None], *, survivors: tuple[str, ...] = ()) -> dict[str, Answer]:
+    def _ask(self, stage: Stage, rosters: Mapping[str, Roster | None], *, survivors: tuple[str, ...] = ()) -> dict[str, Answer]:
         """Answers that can be read and are no refusals, by site."""
         terms = self.terms
         contents = {
