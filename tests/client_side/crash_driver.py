@@ -5,6 +5,7 @@ to a file. It is forked from a process that has everything loaded, so that a kil
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -91,11 +92,11 @@ def declaration(settings, site, whitening, run_id):
     )
 
 
-def answer_for_ever(folder, settings, whitening, flat):
-    """Take up the run that was under way, then go on with fresh ones."""
+def answer(folder, settings, whitening, flat, *, runs=None):
+    """Resume the run that was under way, then go on with fresh ones: for ever, or for so many runs."""
     site = Site(site_file(folder, settings))
     current = folder / "current"
-    while True:
+    for _ in itertools.count() if runs is None else range(runs):
         run_id = current.read_text() if current.exists() else ""
         if not run_id:
             run_id = secrets.token_hex(8)
@@ -124,6 +125,22 @@ def answer_for_ever(folder, settings, whitening, flat):
         current.write_text("")
 
 
+def seconds_of_a_run(folder, settings, whitening, flat):
+    """How long a child takes from its start to the end of a run, here and now: kills are spread over this time."""
+    begun = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer(folder, settings, whitening, flat, runs=1)
+            os._exit(0)
+        finally:
+            os._exit(70)
+    _, status = os.waitpid(child, 0)
+    if os.WEXITSTATUS(status):
+        raise SystemExit("a run that nobody kills must end well")
+    return time.monotonic() - begun
+
+
 def main():
     """Fork, wait a random moment, kill; again and again."""
     folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -133,15 +150,15 @@ def main():
     flat = PublicPayload.of(whitening).flatten()
     Site(site_file(folder, settings)).declare(declaration(settings, None, whitening, "0" * 16), flat)
     draws = random.Random(seed)  # noqa: S311 - when to kill is no secret
-    killed = 0
+    spread, killed = seconds_of_a_run(folder, settings, whitening, flat), 0
     while killed < kills:
         child = os.fork()
         if child == 0:
             try:
-                answer_for_ever(folder, settings, whitening, flat)
+                answer(folder, settings, whitening, flat)
             finally:
                 os._exit(70)
-        time.sleep(draws.uniform(0.0, 0.25))
+        time.sleep(draws.uniform(0.0, spread))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
