@@ -23,7 +23,7 @@ from mammo_fed.audit.trials import Progress as OnProgress
 from mammo_fed.cli.options import REPORT_NAME, SHADOWS
 from mammo_fed.common.command_line import print_json
 from mammo_fed.common.private_files import write_atomically
-from mammo_fed.common.typed_json import dumps
+from mammo_fed.common.serialization import dumps
 from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.reporting.formatting import delta_text, epsilon_text
 from mammo_fed.reporting.plots.svg import GRID, SERIES, draw, legend

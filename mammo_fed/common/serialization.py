@@ -1,4 +1,10 @@
-"""Plain nested values to frozen dataclasses and back: every type checked, every complaint naming its key."""
+"""Frozen dataclasses to strict JSON and back, checked by their own type hints; every complaint names its key.
+
+One set of rules for two forms. Both refuse unknown keys and values of another type, give tuples for lists, and never write what
+is not a number (NaN) or minus infinity; the range of a number that is read is its field's to check. The forms differ in what
+their files have always had: how infinity is written, whether a key may be absent, and whether a single value may be given for a
+tuple of one.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +12,85 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.errors import DataError, InvalidSetting
 
-__all__ = ["build", "canonical_json", "plain"]
+__all__ = ["RECORD", "SETTINGS", "JsonForm", "build", "canonical_json", "dumps", "plain"]
 
 T = TypeVar("T")
+NAMES: Final = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
-def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
-    """Build dataclass `cls` from a mapping with exactly its fields, nested dataclasses from nested mappings.
+@dataclass(frozen=True, kw_only=True)
+class JsonForm:
+    """What the two forms of JSON differ in.
+
+    Attributes:
+      infinity: what is written for an infinite number, and read as one where a number is expected.
+      defaults: whether a key whose field has a default may be absent.
+      single: whether a value that is no list is taken as a tuple of one.
+      thing: what a key is, in messages.
+      error: what is raised.
+    """
+
+    infinity: str | None
+    defaults: bool
+    single: bool
+    thing: str
+    error: type[InvalidSetting | DataError]
+
+
+# People write settings, messages keep their form: all keys are there, and infinity is a word.
+SETTINGS: Final = JsonForm(infinity="inf", defaults=False, single=True, thing="a setting", error=InvalidSetting)
+# Records are read by other programs, and those of an earlier version lack keys.
+RECORD: Final = JsonForm(infinity=None, defaults=True, single=False, thing="a key of this version", error=DataError)
+
+
+def build(cls: type[T], values: Any, *, path: str, form: JsonForm = SETTINGS) -> T:
+    """Build dataclass `cls` from a mapping of its fields, nested dataclasses from nested mappings; the inverse of `plain`.
 
     Args:
-      cls: a dataclass whose fields are bool, int, float, str, None, Literal, tuple[X, ...], dataclasses, or unions of these.
-      values: plain values; lists stand for tuples, "inf" for infinity, a single value for a tuple of one.
-      path: key of this mapping in the whole configuration, for messages; "" at the top.
+      cls: a dataclass whose fields are bool, int, float, str, None, Literal, tuple[X, ...], tuple[X, X], Mapping[str, X],
+        dataclasses, or unions of these.
+      values: plain values, as `json.loads` gives them.
+      path: key of this mapping in the whole, for messages; "" at the top.
+      form: of the JSON.
 
     Raises:
-      InvalidSetting: If a key is missing or unknown, or a value has the wrong type.
+      InvalidSetting, DataError: As `form` has it: if a key is missing or unknown, or a value has the wrong type.
     """
     if not isinstance(values, Mapping):
-        raise InvalidSetting(f"{path}={values!r} must be a group of settings")
+        raise form.error(f"{path}={values!r} must be a group of settings" if form is SETTINGS else f"{path} must be an object")
     hints = get_type_hints(cls)
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    named = {field.name: field for field in fields(cast(Any, cls))}
     prefix = f"{path}." if path else ""
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise InvalidSetting(f"{prefix}{unknown[0]} is not a setting; {path or 'the top level'} knows {', '.join(names)}")
-    missing = [name for name in names if name not in values]
+    if unknown := sorted(set(values) - set(named)):
+        raise form.error(f"{prefix}{unknown[0]} is not {form.thing}; {path or 'the top level'} knows {', '.join(named)}")
+    missing = [name for name, field in named.items() if name not in values and not (form.defaults and _has_default(field))]
     if missing:
-        raise InvalidSetting(f"{prefix}{missing[0]} is missing; give {prefix}{missing[0]}=VALUE")
-    return cls(**{name: _convert(values[name], hints[name], f"{prefix}{name}") for name in names})
+        raise form.error(f"{prefix}{missing[0]} is missing; give {prefix}{missing[0]}=VALUE")
+    return cls(**{name: _convert(values[name], hints[name], f"{prefix}{name}", form) for name in named if name in values})
 
 
-def plain(value: Any) -> Any:
-    """A dataclass (or nested containers) as values that strict JSON knows; infinity becomes the string "inf"."""
+def plain(value: Any, *, form: JsonForm = SETTINGS) -> Any:
+    """A dataclass (or nested containers) as values that strict JSON knows: tuples become lists, infinity what `form` says.
+
+    Raises:
+      InvalidSetting, DataError: As `form` has it: if a number is NaN or minus infinity, which JSON cannot say.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return {field.name: plain(getattr(value, field.name), form=form) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {str(key): plain(item, form=form) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return "inf" if isinstance(value, float) and math.isinf(value) else value
+        return [plain(item, form=form) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        if value != math.inf:
+            raise form.error(f"a value is {'not a number (NaN)' if math.isnan(value) else value} and cannot be written as JSON")
+        return form.infinity
+    return value
 
 
 def canonical_json(value: Any) -> str:
@@ -57,60 +98,89 @@ def canonical_json(value: Any) -> str:
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _convert(value: Any, hint: Any, path: str) -> Any:
+def dumps(values: Mapping[str, Any]) -> str:
+    """Strict JSON for people: indented, keys in the order given, a newline at the end."""
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _convert(value: Any, hint: Any, path: str, form: JsonForm) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
-        return build(hint, value, path=path)
-    origin = get_origin(hint)
+        return build(hint, value, path=path, form=form)
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return _convert_union(value, get_args(hint), path)
+        return _convert_union(value, arguments, path, form)
     if origin is tuple:
-        items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        return tuple(_convert(item, get_args(hint)[0], path) for item in items)
-    accepted, converted = _convert_scalar(value, hint, origin)
-    if not accepted:
-        raise InvalidSetting(f"{path}={value!r} must be {_describe(hint)}")
-    return converted
+        return _convert_tuple(value, arguments, path, form)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise form.error(f"{path}={value!r} must be an object")
+        return {key: _convert(item, arguments[1], f"{path}.{key}", form) for key, item in value.items()}
+    return _convert_scalar(value, hint, path, form)
 
 
-def _convert_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
-    # Literals and None first: "auto" must not be tried as a number.
-    for option in sorted(options, key=lambda option: not (_is_literal(option) or option is type(None))):
+def _convert_union(value: Any, options: tuple[Any, ...], path: str, form: JsonForm) -> Any:
+    if value is None and type(None) in options:
+        return None
+    present = [option for option in options if option is not type(None)]
+    if len(present) == 1 and (is_dataclass(present[0]) or get_origin(present[0]) is tuple):
+        # Its own complaint names the key within it.
+        return _convert(value, present[0], path, form)
+    # Literals first: "auto" must not be tried as a number.
+    for option in sorted(present, key=lambda option: not _is_literal(option)):
         try:
-            return _convert(value, option, path)
-        except InvalidSetting:
+            return _convert(value, option, path, form)
+        except form.error:
             continue
-    raise InvalidSetting(f"{path}={value!r} must be {' or '.join(_describe(option) for option in options)}")
+    raise form.error(f"{path}={value!r} must be {' or '.join(map(_describe, options))}")
 
 
-def _convert_scalar(value: Any, hint: Any, origin: Any) -> tuple[bool, Any]:
-    """Whether `value` fits `hint`, and the value in that type."""
-    if origin is Literal:
-        return value in get_args(hint), value
-    if hint is type(None):
-        return value is None, None
-    if hint is bool:
-        return isinstance(value, bool), value
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
+def _convert_tuple(value: Any, arguments: tuple[Any, ...], path: str, form: JsonForm) -> tuple[Any, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        items = value
+    elif form.single:
+        items = [value]
+    else:
+        raise form.error(f"{path}={value!r} must be a list")
+    if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+        raise form.error(f"{path} must have {len(arguments)} values, not {len(items)}")
+    names = [path if form.single else f"{path}[{row}]" for row in range(len(items))]
+    return tuple(_convert(item, arguments[0], name, form) for name, item in zip(names, items, strict=True))
+
+
+def _convert_scalar(value: Any, hint: Any, path: str, form: JsonForm) -> Any:
     if hint is float:
-        number = math.inf if value == "inf" else value
-        return isinstance(number, int | float) and not isinstance(number, bool), number if isinstance(number, str) else _real(
-            number
-        )
-    return hint is str and isinstance(value, str), value
+        number = _number(value, form)
+        if number is not None:
+            return number
+    elif _is_literal(hint):
+        if value in get_args(hint):
+            return value
+    elif (hint is not int or not isinstance(value, bool)) and isinstance(value, hint):
+        return value
+    raise form.error(f"{path}={value!r} must be {_describe(hint)}")
+
+
+def _number(value: Any, form: JsonForm) -> float | None:
+    """A value as a number; a whole number is one too, and True is none."""
+    if value == form.infinity and type(value) is type(form.infinity):
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _is_literal(hint: Any) -> bool:
-    origin: Any = get_origin(hint)
-    return origin is Literal
-
-
-def _real(number: Any) -> Any:
-    return float(number) if isinstance(number, int | float) else number
+    return get_origin(hint) is cast(Any, Literal)
 
 
 def _describe(hint: Any) -> str:
     if _is_literal(hint):
         return "one of " + ", ".join(str(option) for option in get_args(hint))
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(hint, str(hint))
+    return NAMES.get(hint, str(hint))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mammo_fed.common.private_files import write_atomically
-from mammo_fed.common.typed_json import build, plain
+from mammo_fed.common.serialization import RECORD, build, plain
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.record.record import RECORD_NAME, Evaluation, SiteData, SitePrivacy, comparable, read_record
 
@@ -142,7 +142,9 @@ def test_any_site_survives_json(epsilon, left, after, rounds, refused, name):
         rounds=rounds,
         refused=refused,
     )
-    assert build(SitePrivacy, json.loads(json.dumps(plain(site), allow_nan=False)), where="site") == site
+    assert (
+        build(SitePrivacy, json.loads(json.dumps(plain(site, form=RECORD), allow_nan=False)), path="site", form=RECORD) == site
+    )
 
 
 def test_every_missing_key_is_named(record, tmp_path):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.generator.cohort import training_cohort, training_partition
 from mammo_fed.common.private_files import new_folder, write_private
-from mammo_fed.common.typed_json import dumps, plain
+from mammo_fed.common.serialization import RECORD, dumps, plain
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import evaluation_cohorts
@@ -138,7 +138,7 @@ def evaluate_sets(
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """Write page and figures into a new folder, readable by its owner only; returns the page."""
     with new_folder(folder, last=PAGE_NAME) as draft:
-        write_private(draft / FIGURES_NAME, dumps(plain(evaluation.as_dict())).encode())
+        write_private(draft / FIGURES_NAME, dumps(plain(evaluation.as_dict(), form=RECORD)).encode())
         rows = [
             QualityRow(name=one.name, kind=one.kind, pixels=one.pixels, labels=one.labels, figures=_row(one))
             for one in evaluation.sets

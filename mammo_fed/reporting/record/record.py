@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mammo_fed.common.private_files import write_atomically
-from mammo_fed.common.typed_json import build, dumps, plain
+from mammo_fed.common.serialization import RECORD, build, dumps, plain
 from mammo_fed.errors import DataError
 from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.reporting.record.sections import (
@@ -104,7 +104,7 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON values, `schema_version` first; an infinite epsilon is None."""
-        return {"schema_version": SCHEMA_VERSION, **plain(self)}
+        return {"schema_version": SCHEMA_VERSION, **plain(self, form=RECORD)}
 
     def write(self, folder: Path) -> Path:
         """Write record.json into `folder`, which must exist; a crash leaves what was there before."""
@@ -142,7 +142,7 @@ def read_record(folder: Path | str) -> Record:
     version = values.pop("schema_version", None) if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(f"{path}: schema_version={version!r} must be {SCHEMA_VERSION}; read it with the version that wrote it")
-    return build(Record, values, where="record")
+    return build(Record, values, path="record", form=RECORD)
 
 
 def comparable(record: Record) -> dict[str, Any]:
