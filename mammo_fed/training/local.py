@@ -156,6 +156,7 @@ def train_head(
     normalize: bool = True,
     public: PublicBatches | None = None,
     state: OptimizerState | None = None,
+    mechanism: str = "",
 ) -> NDArray[np.float32]:
     """Private steps from the head `flat`.
 
@@ -174,6 +175,7 @@ def train_head(
       normalize: features are brought to norm 1 behind the centre.
       public: synthetic images that are trained on beside the site's own.
       state: the local optimizer's state, taken up and left behind; None starts afresh.
+      mechanism: name of a mechanism from outside whose gradient the full-batch steps take; "" takes ours.
 
     Returns:
       The new flat vector, float32, same shape.

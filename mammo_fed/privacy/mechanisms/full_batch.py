@@ -7,6 +7,7 @@ mammo_fed.privacy.noise.integer_grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,13 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, clipped_logistic_sum, unit_gradients
 from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
-from mammo_fed.privacy.noise.source import Draws
+from mammo_fed.privacy.noise.source import ClippedSum, Draws
 
 __all__ = [
     "LogisticData",
     "clip_factors",
     "clipped_logistic_sum",
+    "descend",
     "gradient_grid_sum",
     "mean_grid_sum",
     "private_descent",
@@ -117,11 +119,40 @@ def private_descent(
 
     Source: DP gradient descent, arXiv:1607.00133 with sampling rate 1; FedProx, arXiv:1812.06127.
     """
+    return descend(
+        lambda current: _GradientSum(data=data, weights=current),
+        weights,
+        event=event,
+        public_count=public_count,
+        learning_rate=learning_rate,
+        proximal=proximal,
+        noise=noise,
+    )
+
+
+def descend(
+    sum_at: Callable[[NDArray[np.float32]], ClippedSum],
+    weights: NDArray[np.float32],
+    *,
+    event: PrivacyEvent,
+    public_count: int,
+    learning_rate: float,
+    proximal: float,
+    noise: Draws,
+) -> NDArray[np.float32]:
+    """`private_descent` on any sum of clipped gradients.
+
+    Guarantee: as `private_descent`, if zeroing out one unit moves each sum by at most the clipping norm.
+
+    Args:
+      sum_at: the sum of the units' clipped gradients at given weights.
+      weights, event, public_count, learning_rate, proximal, noise: as of `private_descent`.
+    """
     _check_gradient(event)
     _check_count(public_count)
     current = weights.copy()
     for _ in range(event.steps):
-        total = noise.release(_GradientSum(data=data, weights=current), event=event).astype(np.float32)
+        total = noise.release(sum_at(current), event=event).astype(np.float32)
         current = current - np.float32(learning_rate / public_count) * total
         if proximal > 0:
             # Implicit, so that the pull never overshoots however large the step is.
