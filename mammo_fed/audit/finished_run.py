@@ -22,6 +22,7 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.data.run_cohorts import Pool, evaluation_cohorts, limit_images_per_patient, load_pool
 from mammo_fed.errors import DataError, InvalidSetting, WeightsError
+from mammo_fed.extensions.kinds import MECHANISMS, full_batch
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.public_start import make_public_start
@@ -59,6 +60,11 @@ class FinishedRun:
         self._files = [read_site_file(path) for path in sorted((folder / "sites").glob("*.json"))]
         if not self._files:
             raise DataError(f"{folder}/sites has no site files; only a run whose sites lie in its folder can be audited")
+        if self.settings.privacy.mechanism not in MECHANISMS.built_in:
+            raise InvalidSetting(
+                f"privacy.mechanism={self.settings.privacy.mechanism} must be one of {', '.join(MECHANISMS.built_in)} for an "
+                "audit; for one from outside run the gate of mammo_fed.audit.gate, as docs/recipes.md shows"
+            )
         self.recipe = resolve(self.settings)
         self._cache = ArrayCache(Path(self._files[0].cache))
 
@@ -143,7 +149,7 @@ class FinishedRun:
             schedule=schedule,
             claim=Claim(epsilon=epsilon, delta=privacy.delta, events=schedule.events(), accountant=privacy.accountant),
             head=self._classifier.head,
-            closed_form=privacy.mechanism == "dp_gd",
+            closed_form=full_batch(privacy.mechanism),
             steps=self._steps,
             start=self._start,
             noise=privacy.noise,

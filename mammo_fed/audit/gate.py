@@ -9,10 +9,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData
+from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient, UnitSum
 from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
 from mammo_fed.privacy.noise.source import Draws, FloatDraws, GridDraws, NoiseMode
 
-__all__ = ["HOSTILE", "GateCase", "NoiselessGenerator", "hostile_cases", "largest_move", "noiseless"]
+__all__ = ["HOSTILE", "GateCase", "NoiselessGenerator", "gradient_moves", "hostile_cases", "largest_move", "noiseless"]
 
 # Kinds of a unit that a mechanism may meet.
 HOSTILE: Final = ("ordinary", "empty", "huge", "nan", "infinite", "many_images", "mislabelled", "both_labels")
@@ -136,3 +138,36 @@ def largest_move(
         # np.max lets a NaN through, where max() may not.
         moves[case.kind] = float(np.max([np.linalg.norm(sums[0] - other) for other in sums[1:]]))
     return moves
+
+
+def gradient_moves(gradient: UnitGradient, *, dims: int, unit: str, clipping_norm: float, seed: int = 0) -> dict[str, float]:
+    """The gate on a mechanism from outside: how far each kind of unit moves the sum of clipped gradients, over the norm.
+
+    A gradient that is a function of its arguments always passes, as we clip it; one that keeps state between units does not.
+
+    Args:
+      gradient: of one unit's loss.
+      dims: number of features.
+      unit: "patient" or "image".
+      clipping_norm: of one unit, > 0.
+      seed: of the head at which it is taken, once beside zero.
+
+    Returns:
+      By kind of unit, the larger quotient at both heads; each must be at most 1 (up to rounding).
+    """
+    tilted = np.random.default_rng(seed).standard_normal(dims + 1).astype(np.float32)
+    found: dict[str, float] = {}
+    for weights in (np.zeros_like(tilted), tilted):
+
+        def total(
+            features: NDArray[np.float32],
+            labels: NDArray[np.int64],
+            units: NDArray[np.int64],
+            weights: NDArray[np.float32] = weights,
+        ) -> NDArray[np.floating]:
+            data = LogisticData.build(features, labels, units, bias_scale=1.0)
+            return UnitSum(gradient=gradient, data=data, weights=weights).clipped(clipping_norm=clipping_norm)
+
+        for kind, move in largest_move(total, dims=dims, unit=unit).items():
+            found[kind] = float(np.max([found.get(kind, 0.0), move / clipping_norm]))
+    return found

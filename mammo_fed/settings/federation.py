@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.extensions.kinds import STRATEGIES
 from mammo_fed.settings.central import CentralSettings, SecureSettings
 from mammo_fed.settings.checks import Auto, at_least
 
@@ -16,6 +17,8 @@ __all__ = ["ROBUST", "FederationSettings"]
 ROBUST: Final = ("FedMedian", "FedTrimmedAvg", "Krum", "FedAgree")
 # Site-level noise is on a plain average.
 AVERAGING: Final = ("FedAvg", "FedProx")
+# They need no more than the sites' sum.
+SUMMABLE: Final = (*AVERAGING, "FedAdam", "FedYogi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class FederationSettings:
       keep_optimizer: a site's local optimizer goes on from round to round, as in one long training.
       release: which model is the result: "average" of the last rounds (see `tail`), or "best_val", the round with the highest
         validation AUPRC (benign), which epsilon does not cover.
-      strategy: Flower's strategy by name, or "FedAgree" (mammo_fed.federation.strategies.fed_agree).
+      strategy: Flower's strategy by name, "FedAgree" (mammo_fed.federation.strategies.fed_agree), or one that another
+        distribution brings; see docs/recipes.md.
       fraction: part of the sites that trains in a round, in (0, 1].
       min_nodes: sites to wait for, >= 1; "auto" is all of them.
       tail: part of the last rounds whose models are averaged, in (0, 1].
@@ -53,7 +57,7 @@ class FederationSettings:
     local_steps: int | Auto
     keep_optimizer: bool
     release: Literal["average", "best_val"]
-    strategy: Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum", "FedAgree"]
+    strategy: str
     fraction: float
     min_nodes: int | Auto
     tail: float
@@ -75,6 +79,7 @@ class FederationSettings:
     secure: SecureSettings
 
     def __post_init__(self) -> None:
+        STRATEGIES.check(self.strategy)
         at_least("federation.num_sites", self.num_sites, 1)
         for name, least in (("rounds", 0), ("local_steps", 1), ("min_nodes", 1)):
             if getattr(self, name) != "auto":
@@ -144,7 +149,7 @@ class FederationSettings:
                 f"federation.secure.min_survivors={self.min_survivors} must be above half of the {self.chosen_sites} sites of "
                 f"a round and the {self.secure.colluders} colluders together: otherwise two sets of survivors could be opened"
             )
-        if self.strategy in ROBUST:
+        if self.strategy not in SUMMABLE:
             raise InvalidSetting(
                 f"federation.strategy={self.strategy} looks at single updates, and secure.use={self.secure.use} hides them: "
                 "choose FedAvg, FedProx, FedAdam or FedYogi"

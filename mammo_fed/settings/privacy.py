@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.extensions.kinds import ACCOUNTANTS, MECHANISMS, full_batch
 from mammo_fed.settings.checks import Auto, at_least
 
 __all__ = ["PrivacySettings"]
@@ -20,8 +21,9 @@ class PrivacySettings:
       unit: whose data is protected.
       target_epsilon: of the whole run at every site, > 0; infinity trains without noise and without a guarantee.
       delta: in (0, 1).
-      accountant: "pld" (default), "rdp" (the paper's) or "prv".
-      mechanism: "dp_gd" (full batch, closed form) or "dp_sgd" (Poisson sampling, Opacus).
+      accountant: "pld" (default), "rdp" (the paper's), "prv", or one that another distribution brings.
+      mechanism: "dp_gd" (full batch, closed form), "dp_sgd" (Poisson sampling, Opacus), or the gradient that another
+        distribution brings, in the full batch; see docs/recipes.md.
       clipping_norm: largest gradient norm of one unit.
       mean_clipping_norm: largest norm of one unit's sum of features in the private mean.
       mean_fraction: part of the budget (of mu squared) spent on the private mean, in [0, 1).
@@ -38,8 +40,8 @@ class PrivacySettings:
     unit: Literal["patient", "image"]
     target_epsilon: float
     delta: float
-    accountant: Literal["pld", "rdp", "prv"]
-    mechanism: Literal["dp_gd", "dp_sgd"]
+    accountant: str
+    mechanism: str
     clipping_norm: float | Auto
     mean_clipping_norm: float | Auto
     mean_fraction: float
@@ -55,6 +57,10 @@ class PrivacySettings:
     require_public_synthesis: bool
 
     def __post_init__(self) -> None:
+        MECHANISMS.check(self.mechanism)
+        ACCOUNTANTS.check(self.accountant)
+        if self.accountant == "gdp":
+            raise InvalidSetting("privacy.accountant=gdp must be another accountant, such as pld: it prices no sampled steps")
         if not self.target_epsilon > 0:
             raise InvalidSetting(
                 f"privacy.target_epsilon={self.target_epsilon} must be above 0 (inf trains without privacy); 1 to 10 is usual"
@@ -78,8 +84,8 @@ class PrivacySettings:
         self._check_mechanism()
 
     def _check_mechanism(self) -> None:
-        if self.mechanism == "dp_gd" and (self.label_smoothing > 0 or self.weight_decay > 0 or self.optimizer != "sgd"):
+        if full_batch(self.mechanism) and (self.label_smoothing > 0 or self.weight_decay > 0 or self.optimizer != "sgd"):
             raise InvalidSetting(
-                "privacy.mechanism=dp_gd takes plain gradient steps: set privacy.optimizer=sgd, weight_decay=0 and "
+                f"privacy.mechanism={self.mechanism} takes plain gradient steps: set privacy.optimizer=sgd, weight_decay=0 and "
                 "label_smoothing=0, or choose privacy=dp_sgd"
             )

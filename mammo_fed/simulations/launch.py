@@ -13,6 +13,7 @@ from mammo_fed.client.rounds.app import app as client_app
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.run_cohorts import Pool, evaluation_cohorts, limit_images_per_patient, load_pool, synthetic_cohort
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.federation.public_start import make_extractor
 from mammo_fed.reporting.record.record import Record, read_record
@@ -98,6 +99,7 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
             aggregation=("plain", "masks", "shared_noise"),
             most_noise_shares=settings.federation.num_sites,
             weights=("wheel", "none", "timm", *([settings.model.weights_file] if settings.model.weights_file else [])),
+            extensions=tuple(used.key for used in extensions_used(settings)),
         ),
         folder=str(private),
         ledger=str(private / "ledger" if privacy.ledger == "run" else Path(privacy.ledger).expanduser().resolve() / name),

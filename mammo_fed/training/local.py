@@ -15,12 +15,14 @@ from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.full_batch import (
     LogisticData,
+    descend,
     gradient_grid_sum,
     mean_grid_sum,
     private_descent,
     private_mean,
 )
 from mammo_fed.privacy.mechanisms.poisson_sgd import LocalOptimizer, OptimizerState, PoissonData, PublicBatches, poisson_steps
+from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient, UnitSum
 from mammo_fed.privacy.noise.source import Draws, GridDraws
 from mammo_fed.privacy.shared_noise import noisy_share
 
@@ -156,12 +158,13 @@ def train_head(
     normalize: bool = True,
     public: PublicBatches | None = None,
     state: OptimizerState | None = None,
-    mechanism: str = "",
+    gradient: UnitGradient | None = None,
 ) -> NDArray[np.float32]:
     """Private steps from the head `flat`.
 
     Guarantee: that of the mechanism for `event`: mammo_fed.privacy.mechanisms.full_batch.private_descent in closed form, else
-    mammo_fed.privacy.mechanisms.poisson_sgd.poisson_steps.
+    mammo_fed.privacy.mechanisms.poisson_sgd.poisson_steps; with a gradient from outside that of
+    mammo_fed.privacy.mechanisms.unit_descent.UnitSum in each step.
 
     Args:
       site: the site's features.
@@ -175,14 +178,25 @@ def train_head(
       normalize: features are brought to norm 1 behind the centre.
       public: synthetic images that are trained on beside the site's own.
       state: the local optimizer's state, taken up and left behind; None starts afresh.
-      mechanism: name of a mechanism from outside whose gradient the full-batch steps take; "" takes ours.
+      gradient: of a unit's loss, from another distribution, for the full-batch steps; None takes ours.
 
     Returns:
       The new flat vector, float32, same shape.
     """
     if closed_form:
-        return private_descent(
-            site.logistic(centre, normalize=normalize, bias_scale=head.bias_scale),
+        data = site.logistic(centre, normalize=normalize, bias_scale=head.bias_scale)
+        if gradient is None:
+            return private_descent(
+                data,
+                flat,
+                event=event,
+                public_count=site.public_count,
+                learning_rate=steps.learning_rate,
+                proximal=steps.proximal,
+                noise=noise,
+            )
+        return descend(
+            lambda current: UnitSum(gradient=gradient, data=data, weights=current),
             flat,
             event=event,
             public_count=site.public_count,

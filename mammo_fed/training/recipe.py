@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.privacy.schedule import auto_rounds
 from mammo_fed.settings import Settings
 
@@ -53,10 +54,10 @@ class Recipe:
 def resolve(settings: Settings) -> Recipe:
     """Fill in every "auto" of `settings`; explicit values pass through."""
     privacy, federation = settings.privacy, settings.federation
-    full_batch = privacy.mechanism == "dp_gd"
-    rounds = auto_rounds(privacy.target_epsilon) if full_batch else POISSON_ROUNDS
-    steps = 1 if full_batch else POISSON_LOCAL_STEPS
-    rate = _interpolate(privacy.target_epsilon) if full_batch else POISSON_LEARNING_RATE[privacy.optimizer]
+    in_full = full_batch(privacy.mechanism)
+    rounds = auto_rounds(privacy.target_epsilon) if in_full else POISSON_ROUNDS
+    steps = 1 if in_full else POISSON_LOCAL_STEPS
+    rate = _interpolate(privacy.target_epsilon) if in_full else POISSON_LEARNING_RATE[privacy.optimizer]
     return Recipe(
         rounds=rounds if federation.rounds == "auto" else federation.rounds,
         local_steps=steps if federation.local_steps == "auto" else federation.local_steps,

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mammo_fed.cli.data.check import public_reference
 from mammo_fed.common.command_line import print_json, say, warn
-from mammo_fed.data.dicom.archives.registry import SOURCES
+from mammo_fed.data.dicom.archives.registry import archive_named, archive_origin
 from mammo_fed.data.dicom.findings import Finding, SkippedFinding
 from mammo_fed.data.dicom.geometry import CropRule
 from mammo_fed.data.dicom.ingest import IngestPlan, ingest
@@ -56,9 +56,11 @@ def ingest_command(options: argparse.Namespace, console: Console) -> int:
     with Progress(*columns, console=console, disable=options.json) as progress:
         task = progress.add_task("findings", total=None)
         done = ingest(
-            (_in_split(finding, options.split) for finding in SOURCES[options.source](root)),
+            (_in_split(finding, options.split) for finding in archive_named(options.source)(root)),
             cohort,
-            plan=IngestPlan(source=options.source, recipe=recipe, public=options.public, processes=options.jobs),
+            plan=IngestPlan(
+                source=archive_origin(options.source), recipe=recipe, public=options.public, processes=options.jobs
+            ),
             pseudonyms=Pseudonyms.kept_at(salt),
             on_progress=lambda count, total: progress.update(task, completed=count, total=total),
             on_refusal=refusal,

@@ -32,6 +32,7 @@ sources (--source):
   bcdr       BCDR: outline tables
   inbreast   INbreast: OsiriX XML; no biopsies, so of use for pretraining only
   cmmd       CMMD: labels of whole breasts
+  NAME       what another installed distribution brings (docs/recipes.md)
 
 The cohort folder holds pseudonyms only. Their key is COHORT.salt: keep it at the site, and back it up.
 Run again, it makes what is missing: an interrupted ingestion is simply started again.
@@ -49,7 +50,7 @@ def add_ingest_options(ingest: argparse.ArgumentParser) -> None:
     ingest.epilog = INGEST
     ingest.add_argument("root", type=Path, metavar="ARCHIVE", help="folder of the DICOM files and their tables")
     ingest.add_argument("cohort", type=Path, metavar="COHORT", help="folder to make, or to bring up to date")
-    ingest.add_argument("--source", choices=SOURCES, default="csv", help="kind of archive (csv)")
+    ingest.add_argument("--source", metavar="NAME", default="csv", help="kind of archive (csv): see below")
     ingest.add_argument("--split", choices=SPLITS, help="put every patient into this split (as the archive says)")
     ingest.add_argument("--crop", choices=["centred", "paper"], default="centred", help="where the lesion lies (centred)")
     ingest.add_argument("--margin", type=float, default=0.25, help="around the lesion, part of its longer side (0.25)")

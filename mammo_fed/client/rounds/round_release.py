@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.errors import InvalidSetting, PolicyRefused
+from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.secure_aggregation.double_masks import Roster
 from mammo_fed.federation.secure_aggregation.opening import LARGEST, quantised, within_range
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PublicBatches
+from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.privacy.shared_noise import largest_share
@@ -32,6 +34,7 @@ class Prepared:
     data: SiteFeatures
     public: PublicBatches | None
     optimizer: OptimizerState | None
+    gradient: UnitGradient | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,12 +79,13 @@ class Release:
                 proximal=task.proximal,
             ),
             event=self.event,
-            closed_form=declaration.mechanism == "dp_gd",
+            closed_form=full_batch(declaration.mechanism),
             noise=noise,
             sampling=source.draws(mode, site=self.site, round_index=task.round_index, purpose="sampling"),
             normalize=declaration.model.norm == "unit",
             public=prepared.public,
             state=optimizer,
+            gradient=prepared.gradient,
         )
 
     def masked(self, sums: MaskedSums, roster: Roster, optimizer: OptimizerState | None) -> NDArray[np.uint64]:

@@ -24,6 +24,7 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import DataError, PolicyRefused, WeightsError
+from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.secure_messages import Answer, Question
@@ -35,6 +36,7 @@ from mammo_fed.models.features import Extractor, denormals_flushed
 from mammo_fed.models.networks import network_spec, write_flat_network
 from mammo_fed.privacy.ledger.ledger import Ledger
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
+from mammo_fed.privacy.mechanisms.unit_descent import unit_gradient
 from mammo_fed.training.local import SiteFeatures
 
 __all__ = ["Site", "open_site"]
@@ -162,6 +164,7 @@ class Site:
         schedule = plan_for_site(
             declaration, public_images=policy.public_images, max_images_per_patient=policy.max_images_per_patient
         )
+        gradient = unit_gradient(declaration.mechanism, dims=declaration.dims)
         if self.file.threads:
             torch.set_num_threads(self.file.threads)
         extractor = self._extractor(declaration, payload)
@@ -198,6 +201,7 @@ class Site:
             if beside
             else None,
             optimizer={} if declaration.keep_optimizer else None,
+            gradient=gradient,
         )
 
     def _extractor(self, declaration: Declaration, payload: PublicPayload) -> Extractor:
@@ -214,7 +218,7 @@ class Site:
         return Extractor(spec, cache=self._cache)
 
     def _ledger(self, declaration: Declaration) -> AbstractContextManager[Ledger]:
-        return site_ledger(self.file, usual="gdp" if declaration.mechanism == "dp_gd" else "declared")
+        return site_ledger(self.file, usual="gdp" if full_batch(declaration.mechanism) else "declared")
 
     def _sums(self, run_id: str) -> MaskedSums:
         return MaskedSums(self._runs.folder(run_id), self.file.site)

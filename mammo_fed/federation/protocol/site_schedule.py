@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.privacy.schedule import Schedule, plan_schedule
 
@@ -10,7 +11,7 @@ __all__ = ["plan_for_site", "site_sample_rate"]
 
 def site_sample_rate(declaration: Declaration, *, public_images: int) -> float:
     """Probability with which each unit takes part in a gradient step at a site with this many (public) images."""
-    if declaration.mechanism == "dp_gd":
+    if full_batch(declaration.mechanism):
         return 1.0
     return min(1.0, declaration.batch_size / (public_images + declaration.mixed_images))
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.common.serialization import canonical_json
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.extensions.registry import NAME
 from mammo_fed.federation.protocol.texts import from_json
 from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.models.heads import HeadSpec
@@ -79,8 +80,8 @@ class Declaration:
     unit: Unit
     target_epsilon: float
     delta: float
-    accountant: Literal["pld", "rdp", "prv"]
-    mechanism: Literal["dp_gd", "dp_sgd"]
+    accountant: str
+    mechanism: str
     clipping_norm: float
     mean_clipping_norm: float
     mean_fraction: float
@@ -106,6 +107,9 @@ class Declaration:
             # Views of an image stand side by side: only sampled steps draw one, other releases would not clip what they sum.
             raise InvalidSetting("model.flips=random belongs to privacy=dp_sgd with privacy.mean_fraction=0")
         self._check_aggregation()
+        if not (NAME.fullmatch(self.mechanism) and NAME.fullmatch(self.accountant)) or self.accountant == "gdp":
+            # Names of extensions are the site's to allow; here only that they are names, fit for a log.
+            raise InvalidSetting("mechanism and accountant must be names, and accountant another one than gdp")
         if not (self.run_id.isascii() and self.run_id.isalnum() and len(self.run_id) <= 64):
             raise InvalidSetting("run_id must be 1 to 64 letters and digits")
         for name in ("clipping_norm", "mean_clipping_norm"):

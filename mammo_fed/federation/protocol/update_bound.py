@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, chi
 
+from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.privacy.events import PrivacyEvent
 
@@ -126,7 +127,7 @@ def _public_gradient(declaration: Declaration) -> float:
     """Largest norm of the gradient that synthetic images add to every step beside the site's own."""
     if not declaration.synthetic_images or declaration.mixed_images or declaration.augment_weight == 0:
         return 0.0
-    if declaration.mechanism == "dp_gd":
+    if full_batch(declaration.mechanism):
         return 0.0
     if declaration.head.kind != "linear" or declaration.model.norm != "unit":
         return math.inf

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrim
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting, RunFailed
+from mammo_fed.extensions.kinds import STRATEGIES
 from mammo_fed.federation.protocol.messages import ARRAYS, CONFIG, METRICS, WEIGHT, pack_parameters, read_parameters
 from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.federation.strategies.fed_agree import FedAgree, Reputation
@@ -211,4 +212,11 @@ def _strategy(settings: FederationSettings, name: str, reputation: Reputation) -
         return FedAgree(**common, reputation=reputation)
     if name == "Krum":
         return Krum(**common, num_malicious_nodes=settings.num_malicious)
-    return FedAvg(**common)
+    if name == "FedAvg":
+        return FedAvg(**common)
+    found = STRATEGIES.load(name)(settings, **common)
+    if not isinstance(found, FedAvg):
+        raise InvalidSetting(
+            f"federation.strategy={name} from {STRATEGIES.origin(name)} must make a strategy that is a kind of Flower's FedAvg"
+        )
+    return found

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.extensions.registry import Extensions
+from mammo_fed.extensions.kinds import MECHANISMS
+from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData
 from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
 
-__all__ = ["MECHANISMS", "UnitGradient", "UnitSum", "check_gradient", "full_batch"]
+__all__ = ["UnitGradient", "UnitSum", "unit_gradient"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,6 @@ class UnitGradient(Protocol):
         """
 
 
-MECHANISMS: Final[Extensions[UnitGradient]] = Extensions(
-    group="mammo_fed.mechanisms", setting="privacy.mechanism", built_in=("dp_gd", "dp_sgd")
-)
-
-
-def full_batch(mechanism: str) -> bool:
-    """Whether every unit takes part in every step of a mechanism; those from outside are all of this kind."""
-    return mechanism != "dp_sgd"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnitSum:
     """The sum of every unit's clipped gradient, for `mammo_fed.privacy.noise.source.Draws.release`.
@@ -75,13 +66,18 @@ class UnitSum:
             total += grid_sum(block, clipping_norm=clipping_norm)
         return total
 
-    def in_floating_point(self, *, event: Any, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
+    def in_floating_point(self, *, event: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
         """See mammo_fed.privacy.noise.source.ClippedSum."""
-        total = np.zeros(len(self.weights))
-        for block in self._blocks():
-            total += clip_factors(np.linalg.norm(block, axis=1), clipping_norm=event.clipping_norm) @ block
+        total = self.clipped(clipping_norm=event.clipping_norm)
         noisy: NDArray[np.float64] = total + event.noise_multiplier * event.clipping_norm * noise.standard_normal(len(total))
         return noisy
+
+    def clipped(self, *, clipping_norm: float) -> NDArray[np.float64]:
+        """The sum in floating point, without noise, shape (dims + 1,)."""
+        total = np.zeros(len(self.weights))
+        for block in self._blocks():
+            total += clip_factors(np.linalg.norm(block, axis=1), clipping_norm=clipping_norm) @ block
+        return total
 
     def _blocks(self) -> Iterator[NDArray[np.float64]]:
         bounds = np.searchsorted(self.data.units, np.arange(self.data.num_units + 1))
@@ -108,17 +104,28 @@ class UnitSum:
         return found if found.shape == nothing.shape and np.isfinite(found).all() else nothing
 
 
-def check_gradient(gradient: UnitGradient, *, dims: int) -> None:
-    """Raise InvalidSetting unless `gradient` gives a finite vector of the right shape for a made-up unit.
+def unit_gradient(mechanism: str, *, dims: int) -> UnitGradient | None:
+    """The gradient that the distribution behind a mechanism from outside brings, tried on a made-up unit; None for ours.
 
     Args:
-      gradient: the extension.
+      mechanism: its name.
       dims: number of features.
+
+    Raises:
+      InvalidSetting: If it is not installed, cannot be imported, or gives something else than a finite vector of `dims` + 1.
     """
+    if mechanism in MECHANISMS.built_in:
+        return None
+    gradient: UnitGradient = MECHANISMS.load(mechanism)
     rows, weights = np.full((2, dims + 1), 0.1, np.float32), np.zeros(dims + 1, np.float32)
-    found = np.asarray(gradient(rows, np.array([0, 1], np.float32), weights))
+    try:
+        found = np.asarray(gradient(rows, np.array([0, 1], np.float32), weights), np.float64)
+    except Exception as error:
+        raise InvalidSetting(
+            f"privacy.mechanism={mechanism} fails at a made-up unit ({type(error).__name__}: {error})"
+        ) from error
     if found.shape != (dims + 1,) or not np.isfinite(found).all():
         raise InvalidSetting(
-            f"privacy.mechanism: the extension gives an array of shape {found.shape} where ({dims + 1},) is needed, or one that "
-            "is not finite"
+            f"privacy.mechanism={mechanism} must give a finite array of shape ({dims + 1},), not {found.shape}"
         )
+    return gradient

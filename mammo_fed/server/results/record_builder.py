@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Final, Literal
 
+from mammo_fed.extensions.kinds import MECHANISMS
+from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.federation.public_start import PublicStart
@@ -79,7 +81,7 @@ def build_record(outcome: Outcome) -> Record:
         mode=outcome.mode,
         config_hash=settings.sha256(),
         seeds={"seed": settings.seed, "privacy.noise_seed": settings.privacy.noise_seed},
-        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}, **_extensions(settings)},
         started=outcome.started.isoformat(timespec="seconds"),
         finished=(outcome.started + timedelta(seconds=outcome.seconds.total)).isoformat(timespec="seconds"),
         seconds=outcome.seconds,
@@ -229,8 +231,8 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
 
 
 def _mechanism(outcome: Outcome) -> str:
-    privacy, shares = outcome.settings.privacy, outcome.declaration.noise_shares
-    return MECHANISM[privacy.mechanism, privacy.noise] + (f", noise in shares of {shares} sites" if shares > 1 else "")
+    shares = outcome.declaration.noise_shares
+    return _mechanism_text(outcome.settings) + (f", noise in shares of {shares} sites" if shares > 1 else "")
 
 
 def _threat(declaration: Declaration) -> str:
@@ -276,3 +278,18 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         epsilon_other_site=seen_by.other_site,
         epsilon_all_colluding=seen_by.all_colluding,
     )
+
+
+def _mechanism_text(settings: Settings) -> str:
+    """The mechanism in words; one from outside with the distribution that brings its gradient."""
+    privacy = settings.privacy
+    known = MECHANISM.get((privacy.mechanism, privacy.noise))
+    if known is not None:
+        return known
+    arithmetic = ", discrete Gaussian on a grid" if privacy.noise == "secure" else ""
+    return f"full-batch DP descent on the gradient {privacy.mechanism} of {MECHANISMS.origin(privacy.mechanism)}{arithmetic}"
+
+
+def _extensions(settings: Settings) -> dict[str, str]:
+    """Versions of the distributions whose code decided the numbers beside ours, by distribution."""
+    return {used.origin.distribution: used.origin.version or used.key for used in extensions_used(settings)}

@@ -232,11 +232,11 @@ class BudgetView:
             spending.events,
             min_survivors=min_survivors,
             delta=self._delta,
-            accountant=self._accountant,  # type: ignore[arg-type]
+            accountant=self._accountant,
         )
 
     def _price(self, events: Sequence[PrivacyEvent]) -> float:
-        return epsilon(events, delta=self._delta, accountant=self._accountant)  # type: ignore[arg-type]
+        return epsilon(events, delta=self._delta, accountant=self._accountant)
 
 
 def reason_text(reason: str, protocol_version: int) -> str:
