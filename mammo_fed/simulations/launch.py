@@ -7,26 +7,35 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from flwr.clientapp import ClientApp
 
 from mammo_fed.client.policy import SiteFile, SitePolicy
-from mammo_fed.client.rounds.app import app as client_app
+from mammo_fed.client.rounds.app import app as installed_app
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.run_cohorts import Pool, evaluation_cohorts, limit_images_per_patient, load_pool, synthetic_cohort
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.federation.public_start import make_extractor
-from mammo_fed.reporting.record.record import Record, read_record
+from mammo_fed.federation.run_folder import SITES_NAME
+from mammo_fed.reporting.record.record import RECORD_NAME, Record, read_record
 from mammo_fed.server.app import make_app
 from mammo_fed.server.run import Hooks, share_of
 from mammo_fed.settings import Settings
 from mammo_fed.simulations.in_process import run_in_process
 from mammo_fed.simulations.persistent_ledgers import site_caps
 
-__all__ = ["simulate"]
+__all__ = ["prepare", "simulate"]
 
 
-def simulate(settings: Settings, folder: Path, *, hooks: Hooks, mode: Literal["simulate", "reproduce"] = "simulate") -> Record:
+def simulate(
+    settings: Settings,
+    folder: Path,
+    *,
+    hooks: Hooks,
+    mode: Literal["simulate", "reproduce"] = "simulate",
+    client_app: ClientApp = installed_app,
+) -> Record:
     """Run a federation of simulated hospitals and return its record.
 
     Args:
@@ -34,29 +43,16 @@ def simulate(settings: Settings, folder: Path, *, hooks: Hooks, mode: Literal["s
       folder: the run folder; made here, with a private folder for every site and its ledger.
       hooks: told of progress.
       mode: for the record.
+      client_app: of the hospitals; another than the installed one on the in-process engine only.
 
     Raises:
       InvalidSetting: If the folder holds a run already: its ledgers are not to be overwritten.
       MammoFedError: As `mammo_fed.server.run.run_federation`, and for data that cannot be read.
     """
-    quiet()
-    if (folder / "sites").exists() or (folder / "record.json").exists():
-        raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
-    cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
-    pool = load_pool(settings.data, share_of(settings), cache=cache)
-    site_caps(settings, pool)
-    folder.mkdir(parents=True, exist_ok=True)
-    _make_features(settings, pool, cache, hooks)
-    sites = folder / "sites"
-    sites.mkdir(mode=0o700, exist_ok=True)
-    for index in range(settings.federation.num_sites):
-        site_file(settings, pool, index, folder=folder, cache=cache).write(sites / f"site-{index + 1}.json")
-    run_config = {
-        "config-json": settings.to_json(),
-        "run-folder": str(folder.resolve()),
-        "sites-folder": str(sites.resolve()),
-        "mode": mode,
-    }
+    if settings.engine.name == "ray" and client_app is not installed_app:
+        raise InvalidSetting("engine=ray starts the installed client app only; use engine=in_process for another")
+    prepare(settings, folder, hooks=hooks)
+    run_config = {"config-json": settings.to_json(), "run-folder": str(folder.resolve()), "mode": mode}
     server_app = make_app(hooks)
     if settings.engine.name == "ray":
         # Ray takes seconds to import and is not needed otherwise.
@@ -75,11 +71,37 @@ def simulate(settings: Settings, folder: Path, *, hooks: Hooks, mode: Literal["s
     return read_record(folder)
 
 
+def prepare(settings: Settings, folder: Path, *, hooks: Hooks) -> None:
+    """Make a run folder with a file and a private folder for every simulated hospital, and their features.
+
+    Args:
+      settings: of the run.
+      folder: the run folder.
+      hooks: told of progress.
+
+    Raises:
+      InvalidSetting: If the folder holds a run already: its ledgers are not to be overwritten.
+      MammoFedError: If data cannot be read.
+    """
+    quiet()
+    sites = folder / SITES_NAME
+    if sites.exists() or (folder / RECORD_NAME).exists():
+        raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
+    cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
+    pool = load_pool(settings.data, share_of(settings), cache=cache)
+    site_caps(settings, pool)
+    folder.mkdir(parents=True, exist_ok=True)
+    _make_features(settings, pool, cache, hooks)
+    sites.mkdir(mode=0o700, exist_ok=True)
+    for index in range(settings.federation.num_sites):
+        site_file(settings, pool, index, folder=folder, cache=cache).write(sites / f"site-{index + 1}.json")
+
+
 def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache: ArrayCache) -> SiteFile:
     """What a simulated hospital would have on its own disk."""
     privacy, name = settings.privacy, f"site-{index + 1}"
     rows = limit_images_per_patient(pool.cohort, pool.rows[index], most=privacy.max_images_per_patient)
-    private = (folder / "sites" / name).resolve()
+    private = (folder / SITES_NAME / name).resolve()
     return SiteFile(
         site=name,
         data=settings.data,

@@ -17,6 +17,7 @@ from mammo_fed.federation.protocol.messages import read_declaration, read_task
 from mammo_fed.federation.protocol.replies import Reply
 from mammo_fed.federation.protocol.reply_messages import pack_reply
 from mammo_fed.federation.protocol.secure_messages import Answer, pack_answer, read_parcels, read_question
+from mammo_fed.federation.run_folder import SITES_NAME, run_folder_of
 
 __all__ = ["app"]
 
@@ -96,5 +97,6 @@ def _site_path(context: Context) -> Path:
     own = context.node_config.get("site-file")
     if own is not None:
         return Path(str(own))
-    folder = Path(str(context.run_config["sites-folder"]))
+    named = context.run_config.get("sites-folder")
+    folder = run_folder_of(context) / SITES_NAME if named is None else Path(str(named))
     return folder / f"site-{int(context.node_config['partition-id']) + 1}.json"

@@ -1,0 +1,77 @@
+"""The simulations that run as they are: each says what it is for, asks for settings that there are, and runs at small size."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mammo_fed.cli.main import main
+from mammo_fed.reporting.record.record import read_record
+from mammo_fed.settings.compose import compose_settings
+
+FOLDER = Path(__file__).parents[2] / "simulations"
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+ON_PHANTOMS = {path.stem: path for path in SCRIPTS if path.stem != "paper"}
+
+
+def command_of(script: Path) -> list[str]:
+    """The words of the command that a script runs, without what its caller adds."""
+    (line,) = re.findall(r'^exec (.*) "\$@"$', script.read_text(), re.MULTILINE)
+    return shlex.split(line)
+
+
+def test_every_script_says_in_one_line_what_it_is_for():
+    assert len(SCRIPTS) >= 5
+    for script in SCRIPTS:
+        first, purpose, *_ = script.read_text().splitlines()
+        assert first == "#!/bin/sh"
+        assert re.fullmatch(r"# [A-Z].*[.)]", purpose), script
+        assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("script", ON_PHANTOMS.values(), ids=ON_PHANTOMS)
+def test_settings_of_a_script_are_settings_that_there_are(script):
+    program, command, *overrides = command_of(script)
+    assert (program, command) == ("mammo-fed", "simulate")
+    compose_settings(overrides)
+
+
+def test_paper_asks_for_rows_that_there_are(capsys):
+    _, command, *overrides = command_of(FOLDER / "paper.sh")
+    assert main([command, *overrides, "--list"]) == 0
+    assert "dbr156" in capsys.readouterr().out
+
+
+def test_hostile_hospital_is_left_out_by_the_robust_strategy(small, tmp_path, capsys):
+    script = runpy.run_path(str(FOLDER / "hostile.py"))
+    script["main"](tmp_path, [*small, "privacy.noise_seed=1", "privacy.target_epsilon=50"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["honest", "hostile-average", "hostile-robust"]
+    honest, averaged, robust = [read_record(tmp_path / line.partition(":")[0]) for line in lines]
+    assert honest.evaluation != averaged.evaluation
+    left_out = {site.name: len(site.rejected) for site in robust.privacy.sites}
+    assert max(left_out, key=lambda name: left_out[name]) == "site-2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ON_PHANTOMS.values(), ids=ON_PHANTOMS)
+def test_script_runs_at_small_size(script, small, tmp_path):
+    fewer = ("federation.num_sites=12",) if script.stem == "thousand_sites" else ()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [script, *small, *fewer, f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_record(tmp_path / "run").privacy.sites
