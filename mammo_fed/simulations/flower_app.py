@@ -11,9 +11,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from mammo_fed.common.logs import LOG_NAME, log_to_file
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.run_folder import run_folder_of
-from mammo_fed.common.private_files import write_atomically
 from mammo_fed.server.run import Hooks, run_federation
 from mammo_fed.settings.compose import Composed, compose_settings
 from mammo_fed.simulations.launch import prepare
