@@ -1,4 +1,4 @@
-"""Honest updates stay within their reach, whatever the patients are; a hundred times as much does not."""
+"""Honest updates stay within their limit, whatever the patients are; a hundred times as much does not."""
 
 from __future__ import annotations
 
@@ -146,19 +146,19 @@ common = settings(max_examples=25, deadline=None, suppress_health_check=[HealthC
     alike=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_an_honest_mean_is_within_its_reach_and_not_far_below_where_patients_are_alike(noise, unit, kind, alike, seed):
+def test_an_honest_mean_is_within_its_bound_and_not_far_below_where_patients_are_alike(noise, unit, kind, alike, seed):
     declaration = declaration_of(unit=unit, noise=kind, mean_clipping_norm=2.0 if unit == "patient" else 1.0)
     event = event_of(declaration, noise=noise, steps=1, sample_rate=1.0, mean=True)
     rng = np.random.default_rng(seed)
     draws = NoiseSource(injected_seed=seed).draws(kind, site="a", round_index=0, purpose="noise")
     mean = release_mean(patients(rng, alike=alike, unit=unit), event=event, noise=draws)
     task = task_of(round_index=0, kind="mean")
-    length, reach = float(np.linalg.norm(mean)), bound(declaration, task, event, np.zeros(DIMS, np.float32))
-    assert length <= reach
+    length, limit = float(np.linalg.norm(mean)), bound(declaration, task, event, np.zeros(DIMS, np.float32))
+    assert length <= limit
     # Where nobody is alike and there is no noise, the mean is short by itself.
-    assert reach <= WORST * length
+    assert limit <= WORST * length
     if alike:
-        assert reach <= 10 * length
+        assert limit <= 10 * length
 
 
 @common
@@ -171,18 +171,18 @@ def test_an_honest_mean_is_within_its_reach_and_not_far_below_where_patients_are
     alike=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_honest_full_batch_steps_are_within_their_reach(noise, unit, kind, steps, proximal, alike, seed):
+def test_honest_full_batch_steps_are_within_their_bound(noise, unit, kind, steps, proximal, alike, seed):
     declaration = declaration_of(unit=unit, noise=kind, local_steps=steps, clipping_norm=0.1)
     event = event_of(declaration, noise=noise, steps=steps, sample_rate=1.0)
     task, rng = task_of(proximal=proximal), np.random.default_rng(seed)
     flat = np.zeros(DIMS + 1, np.float32)
     update = trained(declaration, task, event, rng=rng, alike=alike, flat=flat) - flat
-    length, reach = float(np.linalg.norm(update)), bound(declaration, task, event, flat)
-    assert length <= reach
+    length, limit = float(np.linalg.norm(update)), bound(declaration, task, event, flat)
+    assert length <= limit
     if noise >= 2 or steps == 1:
-        assert reach <= WORST * length
+        assert limit <= WORST * length
     if noise >= 2 or (alike and steps == 1):
-        assert reach <= 10 * length
+        assert limit <= 10 * length
 
 
 @common
@@ -199,7 +199,7 @@ def test_honest_full_batch_steps_are_within_their_reach(noise, unit, kind, steps
     alike=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_honest_sampled_steps_are_within_their_reach(
+def test_honest_sampled_steps_are_within_their_bound(
     noise, unit, kind, optimizer, rate, decay, proximal, steps, start, alike, seed
 ):
     declaration = declaration_of(mechanism="dp_sgd", unit=unit, noise=kind, local_steps=steps, mean_fraction=0.0)
@@ -209,10 +209,10 @@ def test_honest_sampled_steps_are_within_their_reach(
     rng = np.random.default_rng(seed)
     flat = (start * rng.standard_normal(DIMS + 1)).astype(np.float32)
     update = trained(declaration, task, event, rng=rng, alike=alike, flat=flat) - flat
-    length, reach = float(np.linalg.norm(update)), bound(declaration, task, event, flat)
-    assert length <= reach
+    length, limit = float(np.linalg.norm(update)), bound(declaration, task, event, flat)
+    assert length <= limit
     if noise >= 2 and decay * start == 0 and rate >= 0.3:
-        assert reach <= 10 * length
+        assert limit <= 10 * length
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -224,8 +224,8 @@ def test_a_larger_head_of_any_kind_is_bounded_too(optimizer):
     task = task_of(learning_rate=0.02 if optimizer == "adamw" else 5.0, optimizer=optimizer)
     flat = flatten(build_head(declaration.head, seed=1))
     update = trained(declaration, task, event, rng=np.random.default_rng(1), alike=False, flat=flat) - flat
-    length, reach = float(np.linalg.norm(update)), bound(declaration, task, event, flat)
-    assert length <= reach <= 10 * length
+    length, limit = float(np.linalg.norm(update)), bound(declaration, task, event, flat)
+    assert length <= limit <= 10 * length
 
 
 def test_an_optimizer_that_is_kept_reaches_further_and_honest_rounds_stay_within():
@@ -233,14 +233,14 @@ def test_an_optimizer_that_is_kept_reaches_further_and_honest_rounds_stay_within
     event = event_of(declaration, noise=2.0, steps=5, sample_rate=0.3)
     state: dict = {}
     flat, rng = np.zeros(DIMS + 1, np.float32), np.random.default_rng(2)
-    reaches = []
+    limits = []
     for index in range(1, 9):
         task = task_of(round_index=index, learning_rate=0.02, optimizer="adamw")
         new = trained(declaration, task, event, rng=rng, alike=False, flat=flat, state=state)
-        reaches.append(bound(declaration, task, event, flat))
-        assert np.linalg.norm(new - flat) <= reaches[-1]
+        limits.append(bound(declaration, task, event, flat))
+        assert np.linalg.norm(new - flat) <= limits[-1]
         flat = new
-    assert reaches == sorted(reaches)
+    assert limits == sorted(limits)
 
 
 @common
@@ -278,18 +278,18 @@ def test_synthetic_images_beside_the_sites_own_are_counted(steps):
     task, flat = task_of(learning_rate=5.0), np.zeros(DIMS + 1, np.float32)
     update = trained(declaration, task, event, rng=rng, alike=True, flat=flat, public=public)
     without = bound(replace(declaration, synthetic_images=0, augment_weight=0.0), task, event, flat)
-    reach = bound(declaration, task, event, flat)
-    assert np.linalg.norm(update) <= reach
-    assert reach > without
+    limit = bound(declaration, task, event, flat)
+    assert np.linalg.norm(update) <= limit
+    assert limit > without
     unbounded = replace(declaration, model=replace(declaration.model, norm="none"))
     assert math.isinf(bound(unbounded, task, event, flat))
 
 
-def test_reach_of_noise_is_passed_by_one_honest_update_in_a_thousand_million():
+def test_bound_of_noise_is_passed_by_one_honest_update_in_a_thousand_million():
     """The bound is the quantile of the norm of normal draws: their mean norm is not far below it, for a closed form."""
     declaration = declaration_of()
     event = event_of(declaration, noise=1e3, steps=1, sample_rate=1.0)
     flat = np.zeros(400, np.float32)
     typical = 100.0 / IMAGES * 1e3 * 0.45 * math.sqrt(400)
-    reach = bound(declaration, task_of(), event, flat)
-    assert typical * (1 + 4 / math.sqrt(800)) < reach < typical * (1 + 8 / math.sqrt(800))
+    limit = bound(declaration, task_of(), event, flat)
+    assert typical * (1 + 4 / math.sqrt(800)) < limit < typical * (1 + 8 / math.sqrt(800))

@@ -36,7 +36,7 @@ TEXT: Final = "json"
 T = TypeVar("T")
 
 Stage: TypeAlias = Literal["keys", "shares", "unmask"]
-"""Of a masked sum: what the server asks beside the task itself."""
+"""Of a masked sum: what the server asks before and after the task itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

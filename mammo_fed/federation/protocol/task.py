@@ -104,7 +104,7 @@ class Declaration:
         if min(self.synthetic_images, self.network_size) < 0 or not (0 <= self.augment_weight < math.inf):
             raise InvalidSetting("synthetic_images, network_size and augment_weight must be at least 0 and finite")
         if self.model.flips == "random" and (self.mechanism != "dp_sgd" or self.mean_fraction > 0):
-            # Views of an image stand side by side: only sampled steps draw one, other releases would not clip what they sum.
+            # All views of an image are kept: only sampled steps draw one, other releases would not clip what they sum.
             raise InvalidSetting("model.flips=random belongs to privacy=dp_sgd with privacy.mean_fraction=0")
         self._check_aggregation()
         if not (NAME.fullmatch(self.mechanism) and NAME.fullmatch(self.accountant)) or self.accountant == "gdp":
@@ -142,7 +142,7 @@ class Declaration:
 
     @property
     def mixed_images(self) -> int:
-        """Synthetic images that stand among a site's own in every draw."""
+        """Synthetic images that are drawn together with a site's own."""
         return self.synthetic_images if self.sampler == "mixed" else 0
 
     @property

@@ -51,7 +51,7 @@ def update_bound(
       parameters: float32, what the site was sent: the head, or zeros for the mean.
 
     Returns:
-      The bound, >= 0; infinity where synthetic images are trained on beside the site's own and their gradient has no bound
+      The bound, >= 0; infinity where synthetic images are trained on next to the site's own and their gradient has no bound
       (another head than the linear one, or features of any norm, with plain steps).
 
     Source: quantiles of the chi and binomial distributions; for AdamW the Cauchy-Schwarz inequality, coordinate by coordinate.
@@ -124,7 +124,7 @@ def _factors(task: RoundTask, steps: int, *, decay: float) -> NDArray[np.float64
 
 
 def _public_gradient(declaration: Declaration) -> float:
-    """Largest norm of the gradient that synthetic images add to every step beside the site's own."""
+    """Largest norm of the gradient that synthetic images add to every step next to that of the site's own."""
     if not declaration.synthetic_images or declaration.mixed_images or declaration.augment_weight == 0:
         return 0.0
     if full_batch(declaration.mechanism):
