@@ -211,7 +211,8 @@ def test_honest_sampled_steps_are_within_their_bound(
     update = trained(declaration, task, event, rng=rng, alike=alike, flat=flat) - flat
     length, limit = float(np.linalg.norm(update)), bound(declaration, task, event, flat)
     assert length <= limit
-    if noise >= 2 and decay * start == 0 and rate >= 0.3:
+    # A strong decay at this learning rate turns the parameters round in each step: the bound takes the worst of these.
+    if noise >= 2 and decay < 0.5 and decay * start == 0 and rate >= 0.3:
         assert limit <= 10 * length
 
 
