@@ -116,6 +116,12 @@ def test_a_sampled_plan_needs_the_number_of_images():
         mammo_fed.plan(target_epsilon=1.5, delta=1e-5, mechanism="dp_sgd")
 
 
+@pytest.mark.parametrize("bad", [{"rounds": 0}, {"local_steps": 0}, {"delta": 1.0}, {"target_epsilon": 0.0}])
+def test_a_plan_refuses_what_is_out_of_range(bad):
+    with pytest.raises(InvalidSetting, match=f"{next(iter(bad))}="):
+        mammo_fed.plan(**{"target_epsilon": 1.0, "delta": 1e-5, **bad})
+
+
 def test_each_charge_counts_and_is_durable_and_a_refused_one_costs_nothing(tmp_path):
     with mammo_fed.open_ledger(tmp_path / "ledger", max_epsilon=2.0, delta=1e-5, filter="gdp") as ledger:
         left = [mammo_fed.charge(ledger, [EVENT], patients=["A"]) for _ in range(2)]

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from mammo_fed.client.charging import Charge, charged_once
 from mammo_fed.errors import InvalidSetting
@@ -17,12 +17,9 @@ from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, Unit, events
 from mammo_fed.privacy.ledger.ledger import Ledger
 from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, epsilon_curve, plan_schedule
+from mammo_fed.training.recipe import POISSON_LOCAL_STEPS, POISSON_ROUNDS
 
 __all__ = ["Plan", "charge", "open_ledger", "plan"]
-
-# What a sampled run does where its settings say "auto".
-SAMPLED_ROUNDS: Final = 10
-SAMPLED_STEPS: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +96,8 @@ def plan(
         target_epsilon=target_epsilon,
         delta=delta,
         accountant=accountant,
-        rounds=rounds or (SAMPLED_ROUNDS if sampled else auto_rounds(target_epsilon)),
-        local_steps=local_steps or (SAMPLED_STEPS if sampled else 1),
+        rounds=(POISSON_ROUNDS if sampled else auto_rounds(target_epsilon)) if rounds is None else rounds,
+        local_steps=(POISSON_LOCAL_STEPS if sampled else 1) if local_steps is None else local_steps,
         sample_rate=min(1.0, batch_size / images) if sampled and images else 1.0,
         mean_fraction=mean_fraction,
         clipping_norm=1.0,

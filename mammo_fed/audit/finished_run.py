@@ -22,12 +22,13 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort, fingerprint
 from mammo_fed.data.run_cohorts import Pool, evaluation_cohorts, limit_images_per_patient, load_pool
 from mammo_fed.errors import DataError, InvalidSetting, WeightsError
-from mammo_fed.extensions.kinds import MECHANISMS, full_batch
+from mammo_fed.extensions.kinds import MECHANISMS
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import MODEL_NAME, Classifier, extractor_spec, read_classifier
 from mammo_fed.models.features import Extractor
+from mammo_fed.privacy.events import full_batch
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mammo_fed.extensions.registry import Extensions
 
-__all__ = ["ACCOUNTANTS", "ARCHIVES", "BACKBONES", "MECHANISMS", "STRATEGIES", "full_batch"]
+__all__ = ["ACCOUNTANTS", "ARCHIVES", "BACKBONES", "MECHANISMS", "STRATEGIES"]
 
 ARCHIVES: Final[Extensions[Any]] = Extensions(
     group="mammo_fed.archives", setting="--source", built_in=("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd")
@@ -32,8 +32,3 @@ MECHANISMS: Final[Extensions[Any]] = Extensions(
     group="mammo_fed.mechanisms", setting="privacy.mechanism", built_in=("dp_gd", "dp_sgd")
 )
 """Functions as mammo_fed.privacy.mechanisms.unit_descent.UnitGradient."""
-
-
-def full_batch(mechanism: str) -> bool:
-    """Whether every unit takes part in every step of a mechanism; those from outside are all of this kind."""
-    return mechanism != "dp_sgd"

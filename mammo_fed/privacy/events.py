@@ -19,6 +19,7 @@ __all__ = [
     "check_name",
     "events_from_json",
     "events_to_json",
+    "full_batch",
 ]
 
 Unit = Literal["patient", "image"]
@@ -142,3 +143,8 @@ def check_name(name: str, *, setting: str) -> None:
     """Raise InvalidSetting unless `name`, of a site, run, task or account, is 1 to 200 printable characters."""
     if not (0 < len(name) <= NAME_LENGTH and name.isprintable()):
         raise InvalidSetting(f"{setting} must be 1 to {NAME_LENGTH} printable characters; it has {len(name)}")
+
+
+def full_batch(mechanism: str) -> bool:
+    """Whether every unit takes part in every step of the mechanism of that name; those from outside are all of this kind."""
+    return mechanism != "dp_sgd"

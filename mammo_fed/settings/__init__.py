@@ -10,7 +10,7 @@ from typing import Any
 
 from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.extensions.kinds import full_batch
+from mammo_fed.privacy.events import full_batch
 from mammo_fed.settings.central import CentralSettings, SecureSettings
 from mammo_fed.settings.checks import at_least
 from mammo_fed.settings.data import DataSettings

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.extensions.kinds import ACCOUNTANTS, MECHANISMS, full_batch
+from mammo_fed.extensions.kinds import ACCOUNTANTS, MECHANISMS
+from mammo_fed.privacy.events import full_batch
 from mammo_fed.settings.checks import Auto, at_least
 
 __all__ = ["PrivacySettings"]

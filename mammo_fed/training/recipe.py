@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from mammo_fed.extensions.kinds import full_batch
+from mammo_fed.privacy.events import full_batch
 from mammo_fed.privacy.schedule import auto_rounds
 from mammo_fed.settings import Settings
 
-__all__ = ["Recipe", "resolve"]
+__all__ = ["POISSON_LOCAL_STEPS", "POISSON_ROUNDS", "Recipe", "resolve"]
 
 # Full-batch descent: few large steps while noise dominates, more and larger ones as it fades.
 LEARNING_RATE_AT: Final = ((1.0, 80.0), (6.0, 150.0))

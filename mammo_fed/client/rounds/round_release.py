@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.errors import InvalidSetting, PolicyRefused
-from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.secure_aggregation.double_masks import Roster
 from mammo_fed.federation.secure_aggregation.opening import LARGEST, quantised, within_range
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.events import PrivacyEvent, full_batch
 from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PublicBatches
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient
 from mammo_fed.privacy.noise.source import NoiseSource

@@ -24,7 +24,6 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import DataError, PolicyRefused, WeightsError
-from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.secure_messages import Answer, Question
@@ -34,6 +33,7 @@ from mammo_fed.federation.secure_aggregation.double_masks import Parcel, secure_
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, denormals_flushed
 from mammo_fed.models.networks import network_spec, write_flat_network
+from mammo_fed.privacy.events import full_batch
 from mammo_fed.privacy.ledger.ledger import Ledger
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
 from mammo_fed.privacy.mechanisms.unit_descent import unit_gradient

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.task import Declaration
+from mammo_fed.privacy.events import full_batch
 from mammo_fed.privacy.schedule import Schedule, plan_schedule
 
 __all__ = ["plan_for_site", "site_sample_rate"]

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, chi
 
-from mammo_fed.extensions.kinds import full_batch
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.events import PrivacyEvent, full_batch
 
 __all__ = ["update_bound"]
 
