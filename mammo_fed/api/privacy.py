@@ -7,15 +7,14 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from mammo_fed.client.charging import Charge, charged_once
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.filters import FilterKind
-from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, Unit, events_to_json
 from mammo_fed.privacy.ledger.ledger import Ledger
 from mammo_fed.privacy.ledger.rules import Budget
+from mammo_fed.privacy.names import AccountantName, FilterKind, MechanismName
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, epsilon_curve, plan_schedule
 from mammo_fed.training.recipe import POISSON_LOCAL_STEPS, POISSON_ROUNDS
 
@@ -57,7 +56,7 @@ def plan(
     delta: float,
     unit: Unit = "patient",
     accountant: AccountantName = "pld",
-    mechanism: Literal["dp_gd", "dp_sgd"] = "dp_gd",
+    mechanism: MechanismName = "dp_gd",
     images: int | None = None,
     batch_size: int = 128,
     rounds: int | None = None,

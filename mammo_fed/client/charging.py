@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.accounting.filters import FilterKind
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.durable_files import storage_errors
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.privacy.names import FilterKind
 
 __all__ = ["Charge", "LedgerMemory", "TrainingState", "charged_once", "site_ledger"]
 

@@ -13,8 +13,10 @@ from mammo_fed.common.private_files import write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.extensions.kinds import ACCOUNTANTS, BACKBONES, MECHANISMS
-from mammo_fed.privacy.events import DEFAULT_ACCOUNT, check_name
+from mammo_fed.privacy.events import DEFAULT_ACCOUNT, Unit, check_name
+from mammo_fed.privacy.names import Aggregation, FilterKind
 from mammo_fed.settings import DataSettings
+from mammo_fed.settings.checks import Auto
 from mammo_fed.settings.data import Partition
 
 if TYPE_CHECKING:
@@ -71,12 +73,12 @@ class SitePolicy:
     public_patients: int
     public_images: int
     public_class_balance: bool
-    units: tuple[Literal["patient", "image"], ...]
+    units: tuple[Unit, ...]
     scopes: tuple[Literal["head"], ...]
     provenance: tuple[Literal["procedural", "dp", "no_dp", "unknown"], ...]
     account: str = DEFAULT_ACCOUNT
-    filter: Literal["auto", "gdp", "rdp", "declared"] = "auto"
-    aggregation: tuple[Literal["plain", "masks", "shared_noise"], ...] = ("plain", "masks")
+    filter: Literal[Auto, FilterKind] = "auto"
+    aggregation: tuple[Aggregation, ...] = ("plain", "masks")
     most_noise_shares: int = 1
     weights: tuple[str, ...] = ("wheel", "none")
     extensions: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from typing import IO, Final
 
 from mammo_fed.common.isolation import isolated_environment
 
-__all__ = ["Child", "Keeper", "installed_command"]
+__all__ = ["ManagedProcess", "Supervisor", "installed_command"]
 
 FIRST_PAUSE_SECONDS: Final = 0.5
 LAST_PAUSE_SECONDS: Final = 30.0
@@ -34,7 +34,7 @@ def installed_command(name: str) -> str:
 
 
 @dataclass(kw_only=True)
-class Child:
+class ManagedProcess:
     """One process.
 
     Attributes:
@@ -95,48 +95,48 @@ class Child:
         self.process = None
 
 
-class Keeper:
-    """Keeps children running.
+class Supervisor:
+    """Keeps processes running.
 
     Args:
-      children: in the order of their start.
-      on_death: called with a child that ended without being asked, and the seconds until it is started again.
+      processes: in the order of their start.
+      on_death: called with a process that ended without being asked, and the seconds until it is started again.
     """
 
-    def __init__(self, children: Sequence[Child], *, on_death: Callable[[Child, float], None]) -> None:
-        self.children = tuple(children)
+    def __init__(self, processes: Sequence[ManagedProcess], *, on_death: Callable[[ManagedProcess, float], None]) -> None:
+        self.processes = tuple(processes)
         self._on_death = on_death
 
     def tick(self) -> None:
         """Start what is due."""
         now = time.monotonic()
-        for child in self.children:
-            if child.process is not None and not child.running:
-                self._bury(child, now)
-            if child.process is None and now >= child.due:
-                self._start(child, now)
+        for managed in self.processes:
+            if managed.process is not None and not managed.running:
+                self._restart_later(managed, now)
+            if managed.process is None and now >= managed.due:
+                self._start(managed, now)
 
     def end(self, *, seconds: float) -> None:
         """End all, the last started first."""
-        for child in reversed(self.children):
-            child.end(seconds=seconds)
+        for managed in reversed(self.processes):
+            managed.end(seconds=seconds)
 
-    def _start(self, child: Child, now: float) -> None:
+    def _start(self, managed: ManagedProcess, now: float) -> None:
         try:
-            child.start()
+            managed.start()
         except OSError:
             # A full disk or process table: tried again.
-            child.process, child.due = None, now + LAST_PAUSE_SECONDS / 10
+            managed.process, managed.due = None, now + LAST_PAUSE_SECONDS / 10
 
-    def _bury(self, child: Child, now: float) -> None:
-        child.end(seconds=0.0)
-        child.deaths += 1
-        if now - child.started > WELL_SECONDS:
-            child.pause = FIRST_PAUSE_SECONDS
+    def _restart_later(self, managed: ManagedProcess, now: float) -> None:
+        managed.end(seconds=0.0)
+        managed.deaths += 1
+        if now - managed.started > WELL_SECONDS:
+            managed.pause = FIRST_PAUSE_SECONDS
         # Many sites must not come back in step.
-        wait = child.pause * random.uniform(0.8, 1.2)  # noqa: S311 - a pause, not a secret
-        child.due, child.pause = now + wait, min(2 * child.pause, LAST_PAUSE_SECONDS)
-        self._on_death(child, wait)
+        wait = managed.pause * random.uniform(0.8, 1.2)  # noqa: S311 - a pause, not a secret
+        managed.due, managed.pause = now + wait, min(2 * managed.pause, LAST_PAUSE_SECONDS)
+        self._on_death(managed, wait)
 
 
 def _appended(path: Path) -> IO[bytes]:
@@ -144,7 +144,7 @@ def _appended(path: Path) -> IO[bytes]:
 
 
 def _die_with(parent: int) -> None:
-    """In the child: be ended when the parent is; it may have died before this line."""
+    """In the new process: be ended when the parent is; it may have died before this line."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

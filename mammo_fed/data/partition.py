@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.settings.data import PartitionRule
 
 __all__ = ["MAX_ALPHA", "fold_rows", "partition_rows"]
 
@@ -41,7 +42,7 @@ def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
 
 
 def partition_rows(
-    cohort: Cohort, *, num_sites: int, how: Literal["uniform", "size", "label"], alpha: float, seed: int
+    cohort: Cohort, *, num_sites: int, how: PartitionRule, alpha: float, seed: int
 ) -> tuple[NDArray[np.int64], ...]:
     """Rows of the cohort that each site holds: disjoint, covering, no patient at two sites, no site empty.
 

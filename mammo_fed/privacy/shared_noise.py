@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.names import AccountantName
 from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE
 from mammo_fed.privacy.noise.source import GridDraws
 

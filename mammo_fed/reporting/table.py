@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
+from mammo_fed.privacy.events import Unit
 from mammo_fed.reporting.formatting import epsilon_text, readable, set_title
 from mammo_fed.reporting.record.statements import LOOSE_ABOVE
 from mammo_fed.training.statistics import METRICS, Interval, Summary
@@ -84,7 +85,7 @@ class TableRow:
     title: str
     group: str
     epsilon: float
-    unit: Literal["image", "patient"] | None
+    unit: Unit | None
     sites: int
     patient_epsilon: float | None = None
     paper: Mapping[str, Published] = field(default_factory=dict)

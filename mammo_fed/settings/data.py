@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings.checks import at_least
 
-__all__ = ["DataSettings", "Partition"]
+__all__ = ["DataSettings", "Partition", "PartitionRule"]
+
+# By equal numbers of patients, by sizes that fall off, or by class.
+PartitionRule: TypeAlias = Literal["uniform", "size", "label"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import STRATEGIES
 from mammo_fed.settings.central import CentralSettings, SecureSettings
 from mammo_fed.settings.checks import Auto, at_least
+from mammo_fed.settings.data import PartitionRule
 
 __all__ = ["ROBUST", "FederationSettings"]
 
@@ -51,7 +52,7 @@ class FederationSettings:
     """
 
     num_sites: int
-    partition: Literal["uniform", "size", "label"]
+    partition: PartitionRule
     partition_alpha: float
     rounds: int | Auto
     local_steps: int | Auto

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.events import Unit
+from mammo_fed.privacy.names import NoiseMode, OwnAccountant
 from mammo_fed.settings.checks import at_least
-from mammo_fed.settings.data import DataSettings
+from mammo_fed.settings.data import DataSettings, PartitionRule
 
 __all__ = ["DonorSettings", "GanPrivacySettings", "GanSettings", "McganSettings"]
 
@@ -103,7 +105,7 @@ class DonorSettings:
     name: str
     num_sites: int
     index: int
-    partition: Literal["uniform", "size", "label"]
+    partition: PartitionRule
     partition_alpha: float
 
     def __post_init__(self) -> None:
@@ -129,13 +131,13 @@ class GanPrivacySettings:
       noise_seed: injects noise and draws for tests on public cohorts; voids the guarantee.
     """
 
-    unit: Literal["patient", "image"]
+    unit: Unit
     target_epsilon: float
     delta: float
-    accountant: Literal["pld", "rdp", "prv"]
+    accountant: OwnAccountant
     clipping_norm: float
     max_images_per_patient: int
-    noise: Literal["secure", "float"]
+    noise: NoiseMode
     noise_seed: int | None
 
     def __post_init__(self) -> None:

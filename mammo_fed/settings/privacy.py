@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import ACCOUNTANTS, MECHANISMS
-from mammo_fed.privacy.events import full_batch
+from mammo_fed.privacy.events import Unit, full_batch
+from mammo_fed.privacy.names import AccountantName, LocalOptimizer, MechanismName, NoiseMode
 from mammo_fed.settings.checks import Auto, at_least
 
 __all__ = ["PrivacySettings"]
@@ -38,22 +38,22 @@ class PrivacySettings:
         patients who (may) train in the run too.
     """
 
-    unit: Literal["patient", "image"]
+    unit: Unit
     target_epsilon: float
     delta: float
-    accountant: str
-    mechanism: str
+    accountant: AccountantName
+    mechanism: MechanismName
     clipping_norm: float | Auto
     mean_clipping_norm: float | Auto
     mean_fraction: float
     batch_size: int
     learning_rate: float | Auto
     weight_decay: float
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: LocalOptimizer
     label_smoothing: float
     max_images_per_patient: int
     ledger: str
-    noise: Literal["secure", "float"]
+    noise: NoiseMode
     noise_seed: int | None
     require_public_synthesis: bool
 

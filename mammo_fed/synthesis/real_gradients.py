@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.models.features import resize
 from mammo_fed.privacy.accounting.calibration import calibrate
-from mammo_fed.privacy.accounting.pricing import AccountantName
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.mechanisms.per_unit_gradients import noisy_unit_gradients
-from mammo_fed.privacy.noise.source import NoiseMode, NoiseSource
+from mammo_fed.privacy.names import AccountantName, NoiseMode
+from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries, RealGradient, gradients_of, public_generator, real_loss
 from mammo_fed.synthesis.mcgan import to_range
@@ -43,7 +43,7 @@ class RealImages:
     present: NDArray[np.bool_]
 
 
-def real_images(cohort: Cohort, *, image_size: int, unit: Literal["patient", "image"]) -> RealImages:
+def real_images(cohort: Cohort, *, image_size: int, unit: Unit) -> RealImages:
     """Patches of a cohort at the generator's size and range."""
     images = resize(torch.from_numpy(np.array(cohort.pixels)), image_size)
     return RealImages(

@@ -21,8 +21,9 @@ from mammo_fed.privacy.mechanisms.full_batch import (
     private_descent,
     private_mean,
 )
-from mammo_fed.privacy.mechanisms.poisson_sgd import LocalOptimizer, OptimizerState, PoissonData, PublicBatches, poisson_steps
+from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PoissonData, PublicBatches, poisson_steps
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient, UnitSum
+from mammo_fed.privacy.names import LocalOptimizer
 from mammo_fed.privacy.noise.source import Draws, GridDraws
 from mammo_fed.privacy.shared_noise import noisy_share
 

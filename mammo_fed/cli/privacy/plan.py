@@ -14,13 +14,14 @@ from mammo_fed.cli.privacy.plan_table import Plan, plan_table
 from mammo_fed.common.command_line import print_json
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting, PrivacyRefused
-from mammo_fed.privacy.accounting.filters import FilterKind, as_steps, open_filter
-from mammo_fed.privacy.accounting.pricing import AccountantName, coarsely_priced, epsilon, patient_epsilon
+from mammo_fed.privacy.accounting.filters import as_steps, open_filter
+from mammo_fed.privacy.accounting.pricing import coarsely_priced, epsilon, patient_epsilon
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent
-from mammo_fed.privacy.ledger.headroom import after_run, room
+from mammo_fed.privacy.ledger.headroom import after_run, headroom
 from mammo_fed.privacy.ledger.report import read_accounts
 from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.ledger.state import Account
+from mammo_fed.privacy.names import AccountantName, FilterKind
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, plan_schedule
 
 __all__ = ["plan_command"]
@@ -171,8 +172,8 @@ def _budget(schedule: Schedule, options: argparse.Namespace) -> tuple[str | None
     try:
         after = after_run(account, as_steps(schedule.events()), budget=budget)
     except PrivacyRefused as error:
-        return str(error), room(account, budget=budget)
-    return None, room(after, budget=budget)
+        return str(error), headroom(account, budget=budget)
+    return None, headroom(after, budget=budget)
 
 
 def _account(options: argparse.Namespace, budget: Budget, *, full_batch: bool) -> Account:

@@ -18,7 +18,7 @@ from rich.console import Console
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.private_files import write_private
-from mammo_fed.common.supervision import Child, Keeper
+from mammo_fed.common.supervision import ManagedProcess, Supervisor
 from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
@@ -81,10 +81,10 @@ class _SiteClient:
         if not secret.exists():
             write_private(secret, secrets.token_hex(48).encode())
         port = folder.network.executor_port
-        self._node, self._executor = self._children(secret, _free_port() if port == "auto" else port)
+        self._node, self._executor = self._processes(secret, _free_port() if port == "auto" else port)
         # It takes memory and processor time that nobody needs before there is a server.
         self._executor.due, self._look = math.inf, 0.0
-        self._keeper = Keeper((self._node, self._executor), on_death=self._bury)
+        self._supervisor = Supervisor((self._node, self._executor), on_death=self._report_death)
 
     def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -93,12 +93,12 @@ class _SiteClient:
         try:
             while not self._asked:
                 self._look_for_server()
-                self._keeper.tick()
+                self._supervisor.tick()
                 self._report()
                 time.sleep(TICK_SECONDS)
             self._finish()
         finally:
-            self._keeper.end(seconds=5.0)
+            self._supervisor.end(seconds=5.0)
         return 0
 
     def _look_for_server(self) -> None:
@@ -123,15 +123,15 @@ class _SiteClient:
         if busy and self._asked < 2:
             time.sleep(HAND_OVER_SECONDS)
 
-    def _bury(self, child: Child, wait: float) -> None:
-        self._say(f"the {child.name} has ended; it is started again in {wait:.1f} s ({child.log})")
-        if child is self._node and child.deaths in (1, 5):
+    def _report_death(self, ended: ManagedProcess, wait: float) -> None:
+        self._say(f"the {ended.name} has ended; it is started again in {wait:.1f} s ({ended.log})")
+        if ended is self._node and ended.deaths in (1, 5):
             self._say("if it ends at once: is the server there, and has its coordinator registered this site's present key?")
-        begun = self._busy_since() if child is self._executor else None
+        begun = self._busy_since() if ended is self._executor else None
         if begun is not None and self._node.running and begun > time.time() - (time.monotonic() - self._node.started):
             # The SuperNode would wait for the answer of the dead: a new one asks the server again.
             self._node.end(seconds=5.0)
-        if child is self._executor:
+        if ended is self._executor:
             (self._folder.private / HEALTH_NAME).unlink(missing_ok=True)
 
     def _busy_since(self) -> float | None:
@@ -156,7 +156,7 @@ class _SiteClient:
         with suppress(OSError):
             write_private(self._folder.private / STATE_NAME, json.dumps(values).encode())
 
-    def _children(self, secret: Path, port: int) -> tuple[Child, Child]:
+    def _processes(self, secret: Path, port: int) -> tuple[ManagedProcess, ManagedProcess]:
         folder, state = self._folder, self._folder.private
         environment = flower_environment(state / "flwr")
         node = python_command(NODE_MODULE, "--superlink", folder.network.server)
@@ -170,8 +170,8 @@ class _SiteClient:
         executor += ["--secret-file", str(secret), "--site-file", str(folder.site_file), "--state", str(state)]
         executor += ["--parent-pid", str(os.getpid())]
         return (
-            Child(name="SuperNode", command=node, log=state / "supernode.log", environment=environment),
-            Child(name="executor", command=executor, log=state / "executor.log", environment=environment),
+            ManagedProcess(name="SuperNode", command=node, log=state / "supernode.log", environment=environment),
+            ManagedProcess(name="executor", command=executor, log=state / "executor.log", environment=environment),
         )
 
     def _ask_to_stop(self, *_: object) -> None:

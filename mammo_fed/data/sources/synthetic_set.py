@@ -29,6 +29,8 @@ from mammo_fed.common.serialization import build
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.sources.rows import PatchRow, cohort_from_rows
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.privacy.events import Unit
+from mammo_fed.privacy.names import LedgerScope
 
 __all__ = [
     "PROVENANCE_NAME",
@@ -108,14 +110,14 @@ class SetPrivacy:
       ledger: "run" where the training stood for itself, "site" where the donor's ledger was charged.
     """
 
-    unit: Literal["patient", "image"]
+    unit: Unit
     epsilon: float
     delta: float
     patient_epsilon: float
     accountant: str
     noise: Literal["operating system", "injected"]
     events: str
-    ledger: Literal["run", "site"]
+    ledger: LedgerScope
 
 
 @dataclass(frozen=True, kw_only=True)

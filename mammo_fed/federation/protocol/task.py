@@ -17,21 +17,17 @@ from mammo_fed.federation.protocol.texts import from_json
 from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import Unit
-from mammo_fed.privacy.noise.source import NoiseMode
+from mammo_fed.privacy.names import Aggregation, NoiseMode
 from mammo_fed.settings import ModelSettings
 
 __all__ = [
     "DECLARATION_ROUND",
     "NOT_STARTED",
-    "Aggregation",
     "Declaration",
     "RoundTask",
     "SynthesisProvenance",
     "task_hash",
 ]
-
-Aggregation: TypeAlias = Literal["plain", "masks", "shared_noise"]
-"""How updates are added up: each in plaintext, under masks, or under masks with the noise in shares."""
 
 SynthesisProvenance: TypeAlias = Literal["procedural", "dp", "no_dp", "unknown"]
 """Whether the generator of a synthetic set saw patients, and with differential privacy."""

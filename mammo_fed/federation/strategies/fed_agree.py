@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from mammo_fed.federation.protocol.messages import ARRAYS, PRIVACY, pack_parameters, read_parameters
 
-__all__ = ["FedAgree", "Reputation", "agreement", "shortened"]
+__all__ = ["FedAgree", "Reputation", "direction_scores", "shortened"]
 
 LOWEST_REPUTATION: Final = -3.0
 # Of two sites that disagree nobody can tell which is right.
 FEWEST_TO_COMPARE: Final = 3
 
 
-def agreement(updates: NDArray[np.float64]) -> NDArray[np.float64]:
+def direction_scores(updates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Median cosine of every update with the others, times the root of the dimension, float64, shape (sites,).
 
     Between independent noise the cosine times the root of the dimension is about standard normal.
@@ -69,7 +69,7 @@ class Reputation:
         """Take in a round and name the sites whose updates are to be left out: the lowest, always fewer than half of all."""
         if len(sites) < FEWEST_TO_COMPARE:
             return frozenset()
-        for site, score in zip(sites, agreement(updates).tolist(), strict=True):
+        for site, score in zip(sites, direction_scores(updates).tolist(), strict=True):
             self._scores[site] = min(0.0, self._scores.get(site, 0.0) + score)
         low = sorted((self._scores[site], site) for site in sites if self._scores[site] < LOWEST_REPUTATION)
         return frozenset(site for _, site in low[: (len(sites) - 1) // 2])

@@ -12,8 +12,9 @@ from scipy.optimize import brentq
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accounting.gdp import check_delta, gaussian_mu
-from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.names import AccountantName
 
 __all__ = ["calibrate", "check_target", "noise_for", "remaining_epsilon"]
 

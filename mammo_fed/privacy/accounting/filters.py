@@ -20,18 +20,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
 from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.privacy.accounting.gdp import gaussian_epsilon
-from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon, patient_epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.names import AccountantName, FilterKind
 
 __all__ = [
-    "FilterKind",
     "PrivacyFilter",
     "Steps",
     "adaptive_epsilon",
@@ -42,7 +42,6 @@ __all__ = [
     "schedule_epsilon",
 ]
 
-FilterKind = Literal["gdp", "rdp", "declared"]
 Steps = Counter[PrivacyEvent]
 """Number of steps of every event of one step: sequences that cost the same, whatever their order."""
 

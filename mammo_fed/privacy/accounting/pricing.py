@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions import kinds
@@ -24,10 +24,10 @@ from mammo_fed.privacy.accounting.composition import PrivacyAccountant, Protecte
 from mammo_fed.privacy.accounting.gdp import gaussian_delta, gaussian_epsilon
 from mammo_fed.privacy.accounting.pld import PldAccountant, is_coarse
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.names import AccountantName
 
 __all__ = [
     "ACCOUNTANTS",
-    "AccountantName",
     "GdpAccountant",
     "accountant_named",
     "coarsely_priced",
@@ -59,8 +59,6 @@ class GdpAccountant(PrivacyAccountant):
         return math.sqrt(math.fsum(release.steps / release.noise_multiplier**2 for release in releases))
 
 
-AccountantName: TypeAlias = str
-"""One of ours, or the name of an accountant that another distribution brings: see mammo_fed.extensions.kinds."""
 ACCOUNTANTS: Final[dict[str, PrivacyAccountant]] = {
     each.name: each for each in (PldAccountant(), RdpAccountant(), GdpAccountant(), PrvAccountant())
 }

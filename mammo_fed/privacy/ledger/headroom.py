@@ -12,7 +12,7 @@ from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.rules import Budget, check_declaration, declaration_price
 from mammo_fed.privacy.ledger.state import Account, composed
 
-__all__ = ["after_run", "room"]
+__all__ = ["after_run", "headroom"]
 
 LOG_NOISE: Final = (math.log(1e-6), math.log(1e6))
 HALVINGS: Final = 50
@@ -31,7 +31,7 @@ def after_run(account: Account, schedule: Steps, *, budget: Budget) -> Account:
     return after
 
 
-def room(account: Account, *, budget: Budget) -> float:
+def headroom(account: Account, *, budget: Budget) -> float:
     """Epsilon of the largest single full-batch release that the account's filter still admits as a run of its own.
 
     It is more than the difference of the epsilons, because privacy losses add up in squares; 0.0 if nothing fits, infinite

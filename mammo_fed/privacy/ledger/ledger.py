@@ -25,8 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mammo_fed.errors import InvalidSetting, LedgerError
-from mammo_fed.privacy.accounting.filters import FilterKind, as_steps, patient_schedule_epsilon, schedule_epsilon
-from mammo_fed.privacy.accounting.pricing import AccountantName
+from mammo_fed.privacy.accounting.filters import as_steps, patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, check_name
 from mammo_fed.privacy.ledger import rules
 from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
@@ -34,6 +33,7 @@ from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
 from mammo_fed.privacy.ledger.rules import Budget
 from mammo_fed.privacy.ledger.state import VERSION, LedgerState, Reservation
+from mammo_fed.privacy.names import AccountantName, FilterKind
 
 __all__ = ["Budget", "Ledger", "Reservation"]
 
@@ -78,7 +78,7 @@ class Ledger:
         journal = Journal.open(path, kind="opened", details={"at": _now(), "site": site, "version": VERSION})
         ledger = cls(journal, budget=budget, filter_kind=filter, adopt=adopt)
         try:
-            with ledger._alone() as state:
+            with ledger._exclusive() as state:
                 if state.site != site:
                     raise LedgerError(f"site={site} must be the ledger's own site; check ledger in the site's file")
         except BaseException:
@@ -122,7 +122,7 @@ class Ledger:
         schedule = tuple(schedule)
         unit = rules.schedule_unit(schedule)
         cohort = patient_digests(self._journal.keys, patients)
-        with self._alone() as state:
+        with self._exclusive() as state:
             run = state.runs.get(run_id)
             if run is not None:
                 rules.check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
@@ -149,7 +149,7 @@ class Ledger:
         Raises:
           LedgerError: If the round belongs to another task, or its reply is missing or changed.
         """
-        with self._alone() as state:
+        with self._exclusive() as state:
             run = state.runs.get(run_id)
             paid = run.rounds.get(round_index) if run else None
             if paid is None:
@@ -177,7 +177,7 @@ class Ledger:
         if round_index < 0 or not events:
             raise InvalidSetting(f"round_index={round_index} must be at least 0, with at least one event; got {len(events)}")
         check_name(task_hash, setting="task_hash")
-        with self._alone() as state:
+        with self._exclusive() as state:
             run = state.runs.get(run_id)
             if run is None:
                 raise LedgerError(f"run_id={run_id} must be declared before a round is reserved; declare its schedule first")
@@ -199,7 +199,7 @@ class Ledger:
           LedgerError: If the reservation is not in this ledger or has another reply (send that), or the disk is full.
         """
         seal = reply_seal(self._journal.keys, reply)
-        with self._alone() as state:
+        with self._exclusive() as state:
             paid = state.rounds.get(reservation.seq)
             if paid is None or paid.reservation != reservation:
                 raise LedgerError("the reservation is not in this ledger; reserve the round again")
@@ -210,7 +210,7 @@ class Ledger:
 
     def events(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT) -> tuple[PrivacyEvent, ...]:
         """All reserved events in order, of the run if one is given, else of the account with all that merged into it."""
-        with self._alone() as state:
+        with self._exclusive() as state:
             return state.events(run_id=run_id, account=account)
 
     def epsilon(
@@ -232,7 +232,7 @@ class Ledger:
 
         Where that price takes a while (sampled images) and a run is given, the run counts whole: one price for all rounds.
         """
-        with self._alone() as state:
+        with self._exclusive() as state:
             known = state.account(account)
             steps = Counter(known.reserved) if known else Counter[PrivacyEvent]()
             if run_id is not None and any(event.unit == "image" and not event.full_batch for event in steps):
@@ -244,19 +244,19 @@ class Ledger:
 
         Epsilons do not add up: what a further run may cost is for `declare` to decide, and is usually more than this.
         """
-        with self._alone() as state:
+        with self._exclusive() as state:
             known = state.account(account)
             charged = rules.charged_epsilon(known, delta=self._budget.delta) if known else 0.0
         return math.inf if math.isinf(self._budget.max_epsilon) else max(0.0, self._budget.max_epsilon - charged)
 
     def head(self) -> str:
         """Where the ledger ends, "position:seal"; worth reporting, as only a reported head exposes an older copy put back."""
-        with self._alone():
+        with self._exclusive():
             return str(self._journal.head)
 
     def check_remembered(self, head: str) -> None:
         """LedgerError unless `head`, remembered outside the ledger's folder, is part of it: an older ledger has lost it."""
-        with self._alone():
+        with self._exclusive():
             try:
                 check_reported(head, self._journal.entries())
             except InvalidSetting as error:
@@ -264,12 +264,12 @@ class Ledger:
 
     def verify(self, *, reported: str | None = None) -> None:
         """Verify all entries and replies, and that a head reported before is still in the ledger; LedgerError if not."""
-        with self._alone():
+        with self._exclusive():
             verify_journal(self._journal, reported=reported)
 
     def entries(self) -> Iterator[LedgerEntry]:
         """All entries, verified; patients are counted, not listed."""
-        with self._alone():
+        with self._exclusive():
             entries = self._journal.entries()
         return map(published, entries)
 
@@ -279,8 +279,8 @@ class Ledger:
         return entry
 
     @contextmanager
-    def _alone(self) -> Iterator[LedgerState]:
-        """Hold the ledger alone, with all that others added taken into account."""
+    def _exclusive(self) -> Iterator[LedgerState]:
+        """Keep other processes and threads out; with all that others added taken into account."""
         with self._journal.exclusive() as fresh:
             self._unread.extend(fresh)
             while self._unread:

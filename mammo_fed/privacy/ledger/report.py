@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.accounting.filters import FilterKind, patient_schedule_epsilon, schedule_epsilon
-from mammo_fed.privacy.accounting.pricing import AccountantName
+from mammo_fed.privacy.accounting.filters import patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.ledger.chain import Entry, check_reported
 from mammo_fed.privacy.ledger.durable_files import REMEDY
 from mammo_fed.privacy.ledger.journal import PARTS, Journal
 from mammo_fed.privacy.ledger.rules import charged_epsilon
 from mammo_fed.privacy.ledger.state import Account, LedgerState
+from mammo_fed.privacy.names import AccountantName, FilterKind
 
 __all__ = [
     "AccountSummary",

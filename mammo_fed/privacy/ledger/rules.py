@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
-from mammo_fed.privacy.accounting.filters import FilterKind, Steps, adaptive_epsilon, open_filter, schedule_epsilon
+from mammo_fed.privacy.accounting.filters import Steps, adaptive_epsilon, open_filter, schedule_epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.ledger.state import Account, Reservation, Round, Run, composed
+from mammo_fed.privacy.names import FilterKind
 
 __all__ = [
     "Budget",

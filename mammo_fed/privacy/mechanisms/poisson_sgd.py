@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.ghost_clipping import clipped_gradient_sum
+from mammo_fed.privacy.names import LocalOptimizer
 from mammo_fed.privacy.noise.integer_grid import grid_sum
 from mammo_fed.privacy.noise.source import Draws
 
 if TYPE_CHECKING:
     from mammo_fed.privacy.mechanisms.opacus_optimizer import UnitOptimizer
 
-__all__ = ["LocalOptimizer", "OptimizerState", "PoissonData", "PublicBatches", "poisson_steps"]
+__all__ = ["OptimizerState", "PoissonData", "PublicBatches", "poisson_steps"]
 
-LocalOptimizer = Literal["sgd", "adamw"]
 OptimizerState: TypeAlias = MutableMapping[str, Any]
 """The local optimizer's moments between rounds: made from noisy gradients alone, so they may be kept, at the site."""
 # Numbers of unit gradients that are rounded and summed at a time.

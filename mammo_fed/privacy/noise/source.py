@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.names import NoiseMode
 from mammo_fed.privacy.noise.discrete_gaussian import Words, discrete_gaussian, operating_system_words
 from mammo_fed.privacy.noise.integer_grid import noisy_release
 
-__all__ = ["ClippedSum", "Draws", "FloatDraws", "GridDraws", "NoiseMode", "NoiseSource"]
+__all__ = ["ClippedSum", "Draws", "FloatDraws", "GridDraws", "NoiseSource"]
 
-NoiseMode: TypeAlias = Literal["secure", "float"]
 """On the grid with discrete noise, or in floating point."""
 
 

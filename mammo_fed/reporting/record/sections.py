@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mammo_fed.errors import DataError
 from mammo_fed.federation.protocol.reasons import RejectionReason
+from mammo_fed.privacy.events import Unit
+from mammo_fed.privacy.names import Aggregation, LedgerScope, NoiseOrigin
 from mammo_fed.reporting.record.checks import require_count, require_distinct, require_epsilon, require_fraction
 from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.reporting.record.statements import warning_sentences
@@ -188,20 +190,20 @@ class PrivacySection:
     of the noise; `min_survivors` and `colluders` are then the declared threat model.
     """
 
-    unit: Literal["patient", "image"]
+    unit: Unit
     delta: float
     accountant: str
     mechanism: str
     target_epsilon: float
     rounds: int
     local_steps: int
-    noise: Literal["operating system", "injected", "none"]
+    noise: NoiseOrigin
     relation: str
     sites: tuple[SitePrivacy, ...]
     guarantee: str
     not_covered: tuple[str, ...]
-    ledger: Literal["run", "site"] = "run"
-    aggregation: Literal["plain", "masks", "shared_noise"] = "plain"
+    ledger: LedgerScope = "run"
+    aggregation: Aggregation = "plain"
     min_survivors: int = 1
     colluders: int = 0
 

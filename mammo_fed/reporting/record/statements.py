@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.protocol.reasons import RejectionReason
+from mammo_fed.privacy.events import Unit
+from mammo_fed.privacy.names import LedgerScope, NoiseOrigin
 from mammo_fed.reporting.formatting import delta_text, epsilon_text
 from mammo_fed.reporting.record.provenance import Provenance
 
@@ -22,8 +24,6 @@ __all__ = [
     "warning_sentences",
 ]
 
-Ledger = Literal["run", "site"]
-Noise = Literal["operating system", "injected", "none"]
 # Why a site's answer was left out, behind "its answer was left out in round 3: ".
 REJECTIONS: Final[Mapping[RejectionReason, str]] = {
     "schedule": "it declared other releases than it was asked for",
@@ -61,11 +61,11 @@ HOW_TO_READ: Final = (
 
 def guarantee_sentence(
     *,
-    unit: Literal["patient", "image"],
+    unit: Unit,
     epsilon: float,
     delta: float,
-    noise: Noise,
-    ledger: Ledger,
+    noise: NoiseOrigin,
+    ledger: LedgerScope,
     noise_seed: int | None = None,
     patient_epsilon: float | None = None,
     schedule_cost: float | None = None,

@@ -18,7 +18,7 @@ from rich.console import Console
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.logs import LOG_NAME
 from mammo_fed.common.private_files import write_private
-from mammo_fed.common.supervision import Child, Keeper, installed_command
+from mammo_fed.common.supervision import ManagedProcess, Supervisor, installed_command
 from mammo_fed.errors import RunFailed
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
 from mammo_fed.federation.flwr_internals.environment import flower_environment
@@ -104,7 +104,7 @@ class _Server:
         secret = (self._folder.state / "control.secret").read_text(encoding="ascii").strip()
         self._control = Control(self._local, ca=self._ca, secret=secret)
         self._authorizer = NodeAuthorizer(self._folder.registry, self._control, self._run_folder / ROSTER_NAME, say=self._say)
-        self._keeper = Keeper(self._children(), on_death=self._report_death)
+        self._supervisor = Supervisor(self._processes(), on_death=self._report_death)
 
     def wait_for_room(self) -> None:
         """Say that the disk is full, and give somebody a moment to make room."""
@@ -117,7 +117,7 @@ class _Server:
         try:
             self._wait_for_link(stopped)
             while not stopped:
-                self._keeper.tick()
+                self._supervisor.tick()
                 try:
                     code = self._step()
                 except PASSING_ERRORS as error:
@@ -131,7 +131,7 @@ class _Server:
                 time.sleep(TICK_SECONDS)
             return self._interrupted()
         finally:
-            self._keeper.end(seconds=END_SECONDS)
+            self._supervisor.end(seconds=END_SECONDS)
 
     def _step(self) -> int | None:
         if (outcome := self._outcome()) is not None:
@@ -203,9 +203,9 @@ class _Server:
 
     def _wait_for_link(self, stopped: list[int]) -> None:
         begun = time.monotonic()
-        link = self._keeper.children[0]
+        link = self._supervisor.processes[0]
         while not stopped:
-            self._keeper.tick()
+            self._supervisor.tick()
             if healthy(self._local, ca=self._ca):
                 return
             if link.deaths >= 3:
@@ -214,7 +214,7 @@ class _Server:
                 raise RunFailed(f"the SuperLink does not answer at {self._local}; look at {link.log}")
             time.sleep(0.05)
 
-    def _children(self) -> tuple[Child, ...]:
+    def _processes(self) -> tuple[ManagedProcess, ...]:
         folder, state = self._folder, self._folder.state
         environment = flower_environment(state / "flwr")
         secret = str(state / "superexec.secret")
@@ -229,8 +229,8 @@ class _Server:
         executor += ["--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())]
         guarded = {**environment, "MAMMO_FED_CONTROL_SECRET_FILE": str(state / "control.secret")}
         return (
-            Child(name="SuperLink", command=link, log=state / "superlink.log", environment=guarded),
-            Child(
+            ManagedProcess(name="SuperLink", command=link, log=state / "superlink.log", environment=guarded),
+            ManagedProcess(
                 name="executor",
                 command=executor,
                 log=state / "superexec.log",
@@ -261,8 +261,8 @@ class _Server:
         for event in self._events.read():
             self._say(*event.lines)
 
-    def _report_death(self, child: Child, wait: float) -> None:
-        self._say(f"the {child.name} has died; it is started again in {wait:.1f} s ({child.log})")
+    def _report_death(self, ended: ManagedProcess, wait: float) -> None:
+        self._say(f"the {ended.name} has died; it is started again in {wait:.1f} s ({ended.log})")
 
     def _note(self, line: str) -> None:
         if line != getattr(self, "_noted", ""):

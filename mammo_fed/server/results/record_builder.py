@@ -16,6 +16,7 @@ from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.federation.public_start import PublicStart
+from mammo_fed.privacy.names import NoiseOrigin
 from mammo_fed.reporting.record.record import (
     CentralPrivacy,
     DataSection,
@@ -182,7 +183,7 @@ def _run_alone(outcome: Outcome) -> bool:
 def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
     privacy, declaration = outcome.settings.privacy, outcome.declaration
     sites = tuple(_site(outcome, spending) for spending in outcome.budget.sites.values())
-    noise: Literal["operating system", "injected", "none"] = "operating system"
+    noise: NoiseOrigin = "operating system"
     if privacy.noise_seed is not None:
         noise = "injected"
     elif math.isinf(privacy.target_epsilon):

@@ -11,8 +11,9 @@ from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.data.sources.synthetic_set import SetProvenance, image_digests
 from mammo_fed.errors import PolicyRefused
 from mammo_fed.federation.public_start import PublicStart
-from mammo_fed.privacy.accounting.pricing import AccountantName, epsilon
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import events_from_json
+from mammo_fed.privacy.names import AccountantName
 from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.server.rounds.budget import SiteSpending
 from mammo_fed.settings import Settings

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mammo_fed.federation.strategies.aggregator import Aggregator
-from mammo_fed.federation.strategies.fed_agree import Reputation, agreement, shortened
+from mammo_fed.federation.strategies.fed_agree import Reputation, direction_scores, shortened
 from mammo_fed.settings.compose import compose_settings
 
 DIMS = 400
@@ -35,7 +35,7 @@ def test_robust_choice_is_agreement_with_norm_bounds(robust):
 
 def test_agreement_of_noise_is_about_standard_normal():
     rng = np.random.default_rng(0)
-    pairs = np.array([agreement(rng.standard_normal((2, DIMS)))[0] for _ in range(2000)])
+    pairs = np.array([direction_scores(rng.standard_normal((2, DIMS)))[0] for _ in range(2000)])
     assert abs(pairs.mean()) < 5 / np.sqrt(2000)
     assert pairs.std() == pytest.approx(1.0, rel=0.1)
 
@@ -44,13 +44,13 @@ def test_agreement_of_noise_is_about_standard_normal():
 def test_agreement_does_not_depend_on_length(seed, factor):
     updates = np.random.default_rng(seed).standard_normal((4, 20))
     scaled = updates * np.array([[factor], [1.0], [1.0], [1.0]])
-    np.testing.assert_allclose(agreement(scaled), agreement(updates), atol=1e-9)
+    np.testing.assert_allclose(direction_scores(scaled), direction_scores(updates), atol=1e-9)
 
 
 def test_an_update_of_zero_neither_agrees_nor_disagrees():
     updates = np.ones((3, 4))
     updates[1] = 0.0
-    assert agreement(updates)[1] == 0.0
+    assert direction_scores(updates)[1] == 0.0
 
 
 @given(seed=st.integers(0, 2**20), factor=st.floats(0.0, 1e6), count=st.integers(3, 6))
