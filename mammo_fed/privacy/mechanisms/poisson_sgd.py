@@ -45,6 +45,18 @@ class PoissonData:
     labels: NDArray[np.int64]
     units: NDArray[np.int64]
 
+    @property
+    def num_units(self) -> int:
+        """Number of units."""
+        return len(self.by_unit[1]) - 1
+
+    @cached_property
+    def by_unit(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows in the order of their units, and where each unit's begin there, with the end; sorted once."""
+        count = int(self.units.max()) + 1 if len(self.units) else 0
+        order = np.argsort(self.units, kind="stable")
+        return order, np.searchsorted(self.units[order], np.arange(count + 1))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PublicBatches:
@@ -150,11 +162,10 @@ class _HeadGradients:
         sampling: Draws,
     ) -> None:
         self.head, self.parameters = head, list(head.parameters())
-        self.num_units = int(data.units.max()) + 1 if len(data.units) else 0
+        self.num_units = data.num_units
         self.dims = sum(parameter.numel() for parameter in self.parameters)
         self._inner, self._data, self._loss, self._event, self._sampling = inner, data, loss, event, sampling
-        self._order = np.argsort(data.units, kind="stable")
-        self._starts = np.searchsorted(data.units[self._order], np.arange(self.num_units + 1))
+        self._order, self._starts = data.by_unit
 
     @cached_property
     def optimizer(self) -> UnitOptimizer:
