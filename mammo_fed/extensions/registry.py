@@ -80,8 +80,8 @@ class Extensions(Generic[T]):
         """Raise InvalidSetting, with the known names, unless `name` is one of them."""
         if name not in self.built_in and name not in self.names():
             raise InvalidSetting(
-                f"{self.setting}={name!r} must be one of {', '.join(self.names())}; others come with a distribution that has an "
-                f"entry point in the group {self.group}"
+                f"{self.setting}={name!r} must be one of {', '.join(self.names())}; check {self.setting}, or install a "
+                f"distribution with an entry point {name!r} in the group {self.group}"
             )
 
     def load(self, name: str) -> T:

