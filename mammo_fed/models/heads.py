@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ class HeadSpec:
         if not self.bias_scale >= 0:
             raise InvalidSetting(f"bias_scale={self.bias_scale} must be at least 0; check model.bias_scale")
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Length of the flat vector."""
         if self.kind == "linear":

@@ -261,7 +261,8 @@ def test_questions_answers_and_parcels_arrive_as_they_were_sent(roster, dealings
     answer = Answer(commitment="c", parcels=dealings["east"].parcels, opened=(Opened(site="west", share="00"),))
     assert read_answer(pack_answer(answer)) == answer
     content = pack_question(question)
-    assert read_parcels(stamped(type(content)({}))) is None
+    with pytest.raises(InvalidSetting, match="is not valid JSON"):
+        read_parcels(stamped(type(content)({})))
     content["secure"] = pack_parcels(dealings["east"].parcels)
     assert read_parcels(content) == dealings["east"].parcels
 

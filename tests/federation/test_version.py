@@ -33,8 +33,16 @@ from mammo_fed.federation.protocol.secure_messages import (
     read_question,
 )
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.federation.protocol.texts import from_json, from_message, to_message
-from mammo_fed.federation.protocol.version import PROTOCOL, PROTOCOL_VERSION, check_version, stamped, version_of
+from mammo_fed.federation.protocol.version import (
+    PROTOCOL,
+    PROTOCOL_VERSION,
+    check_version,
+    from_json,
+    from_message,
+    stamped,
+    to_message,
+    version_of,
+)
 from mammo_fed.settings.compose import compose_settings
 
 TASK = RoundTask(

@@ -13,7 +13,7 @@ from mammo_fed.client.rounds.replies import reason_for, refusal
 from mammo_fed.client.rounds.site import Site, open_site
 from mammo_fed.errors import PrivacyRefused, VersionMismatch
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
-from mammo_fed.federation.protocol.messages import read_declaration, read_task
+from mammo_fed.federation.protocol.messages import SECURE, read_declaration, read_task
 from mammo_fed.federation.protocol.replies import Reply
 from mammo_fed.federation.protocol.reply_messages import pack_reply
 from mammo_fed.federation.protocol.secure_messages import Answer, pack_answer, read_parcels, read_question
@@ -43,7 +43,7 @@ def train(message: Message, context: Context) -> Message:
 
     def answer(site: Site) -> Reply:
         task, centre, arrays = read_task(message)
-        return site.round(task, centre, arrays, read_parcels(message.content))
+        return site.round(task, centre, arrays, read_parcels(message.content) if SECURE in message.content else None)
 
     return _answer(message, context, answer)
 

@@ -55,6 +55,8 @@ def update_without_parameters(
         **_priced(file, ledger, declaration, (event,), patient_run=declaration.run_id),
         round_index=task.round_index,
         task_hash=content,
+        parameters=np.zeros(0, np.float32),
+        masked=np.zeros(0, np.uint64),
     )
 
 

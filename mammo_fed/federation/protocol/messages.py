@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.federation.protocol.texts import from_message, to_message
-from mammo_fed.federation.protocol.version import PROTOCOL, check_version, own_version, stamped
+from mammo_fed.federation.protocol.version import PROTOCOL, check_version, from_message, own_version, stamped, to_message
 
 __all__ = [
     "ARRAYS",

@@ -10,8 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.protocol.messages import SECURE
 from mammo_fed.federation.protocol.reasons import Reason
-from mammo_fed.federation.protocol.texts import from_message, to_message
-from mammo_fed.federation.protocol.version import check_version, stamped
+from mammo_fed.federation.protocol.version import check_version, from_message, stamped, to_message
 from mammo_fed.federation.secure_aggregation.double_masks import Member, Parcel, Roster
 
 __all__ = [
@@ -126,13 +125,13 @@ def pack_parcels(parcels: tuple[Parcel, ...]) -> ConfigRecord:
     return ConfigRecord({TEXT: to_message(_Parcels(parcels=parcels))})
 
 
-def read_parcels(content: RecordDict) -> tuple[Parcel, ...] | None:
-    """Inverse of `pack_parcels`; None where a task comes without.
+def read_parcels(content: RecordDict) -> tuple[Parcel, ...]:
+    """Inverse of `pack_parcels`, of a task that comes with them.
 
     Raises:
       InvalidSetting: If the record is not what was packed.
     """
-    return _read(_Parcels, content).parcels if SECURE in content else None
+    return _read(_Parcels, content).parcels
 
 
 def size_of(content: RecordDict) -> int:

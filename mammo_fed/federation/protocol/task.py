@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mammo_fed.common.serialization import canonical_json
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.registry import NAME
-from mammo_fed.federation.protocol.texts import from_json
+from mammo_fed.federation.protocol.version import from_json
 from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import Unit
@@ -141,7 +142,7 @@ class Declaration:
         """Synthetic images that are drawn together with a site's own."""
         return self.synthetic_images if self.sampler == "mixed" else 0
 
-    @property
+    @cached_property
     def head(self) -> HeadSpec:
         """Shape of the head that is trained."""
         return HeadSpec(kind=self.model.head, dims=self.dims, hidden=self.model.hidden, bias_scale=self.model.bias_scale)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mammo_fed.errors import InvalidSetting, LedgerError
-from mammo_fed.privacy.ledger.durable_files import REMEDY
 
 __all__ = [
     "KEY_BYTES",
+    "REMEDY",
     "START",
     "Entry",
     "Head",
@@ -29,6 +29,9 @@ __all__ = [
     "verified",
 ]
 
+REMEDY: Final = (
+    "nothing is released; keep the ledger's folder as it is and restore it from a backup no older than the last round"
+)
 KEY_BYTES: Final = 32
 DIGEST_HEX: Final = 32
 # Default-ignorable characters that are no format characters (Unicode 15, DerivedCoreProperties).

@@ -14,9 +14,15 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.ledger.chain import KEY_BYTES, START, Entry, Head, LedgerKeys, extend, reply_seal, verified
-from mammo_fed.privacy.ledger.durable_files import REMEDY, WAIT_SECONDS, read_secret, storage_errors, sync_folder, write_durably
-from mammo_fed.privacy.ledger.head_file import HeadFile
+from mammo_fed.privacy.ledger.chain import KEY_BYTES, REMEDY, START, Entry, Head, LedgerKeys, extend, reply_seal, verified
+from mammo_fed.privacy.ledger.durable_files import (
+    WAIT_SECONDS,
+    HeadFile,
+    read_secret,
+    storage_errors,
+    sync_folder,
+    write_durably,
+)
 
 __all__ = ["PARTS", "Journal"]
 

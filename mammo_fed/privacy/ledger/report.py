@@ -11,8 +11,7 @@ from typing import Any
 from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.accounting.filters import patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.events import Unit
-from mammo_fed.privacy.ledger.chain import Entry, check_reported
-from mammo_fed.privacy.ledger.durable_files import REMEDY
+from mammo_fed.privacy.ledger.chain import REMEDY, Entry, check_reported
 from mammo_fed.privacy.ledger.journal import PARTS, Journal
 from mammo_fed.privacy.ledger.rules import charged_epsilon
 from mammo_fed.privacy.ledger.state import Account, LedgerState
