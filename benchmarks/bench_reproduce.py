@@ -99,7 +99,7 @@ def our_epoch(features, labels):
             site,
             flat,
             head=HEAD,
-            centre=np.zeros(HEAD.dims, np.float32),
+            feature_mean=np.zeros(HEAD.dims, np.float32),
             steps=steps,
             event=charged,
             closed_form=False,

@@ -51,7 +51,7 @@ def train(site: SiteFeatures, *, head: HeadSpec, noise: str, round_index: int) -
         site,
         np.full(head.num_parameters, 0.01, np.float32),
         head=head,
-        centre=np.full(head.dims, 0.01, np.float32),
+        feature_mean=np.full(head.dims, 0.01, np.float32),
         steps=STEPS,
         event=event,
         closed_form=closed_form,

@@ -63,7 +63,7 @@ class Finished:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
     def same_model(self, other: Finished, *, tolerance: float = 0.0) -> bool:
-        """Whether head and centre agree."""
+        """Whether head and feature mean agree."""
         mine, theirs = self.model, other.model
         return all(np.allclose(mine[name], theirs[name], rtol=0, atol=tolerance) for name in ("head", "centre"))
 

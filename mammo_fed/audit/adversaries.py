@@ -28,7 +28,7 @@ __all__ = ["Forecast", "Play", "Question", "Saturating", "evidence", "honest"]
 
 Floats32 = NDArray[np.float32]
 
-# Distance of the canary from the centre that the server sends: small, so that everybody else hardly feels the direction.
+# Distance of the canary from the feature mean that the server sends: small, so that everybody else hardly feels the direction.
 OFFSET: Final = 0.01
 # Logit at which the canary sits, on the wrong side: its residual is 1 to nine digits.
 SATURATION: Final = 20.0
@@ -44,7 +44,7 @@ class Question:
 
     Attributes:
       round_index: 0 asks for the mean, 1 and above for training.
-      centre: float32, shape (dims,): sent with a training round.
+      feature_mean: float32, shape (dims,): sent with a training round.
       flat: float32: the head that is sent; empty for the mean.
       steps: hyper-parameters that are sent; None for the mean.
       absent: float64: the mean reply without the canary, over noise and sampling.
@@ -55,7 +55,7 @@ class Question:
     """
 
     round_index: int
-    centre: Floats32
+    feature_mean: Floats32
     flat: Floats32
     steps: LocalSteps | None
     absent: NDArray[np.float64]
@@ -98,19 +98,19 @@ def _participations(repetitions: int, sample_rate: float) -> tuple[NDArray[np.fl
 
 
 class Forecast:
-    """What the adversary expects of a site, given a centre: the site's code with the noise off, with and without the canary.
+    """What the adversary expects of a site, given a feature mean: the site's code without noise, with and without the canary.
 
     A linear head is forecast by plain steps on the logistic loss: weight decay, label smoothing and an adaptive optimizer are
     left out, which makes the adversary weaker and no bound wrong.
     """
 
-    def __init__(self, subject: Subject, absent: SiteFeatures, present: SiteFeatures, *, centre: Floats32) -> None:
-        self._subject, self._worlds, self._centre = subject, (absent, present), centre
+    def __init__(self, subject: Subject, absent: SiteFeatures, present: SiteFeatures, *, feature_mean: Floats32) -> None:
+        self._subject, self._worlds, self._centre = subject, (absent, present), feature_mean
         linear = subject.head.kind == "linear"
         self._prepared = [self._prepare(world) for world in self._worlds] if linear else []
 
     def mean(self) -> Question:
-        """The question for the mean, whatever the centre."""
+        """The question for the mean, whatever the feature mean."""
         event = self._subject.schedule.mean_event
         if event is None:
             raise ValueError("the schedule has no mean")
@@ -120,7 +120,7 @@ class Forecast:
         )
         return Question(
             round_index=0,
-            centre=self._centre,
+            feature_mean=self._centre,
             flat=np.zeros(0, np.float32),
             steps=None,
             absent=absent.astype(np.float64),
@@ -139,7 +139,7 @@ class Forecast:
         noise = event.noise_multiplier * event.clipping_norm / (event.sample_rate * self._worlds[0].public_count)
         return Question(
             round_index=round_index,
-            centre=self._centre,
+            feature_mean=self._centre,
             flat=flat,
             steps=steps,
             absent=base + event.steps * (absent - base),
@@ -171,7 +171,7 @@ class Forecast:
             world,
             flat,
             head=self._subject.head,
-            centre=self._centre,
+            feature_mean=self._centre,
             steps=steps,
             event=once,
             closed_form=False,
@@ -185,11 +185,11 @@ def honest(subject: Subject, absent: SiteFeatures, present: SiteFeatures) -> Pla
 
     The site's own mean centres its features, and each of its replies is the next round's head.
     """
-    centre = np.zeros(subject.head.dims, np.float32)
+    feature_mean = np.zeros(subject.head.dims, np.float32)
     if subject.schedule.mean_event is not None:
-        centre = yield Forecast(subject, absent, present, centre=centre).mean()
-        centre = centre if np.isfinite(centre).all() else np.zeros_like(centre)
-    forecast = Forecast(subject, absent, present, centre=centre)
+        feature_mean = yield Forecast(subject, absent, present, feature_mean=feature_mean).mean()
+        feature_mean = feature_mean if np.isfinite(feature_mean).all() else np.zeros_like(feature_mean)
+    forecast = Forecast(subject, absent, present, feature_mean=feature_mean)
     flat = subject.start
     for index in range(1, subject.schedule.rounds + 1):
         flat = yield forecast.training(index, flat, subject.steps)
@@ -198,9 +198,9 @@ def honest(subject: Subject, absent: SiteFeatures, present: SiteFeatures) -> Pla
 class Saturating:
     """A server that sends whatever shows the canary best; nothing in the protocol keeps it from that.
 
-    The centre that it sends puts the canary's row on the direction `aside`, or opposite to it in every other round; the head
-    puts the canary far on the wrong side, so that it reaches its clip in each step. Opposite rounds cost no power where noise
-    is fresh, and cancel noise that repeats. The learning rate is small, so that local steps do not interfere.
+    The feature mean that it sends puts the canary's row on the direction `aside`, or opposite to it in every other round; the
+    head puts the canary far on the wrong side, so that it reaches its clip in each step. Opposite rounds cost no power where
+    noise is fresh, and cancel noise that repeats. The learning rate is small, so that local steps do not interfere.
 
     Args:
       subject: the site.
@@ -217,7 +217,8 @@ class Saturating:
         steps = LocalSteps(learning_rate=rate, weight_decay=0.0, optimizer="sgd", label_smoothing=0.0, proximal=0.0)
         self._questions: list[Question] = []
         sides = {
-            sign: Forecast(subject, absent, present, centre=canary - np.float32(sign * OFFSET) * aside) for sign in (1, -1)
+            sign: Forecast(subject, absent, present, feature_mean=canary - np.float32(sign * OFFSET) * aside)
+            for sign in (1, -1)
         }
         if subject.schedule.mean_event is not None:
             self._questions.append(sides[1].mean())

@@ -127,7 +127,7 @@ class FinishedRun:
         return infer_membership(
             population,
             tuple(self.sites.values()),
-            Model(centre=self._classifier.centre, flat=self._classifier.flat),
+            Model(feature_mean=self._classifier.feature_mean, flat=self._classifier.flat),
             tail=self.settings.federation.tail,
             shadows=shadows,
             seed=seed,

@@ -21,7 +21,7 @@ Floats32 = NDArray[np.float32]
 class Model:
     """What a federation releases: the aggregated mean that centres features, and the head."""
 
-    centre: Floats32
+    feature_mean: Floats32
     flat: Floats32
 
 
@@ -53,10 +53,10 @@ def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail
     def draws(site: Subject, index: int, purpose: str) -> Draws:
         return source.draws(site.noise, site=site.site, round_index=index, purpose=purpose)
 
-    centre = np.zeros(sites[0].head.dims, np.float32)
+    feature_mean = np.zeros(sites[0].head.dims, np.float32)
     if all(site.schedule.mean_event is not None for site in sites):
         means = [code.mean(each, event=site.schedule.mean_event, noise=draws(site, 0, "noise")) for each, site in pairs]
-        centre = _average(means, weights)
+        feature_mean = _average(means, weights)
     flat, models = sites[0].start, []
     for index in range(1, max(site.schedule.rounds for site in sites) + 1):
         updates = [
@@ -64,7 +64,7 @@ def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail
                 each,
                 flat,
                 head=site.head,
-                centre=centre,
+                feature_mean=feature_mean,
                 steps=site.steps,
                 event=site.schedule.step_event,
                 closed_form=site.closed_form,
@@ -76,7 +76,7 @@ def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail
         flat = _average(updates, weights)
         models.append(flat)
     last = max(1, round(tail * len(models)))
-    return Model(centre=centre, flat=_average(models[-last:], [1] * last))
+    return Model(feature_mean=feature_mean, flat=_average(models[-last:], [1] * last))
 
 
 def site_data(population: Population, rows: NDArray[np.bool_], site: Subject) -> SiteFeatures:

@@ -120,7 +120,7 @@ def _gradient(subject: Subject, mechanism: Mechanism, start: Floats32) -> Callab
             _site(*rows),
             start,
             head=subject.head,
-            centre=np.zeros(subject.head.dims, np.float32),
+            feature_mean=np.zeros(subject.head.dims, np.float32),
             steps=plain,
             event=once,
             closed_form=subject.closed_form,

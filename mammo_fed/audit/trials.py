@@ -156,7 +156,7 @@ def _answer(
         data,
         question.flat,
         head=subject.head,
-        centre=question.centre,
+        feature_mean=question.feature_mean,
         steps=question.steps,
         event=subject.schedule.step_event,
         closed_form=subject.closed_form,

@@ -157,20 +157,20 @@ def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def centre_and_normalise(
-    features: NDArray[np.float32], centre: NDArray[np.float32], *, normalize: bool = True
+    features: NDArray[np.float32], feature_mean: NDArray[np.float32], *, normalize: bool = True
 ) -> NDArray[np.float32]:
     """Subtract the aggregated (private) mean and renormalise; a zero feature vector stays zero.
 
     Args:
       features: float32, shape (images, dims) or (images, views, dims), rows of norm 1 or 0 if `normalize`.
-      centre: float32, shape (dims,); where it is zero, the features are returned as they are.
+      feature_mean: float32, shape (dims,); where it is zero, the features are returned as they are.
       normalize: bring every row to norm 1 again.
     """
-    if not centre.any():
+    if not feature_mean.any():
         return features
     if features.ndim == 3:
-        flat = centre_and_normalise(features.reshape(-1, features.shape[2]), centre, normalize=normalize)
+        flat = centre_and_normalise(features.reshape(-1, features.shape[2]), feature_mean, normalize=normalize)
         return flat.reshape(features.shape)
     present = np.any(features != 0, axis=1, keepdims=True)
-    moved = np.where(present, features - centre, np.float32(0))
+    moved = np.where(present, features - feature_mean, np.float32(0))
     return unit_rows(moved) if normalize else finite_rows(moved)

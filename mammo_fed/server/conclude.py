@@ -108,7 +108,7 @@ def _release(prepared: Prepared, course: Course, settings: Settings) -> Released
         weights_sha256=prepared.extractor.weights_sha256,
         seed=0,
         whitening=prepared.start.payload.whitening,
-        centre=course.centre,
+        feature_mean=course.feature_mean,
         flat=course.parameters,
         network=prepared.start.network,
     )

@@ -84,23 +84,23 @@ class SiteFeatures:
     _logistic: KeepLast[LogisticData] = field(init=False, repr=False, default_factory=KeepLast)
     _poisson: KeepLast[PoissonData] = field(init=False, repr=False, default_factory=KeepLast)
 
-    def logistic(self, centre: NDArray[np.float32], *, normalize: bool, bias_scale: float) -> LogisticData:
-        """The features behind `centre`, sorted by unit, for the closed form; see `train_head`."""
+    def logistic(self, feature_mean: NDArray[np.float32], *, normalize: bool, bias_scale: float) -> LogisticData:
+        """The features behind `feature_mean`, sorted by unit, for the closed form; see `train_head`."""
 
         def make() -> LogisticData:
-            features = centre_and_normalise(self.features, centre, normalize=normalize)
+            features = centre_and_normalise(self.features, feature_mean, normalize=normalize)
             return LogisticData.build(features, self.labels, self.units, bias_scale=bias_scale)
 
-        return self._logistic.get((*_exactly(centre), normalize, bias_scale), make)
+        return self._logistic.get((*_exactly(feature_mean), normalize, bias_scale), make)
 
-    def poisson(self, centre: NDArray[np.float32], *, normalize: bool) -> PoissonData:
-        """The features behind `centre`, for sampled steps; see `train_head`."""
+    def poisson(self, feature_mean: NDArray[np.float32], *, normalize: bool) -> PoissonData:
+        """The features behind `feature_mean`, for sampled steps; see `train_head`."""
 
         def make() -> PoissonData:
-            features = centre_and_normalise(self.features, centre, normalize=normalize)
+            features = centre_and_normalise(self.features, feature_mean, normalize=normalize)
             return PoissonData(features=features, labels=self.labels, units=self.units)
 
-        return self._poisson.get((*_exactly(centre), normalize), make)
+        return self._poisson.get((*_exactly(feature_mean), normalize), make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def gradient_share(
     flat: NDArray[np.float32],
     *,
     head: HeadSpec,
-    centre: NDArray[np.float32],
+    feature_mean: NDArray[np.float32],
     event: PrivacyEvent,
     noise: GridDraws,
     normalize: bool = True,
@@ -141,7 +141,7 @@ def gradient_share(
 
     Args as of `train_head`. Int64, shape (head.num_parameters,).
     """
-    data = site.logistic(centre, normalize=normalize, bias_scale=head.bias_scale)
+    data = site.logistic(feature_mean, normalize=normalize, bias_scale=head.bias_scale)
     return noisy_share(gradient_grid_sum(data, flat, event=event), event=event, draws=noise)
 
 
@@ -150,7 +150,7 @@ def train_head(
     flat: NDArray[np.float32],
     *,
     head: HeadSpec,
-    centre: NDArray[np.float32],
+    feature_mean: NDArray[np.float32],
     steps: LocalSteps,
     event: PrivacyEvent,
     closed_form: bool,
@@ -171,12 +171,12 @@ def train_head(
       site: the site's features.
       flat: float32, shape (head.num_parameters,); where the site starts.
       head: shape of the head.
-      centre: float32, shape (dims,); the aggregated private mean, subtracted before renormalising.
+      feature_mean: float32, shape (dims,); the aggregated private mean, subtracted before renormalising.
       steps: hyper-parameters of the local steps.
       event: the one that the ledger has reserved.
       closed_form: full-batch descent on the linear head; otherwise Poisson DP-SGD on any head.
       noise, sampling: draws for the noise (on the grid or in floating point) and for the Poisson sampling.
-      normalize: features are brought to norm 1 behind the centre.
+      normalize: features are brought to norm 1 behind the feature mean.
       public: synthetic images that are trained on beside the site's own.
       state: the local optimizer's state, taken up and left behind; None starts afresh.
       gradient: of a unit's loss, from another distribution, for the full-batch steps; None takes ours.
@@ -185,7 +185,7 @@ def train_head(
       The new flat vector, float32, same shape.
     """
     if closed_form:
-        data = site.logistic(centre, normalize=normalize, bias_scale=head.bias_scale)
+        data = site.logistic(feature_mean, normalize=normalize, bias_scale=head.bias_scale)
         if gradient is None:
             return private_descent(
                 data,
@@ -209,7 +209,7 @@ def train_head(
     load_flat(module, flat)
     poisson_steps(
         module,
-        site.poisson(centre, normalize=normalize),
+        site.poisson(feature_mean, normalize=normalize),
         loss=_loss(steps.label_smoothing),
         event=event,
         public_count=site.public_count,

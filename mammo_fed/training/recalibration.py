@@ -67,10 +67,10 @@ def recalibration(
     slope, intercept = np.full((2, len(weights)), np.nan)
     rows = np.flatnonzero(_overlap(logits, malignant, weights))
     if len(rows):
-        centre, scale = logits.mean(), logits.std()
-        found = _newton((logits - centre) / scale, malignant.astype(np.float64), weights[rows])
+        feature_mean, scale = logits.mean(), logits.std()
+        found = _newton((logits - feature_mean) / scale, malignant.astype(np.float64), weights[rows])
         slope[rows] = found[:, 1] / scale
-        intercept[rows] = found[:, 0] - found[:, 1] * centre / scale
+        intercept[rows] = found[:, 0] - found[:, 1] * feature_mean / scale
     return slope, intercept
 
 

@@ -32,7 +32,7 @@ def silent_trial(subject, data, canary):
 def question(*, repetitions=1, sample_rate=1.0, scale=2.0):
     return Question(
         round_index=1,
-        centre=np.zeros(3, np.float32),
+        feature_mean=np.zeros(3, np.float32),
         flat=np.zeros(3, np.float32),
         steps=None,
         absent=np.array([1.0, 0.0, 0.0]),
@@ -100,7 +100,7 @@ def test_forecasts_are_what_the_site_answers_without_noise(make_subject, kind):
                 canary.present,
                 asked.flat,
                 head=subject.head,
-                centre=asked.centre,
+                feature_mean=asked.feature_mean,
                 steps=asked.steps,
                 event=subject.schedule.step_event,
                 closed_form=True,

@@ -282,20 +282,20 @@ def test_an_array_that_lies_apart_in_memory_arrives_whole():
 
 
 def test_a_task_arrives_as_it_was_sent():
-    centre = np.array([0.1, -0.0, 1e-38], np.float32)
+    feature_mean = np.array([0.1, -0.0, 1e-38], np.float32)
     flat = np.array([np.pi, 2.0], np.float32)
-    message = travelled(stamped(RecordDict({ARRAYS: pack_parameters(flat), CONFIG: task_config(TASK, centre)})))
+    message = travelled(stamped(RecordDict({ARRAYS: pack_parameters(flat), CONFIG: task_config(TASK, feature_mean)})))
     task, arrived_centre, arrived = read_task(message)
     assert task == TASK
-    assert (arrived_centre.tobytes(), arrived.tobytes()) == (centre.tobytes(), flat.tobytes())
+    assert (arrived_centre.tobytes(), arrived.tobytes()) == (feature_mean.tobytes(), flat.tobytes())
     # A site may work in its arrays.
     arrived_centre += 1
 
 
-@pytest.mark.parametrize("centre", ["text", 7, 0.5])
-def test_a_centre_that_is_no_array_is_refused(centre):
-    config = ConfigRecord({"task": TASK.to_json(), "centre": centre})
-    with pytest.raises(DataError, match="a task's centre must be bytes"):
+@pytest.mark.parametrize("feature_mean", ["text", 7, 0.5])
+def test_a_centre_that_is_no_array_is_refused(feature_mean):
+    config = ConfigRecord({"task": TASK.to_json(), "centre": feature_mean})
+    with pytest.raises(DataError, match="a task's feature mean must be bytes"):
         read_task(travelled(stamped(RecordDict({ARRAYS: pack_parameters(np.zeros(2, np.float32)), CONFIG: config}))))
 
 

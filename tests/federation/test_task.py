@@ -124,7 +124,7 @@ def test_a_task_that_makes_no_sense_cannot_exist(changed):
 
 
 def test_the_hash_sees_every_field_of_a_task():
-    arrays = {"centre": np.zeros(3, np.float32), "parameters": np.ones(4, np.float32)}
+    arrays = {"feature_mean": np.zeros(3, np.float32), "parameters": np.ones(4, np.float32)}
     assert set(OTHER) == {field.name for field in fields(RoundTask)} - {"kind"}
     hashes = [task_hash(replace(TASK, **{name: value}), **arrays) for name, value in OTHER.items()]
     hashes += [task_hash(TASK, **arrays), task_hash(replace(TASK, kind="mean", round_index=0), **arrays)]
@@ -133,21 +133,25 @@ def test_the_hash_sees_every_field_of_a_task():
 
 
 @given(floats, floats, floats, floats)
-def test_the_hash_is_equal_for_equal_arrays_and_for_no_others(centre, arrays, other_centre, other_arrays):
-    first = task_hash(TASK, centre=centre, parameters=arrays)
-    assert first == task_hash(TASK, centre=centre.copy(), parameters=arrays.copy())
+def test_the_hash_is_equal_for_equal_arrays_and_for_no_others(feature_mean, arrays, other_mean, other_arrays):
+    first = task_hash(TASK, feature_mean=feature_mean, parameters=arrays)
+    assert first == task_hash(TASK, feature_mean=feature_mean.copy(), parameters=arrays.copy())
     alike = all(
         one.shape == other.shape and one.tobytes() == other.tobytes()
-        for one, other in ((centre, other_centre), (arrays, other_arrays))
+        for one, other in ((feature_mean, other_mean), (arrays, other_arrays))
     )
-    assert (first == task_hash(TASK, centre=other_centre, parameters=other_arrays)) == alike
+    assert (first == task_hash(TASK, feature_mean=other_mean, parameters=other_arrays)) == alike
 
 
 def test_the_hash_does_not_depend_on_how_an_array_lies_in_memory():
     wide = np.arange(8, dtype=np.float32)
-    centre = np.zeros(0, np.float32)
-    assert task_hash(TASK, centre=centre, parameters=wide[::2]) == task_hash(TASK, centre=centre, parameters=wide[::2].copy())
-    assert task_hash(TASK, centre=wide[:3], parameters=wide[3:]) != task_hash(TASK, centre=wide[:4], parameters=wide[4:])
+    feature_mean = np.zeros(0, np.float32)
+    assert task_hash(TASK, feature_mean=feature_mean, parameters=wide[::2]) == task_hash(
+        TASK, feature_mean=feature_mean, parameters=wide[::2].copy()
+    )
+    assert task_hash(TASK, feature_mean=wide[:3], parameters=wide[3:]) != task_hash(
+        TASK, feature_mean=wide[:4], parameters=wide[4:]
+    )
 
 
 @pytest.mark.parametrize(

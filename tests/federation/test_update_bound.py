@@ -114,7 +114,7 @@ def trained(
         patients(rng, alike=alike, unit=declaration.unit),
         flat,
         head=declaration.head,
-        centre=np.zeros(DIMS, np.float32),
+        feature_mean=np.zeros(DIMS, np.float32),
         steps=LocalSteps(
             learning_rate=task.learning_rate,
             weight_decay=task.weight_decay,

@@ -50,7 +50,7 @@ def site_noise(source: NoiseSource, mode: NoiseMode, rounds: Iterable[int], *, s
             EMPTY,
             np.zeros(DIMS + 1, np.float32),
             head=HeadSpec(kind="linear", dims=DIMS),
-            centre=np.zeros(DIMS, np.float32),
+            feature_mean=np.zeros(DIMS, np.float32),
             steps=STEPS,
             event=event("gradient"),
             closed_form=index % 2 == 1,

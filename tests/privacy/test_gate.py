@@ -131,9 +131,9 @@ def test_gate_on_the_grid_a_unit_moves_the_sum_within_the_clip_and_not_by_one_st
 @pytest.mark.parametrize("unit", UNITS)
 def test_gate_holds_behind_the_centre_and_the_renormalisation(unit, noise):
     inner = descent(unit, 0.3, 1.0, noise)
-    centre = np.full(DIMS, 0.2, np.float32)
+    feature_mean = np.full(DIMS, 0.2, np.float32)
     moves = largest_move(
-        lambda features, labels, units: inner(centre_and_normalise(features, centre), labels, units), dims=DIMS, unit=unit
+        lambda features, labels, units: inner(centre_and_normalise(features, feature_mean), labels, units), dims=DIMS, unit=unit
     )
     assert max(moves.values()) <= 0.3 * SLACK, moves
 

@@ -162,8 +162,8 @@ def test_one_unit_moves_the_sum_of_all_sites_by_at_most_one_clipping_norm(unit, 
     def part(site):
         if kind == "mean":
             return mean_share(site, event=charged, noise=OS)
-        centre = np.zeros(DIMS, np.float32)
-        return gradient_share(site, start, head=head, centre=centre, event=charged, noise=OS)
+        feature_mean = np.zeros(DIMS, np.float32)
+        return gradient_share(site, start, head=head, feature_mean=feature_mean, event=charged, noise=OS)
 
     def release(features, labels, units):
         mine = part(SiteFeatures(features=features, labels=labels, units=units, public_count=1))

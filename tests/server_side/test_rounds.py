@@ -158,13 +158,13 @@ TWO_ARRAYS = stamped(
 
 @pytest.fixture(scope="module")
 def left_out(succeed, training):
-    """The head and centre of a run in which the hostile site takes no part."""
+    """The head and feature mean of a run in which the hostile site takes no part."""
     return succeed(*training, *INJECTED, "federation.site_budgets=[6,6,6,1]").model
 
 
 @pytest.fixture(scope="module")
 def usual(succeed, training):
-    """The head and centre of a run in which every site is honest."""
+    """The head and feature mean of a run in which every site is honest."""
     return succeed(*training, *INJECTED).model
 
 
@@ -191,7 +191,7 @@ def test_an_update_that_cannot_be_averaged_is_left_out_and_charged_all_the_same(
     assert federation.hostile.rejected == tuple(Rejected(round=index, reason=reason) for index in (0, 1, 2))
     assert [site.rejected for site in federation.honest] == [()] * 3
     np.testing.assert_array_equal(federation.model.flat, left_out["head"])
-    np.testing.assert_array_equal(federation.model.centre, left_out["centre"])
+    np.testing.assert_array_equal(federation.model.feature_mean, left_out["centre"])
     # What it reports as spent may well be spent.
     assert federation.hostile.rounds == 3
     assert federation.hostile.epsilon == federation.honest[0].epsilon

@@ -153,9 +153,10 @@ def losing(stage: str, *sites: str, index: int = 1) -> Watch:
 
 
 def same_model(one: Federation, other: Federation) -> bool:
-    """Equal head and centre to what quantisation and single precision leave."""
+    """Equal head and feature mean to what quantisation and single precision leave."""
     return all(
-        np.allclose(getattr(one.model, name), getattr(other.model, name), rtol=1e-5, atol=FLOAT) for name in ("flat", "centre")
+        np.allclose(getattr(one.model, name), getattr(other.model, name), rtol=1e-5, atol=FLOAT)
+        for name in ("flat", "feature_mean")
     )
 
 

@@ -70,11 +70,11 @@ def results(call: Call, folder: Path, cache: Path) -> dict[str, dict[str, Any]]:
         call(["simulate", *SMALL, *overrides, f"engine.cache={cache}", f"hydra.run.dir={run}"])
         record = json.loads((run / "record.json").read_text(encoding="utf-8"))
         model = load_file(run / "model.safetensors")
-        centre = model["centre"] if "centre" in model else model["feature_mean"]
+        feature_mean = model["centre"]
         sites = record["privacy"]["sites"]
         found[name] = {
             "head": model["head"].tolist(),
-            "feature_mean": centre.tolist(),
+            "feature_mean": feature_mean.tolist(),
             "epsilon": [site["epsilon"] for site in sites],
             "epsilon_after_round": [site["epsilon_after_round"] for site in sites],
             "auroc": {split: record["evaluation"][split]["auroc"] for split in sorted(record["evaluation"])},

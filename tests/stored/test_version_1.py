@@ -119,7 +119,7 @@ def test_a_ledger_of_version_1_returns_its_stored_reply_and_charges_nothing_for_
     updates = []
     for index in (1, 2):
         site = Site(read_site_file(folder / "sites" / f"site-{index}.json"))
-        update = site.round(first_task(settings), checkpoint.centre, checkpoint.start)
+        update = site.round(first_task(settings), checkpoint.feature_mean, checkpoint.start)
         assert isinstance(update, Update)
         assert (update.run_id, update.round_index) == (RUN_ID, 1)
         assert [event.mechanism for event in update.events] == ["gradient"]
@@ -137,7 +137,7 @@ def test_a_ledger_of_version_1_is_charged_on(settings, folder, described):
     checkpoint = CheckpointFolder(folder / "checkpoint").read()
     (account,) = show_ledger(Path(described.ledger), delta=1e-4).accounts
     second = replace(first_task(settings), round_index=2)
-    update = Site(described).round(second, checkpoint.centre, checkpoint.models[0])
+    update = Site(described).round(second, checkpoint.feature_mean, checkpoint.models[0])
     assert isinstance(update, Update)
     (later,) = show_ledger(Path(described.ledger), delta=1e-4).accounts
     assert later.epsilon > account.epsilon

@@ -48,7 +48,7 @@ def update(data, feature_mean, *, closed_form=True, noise="float", normalize=Tru
         data,
         np.full(head.num_parameters, 0.1, np.float32),
         head=head,
-        centre=feature_mean,
+        feature_mean=feature_mean,
         steps=STEPS,
         event=event,
         closed_form=closed_form,
@@ -119,7 +119,7 @@ def test_a_part_of_a_masked_sum_uses_what_a_plain_round_prepared(preparations):
     def part(of):
         draws = noise.draws("secure", site="site-1", round_index=2, purpose="noise")
         start = np.zeros(HEAD.num_parameters, np.float32)
-        return gradient_share(of, start, head=HEAD, centre=MEANS[1], event=event, noise=draws)
+        return gradient_share(of, start, head=HEAD, feature_mean=MEANS[1], event=event, noise=draws)
 
     mine = part(data)
     assert len(preparations) == 1

@@ -42,8 +42,8 @@ def train(message: Message, context: Context) -> Message:
     """Answer one round."""
 
     def answer(site: Site) -> Reply:
-        task, centre, arrays = read_task(message)
-        return site.round(task, centre, arrays, read_parcels(message.content) if SECURE in message.content else None)
+        task, feature_mean, arrays = read_task(message)
+        return site.round(task, feature_mean, arrays, read_parcels(message.content) if SECURE in message.content else None)
 
     return _answer(message, context, answer)
 

@@ -46,7 +46,7 @@ class Release:
       site: its name.
       images: its public number of images.
       prepared, task, event: of the round.
-      centre, arrays: float32, what the task starts from.
+      feature_mean, arrays: float32, what the task starts from.
     """
 
     site: str
@@ -54,7 +54,7 @@ class Release:
     prepared: Prepared
     task: RoundTask
     event: PrivacyEvent
-    centre: NDArray[np.float32]
+    feature_mean: NDArray[np.float32]
     arrays: NDArray[np.float32]
 
     def plain(self, optimizer: OptimizerState | None) -> NDArray[np.float32]:
@@ -69,7 +69,7 @@ class Release:
             prepared.data,
             self.arrays,
             head=declaration.head,
-            centre=self.centre,
+            feature_mean=self.feature_mean,
             steps=LocalSteps(
                 learning_rate=task.learning_rate,
                 weight_decay=task.weight_decay,
@@ -111,7 +111,7 @@ class Release:
                 self.prepared.data,
                 self.arrays,
                 head=declaration.head,
-                centre=self.centre,
+                feature_mean=self.feature_mean,
                 event=self.event,
                 noise=noise,
                 normalize=declaration.model.norm == "unit",
@@ -130,14 +130,16 @@ def event_of(schedule: Schedule, task: RoundTask) -> PrivacyEvent:
     return schedule.step_event
 
 
-def check_arrays(declaration: Declaration, task: RoundTask, centre: NDArray[np.float32], arrays: NDArray[np.float32]) -> None:
+def check_arrays(
+    declaration: Declaration, task: RoundTask, feature_mean: NDArray[np.float32], arrays: NDArray[np.float32]
+) -> None:
     """Refuse arrays of the wrong length or not finite, before anything is reserved; no patient's data decides this."""
     wanted = declaration.dims if task.kind == "mean" else declaration.head.num_parameters
-    if centre.shape != (declaration.dims,) or arrays.shape != (wanted,):
+    if feature_mean.shape != (declaration.dims,) or arrays.shape != (wanted,):
         raise InvalidSetting(
-            f"the task's arrays have {len(centre)} and {len(arrays)} entries, not {declaration.dims} and {wanted}"
+            f"the task's arrays have {len(feature_mean)} and {len(arrays)} entries, not {declaration.dims} and {wanted}"
         )
-    if not (np.isfinite(centre).all() and np.isfinite(arrays).all()):
+    if not (np.isfinite(feature_mean).all() and np.isfinite(arrays).all()):
         raise InvalidSetting("the task's arrays are not finite; the server must send numbers")
 
 

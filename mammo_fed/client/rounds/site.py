@@ -103,7 +103,7 @@ class Site:
     def round(
         self,
         task: RoundTask,
-        centre: NDArray[np.float32],
+        feature_mean: NDArray[np.float32],
         arrays: NDArray[np.float32],
         parcels: Sequence[Parcel] | None = None,
     ) -> Update | Refusal:
@@ -112,7 +112,7 @@ class Site:
         The same task again gets the stored reply; another task for a round that was answered is refused.
 
         Args:
-          task, centre, arrays: what is asked, and what it starts from.
+          task, feature_mean, arrays: what is asked, and what it starts from.
           parcels: the other sites' shares where the run was declared with masked sums: the reply is masked.
 
         Raises:
@@ -125,8 +125,8 @@ class Site:
             raise PolicyRefused(
                 f"the run was declared with aggregation={declaration.aggregation}: nothing else leaves this site"
             )
-        check_arrays(declaration, task, centre, arrays)
-        content = task_hash(task, centre=centre, parameters=arrays)
+        check_arrays(declaration, task, feature_mean, arrays)
+        content = task_hash(task, feature_mean=feature_mean, parameters=arrays)
         roster = None
         if parcels is not None:
             roster, present = self._sums(task.run_id).accept(declaration.terms(task.round_index), parcels)
@@ -138,7 +138,7 @@ class Site:
             prepared=prepared,
             task=task,
             event=event,
-            centre=centre,
+            feature_mean=feature_mean,
             arrays=arrays,
         )
         with self._ledger(declaration) as ledger:

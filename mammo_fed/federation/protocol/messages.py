@@ -80,13 +80,13 @@ def read_declaration(message: Message) -> tuple[Declaration, NDArray[np.float32]
     return from_message(Declaration, str(config["declaration"]), path="declaration"), parameters
 
 
-def task_config(task: RoundTask, centre: NDArray[np.float32]) -> ConfigRecord:
+def task_config(task: RoundTask, feature_mean: NDArray[np.float32]) -> ConfigRecord:
     """The task of a round as the record that Flower's strategies pass to every site."""
-    return ConfigRecord({"task": to_message(task), "centre": np.ascontiguousarray(centre, "<f4").tobytes()})
+    return ConfigRecord({"task": to_message(task), "centre": np.ascontiguousarray(feature_mean, "<f4").tobytes()})
 
 
 def read_task(message: Message) -> tuple[RoundTask, NDArray[np.float32], NDArray[np.float32]]:
-    """Task, centre and parameters of a round's message.
+    """Task, feature mean and parameters of a round's message.
 
     Raises:
       VersionMismatch: If the message is of another version of the protocol; nothing else of it is read.
@@ -94,11 +94,11 @@ def read_task(message: Message) -> tuple[RoundTask, NDArray[np.float32], NDArray
     """
     check_version(message.content)
     config, parameters = _parts(message.content, ("task", "centre"), optional=OF_FLOWER, records=(SECURE,))
-    centre = config["centre"]
-    if not isinstance(centre, bytes):
-        raise DataError("a task's centre must be bytes")
+    feature_mean = config["centre"]
+    if not isinstance(feature_mean, bytes):
+        raise DataError("a task's feature mean must be bytes")
     task = from_message(RoundTask, str(config["task"]), path="task")
-    return task, np.frombuffer(centre, "<f4").astype(np.float32), parameters
+    return task, np.frombuffer(feature_mean, "<f4").astype(np.float32), parameters
 
 
 def _parts(

@@ -203,10 +203,10 @@ class RoundTask:
         return from_json(cls, text, path="task")
 
 
-def task_hash(task: RoundTask, *, centre: NDArray[np.float32], parameters: NDArray[np.float32]) -> str:
+def task_hash(task: RoundTask, *, feature_mean: NDArray[np.float32], parameters: NDArray[np.float32]) -> str:
     """Hash of everything that decides what a round does with its patients, 64 hex digits."""
     digest = hashlib.sha256(task.to_json().encode())
-    for array in (centre, parameters):
+    for array in (feature_mean, parameters):
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array, "<f4").tobytes())
     return digest.hexdigest()

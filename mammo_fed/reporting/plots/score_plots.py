@@ -132,9 +132,9 @@ def calibration_points(scored: ScoredSet) -> tuple[NDArray[Any], NDArray[Any], N
     size = np.array([len(group) for group in groups], dtype=np.float64)
     mean_score = np.array([scored.scores[group].mean() for group in groups])
     fraction = np.array([(scored.labels[group] == MALIGNANT).mean() for group in groups])
-    centre = (fraction + Z95**2 / (2 * size)) / (1 + Z95**2 / size)
+    feature_mean = (fraction + Z95**2 / (2 * size)) / (1 + Z95**2 / size)
     half = Z95 * np.sqrt(fraction * (1 - fraction) / size + (Z95 / (2 * size)) ** 2) / (1 + Z95**2 / size)
-    return mean_score, fraction, centre - half, centre + half
+    return mean_score, fraction, feature_mean - half, feature_mean + half
 
 
 def _unit_square(axes: Any) -> None:

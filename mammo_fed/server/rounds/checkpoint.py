@@ -42,7 +42,7 @@ class Checkpoint:
       round_done: NOT_STARTED before the declaration, DECLARATION_ROUND after it, 0 after the private mean, then the round.
       round_begun: the last round whose tasks may have been sent; a round that may not be repeated is skipped by it.
       start: float32, the head that training starts from.
-      centre: float32, the aggregated private mean.
+      feature_mean: float32, the aggregated private mean.
       models: float32, the aggregated model after each round.
       optimizer: state of the server's optimizer.
       view: the budget view, the sites' nodes and the traffic, as plain JSON values.
@@ -52,7 +52,7 @@ class Checkpoint:
     round_done: int = NOT_STARTED
     round_begun: int = NOT_STARTED
     start: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    feature_mean: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     models: tuple[NDArray[np.float32], ...] = ()
     optimizer: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     view: Mapping[str, Any] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class CheckpointFolder:
                 round_done=about["round_done"],
                 round_begun=about["round_begun"],
                 start=arrays.pop("initial"),
-                centre=arrays.pop("centre"),
+                feature_mean=arrays.pop("centre"),
                 models=models,
                 optimizer=arrays,
                 view=about["view"],
@@ -150,7 +150,7 @@ class CheckpointFolder:
         state = save(
             {
                 "initial": np.ascontiguousarray(checkpoint.start),
-                "centre": np.ascontiguousarray(checkpoint.centre),
+                "centre": np.ascontiguousarray(checkpoint.feature_mean),
                 **{name: np.ascontiguousarray(array) for name, array in checkpoint.optimizer.items()},
             },
             metadata={"checkpoint": json.dumps(about, allow_nan=False)},

@@ -96,7 +96,7 @@ class MaskedRound:
             [self.admission.node(site) for site in sites],
             round_index=index,
             parameters=sent.parameters,
-            config=task_config(sent.task, sent.centre),
+            config=task_config(sent.task, sent.feature_mean),
         )
 
         def accept(site: str, answer: RecordDict, roster: Roster, present: Sequence[str]) -> Update | None:
@@ -105,7 +105,7 @@ class MaskedRound:
         total = SecureSum(exchange=self._exchange, accept=accept, terms=self.declaration.terms(index))
         total.run(sites, dict(messages[0].content))
         self.failure = total.failure
-        self.traffic.bytes_down += total.bytes_down + (sent.parameters.nbytes + sent.centre.nbytes) * len(total.sent)
+        self.traffic.bytes_down += total.bytes_down + (sent.parameters.nbytes + sent.feature_mean.nbytes) * len(total.sent)
         self.traffic.bytes_up += total.bytes_up + sum(reply.masked.nbytes for reply in total.replies.values())
         self.checks.charge_unanswered(sent, sorted(set(total.sent) - self._answered))
         if total.total is None:

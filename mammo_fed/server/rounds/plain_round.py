@@ -95,9 +95,9 @@ class PlainRound:
             [self.admission.node(site) for site in sites],
             round_index=sent.task.round_index,
             parameters=sent.parameters,
-            config=task_config(sent.task, sent.centre),
+            config=task_config(sent.task, sent.feature_mean),
         )
-        self.traffic.bytes_down += (sent.parameters.nbytes + sent.centre.nbytes) * len(messages)
+        self.traffic.bytes_down += (sent.parameters.nbytes + sent.feature_mean.nbytes) * len(messages)
         answers = self.delivery.exchange(
             {message.metadata.dst_node_id: message for message in messages},
             waiting=Waiting(enough=enough, at_least=self.settings.round_min_wait, at_most=self.settings.round_timeout),

@@ -54,17 +54,17 @@ class SentTask:
     Attributes:
       task: of the round.
       parameters: float32, flat: the head, or zeros for the mean.
-      centre: float32, shape (dims,): the aggregated private mean, zeros before there is one.
+      feature_mean: float32, shape (dims,): the aggregated private mean, zeros before there is one.
     """
 
     task: RoundTask
     parameters: NDArray[np.float32]
-    centre: NDArray[np.float32]
+    feature_mean: NDArray[np.float32]
 
     @cached_property
     def hash(self) -> str:
         """What an answer to this task names."""
-        return task_hash(self.task, centre=self.centre, parameters=self.parameters)
+        return task_hash(self.task, feature_mean=self.feature_mean, parameters=self.parameters)
 
 
 def refusal_of_version(error: VersionMismatch, site: str) -> Refusal:

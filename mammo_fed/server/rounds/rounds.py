@@ -33,7 +33,7 @@ class Course:
     """What the rounds produced.
 
     Attributes:
-      centre: float32, shape (dims,): the aggregated private mean.
+      feature_mean: float32, shape (dims,): the aggregated private mean.
       models: the aggregated head after each training round, float32.
       parameters: float32: the released head, the average over the last rounds.
       budget: what every site has spent.
@@ -41,7 +41,7 @@ class Course:
       site_level_epsilon: epsilon of a site's part in all models; None without site-level noise.
     """
 
-    centre: NDArray[np.float32]
+    feature_mean: NDArray[np.float32]
     models: tuple[NDArray[np.float32], ...]
     parameters: NDArray[np.float32]
     budget: BudgetView
@@ -107,7 +107,7 @@ class Rounds:
             admission=admission,
             traffic=traffic,
             start=run.start,
-            centre=np.zeros(declaration.dims, np.float32),
+            feature_mean=np.zeros(declaration.dims, np.float32),
         )
         self._checks = ReplyChecks(declaration=declaration, max_update_norm=federation.max_update_norm, budget=budget)
         self._plain = PlainRound(
@@ -139,7 +139,7 @@ class Rounds:
         for index in range(max(first, state.round_done + 1), declaration.rounds + 1):
             state.admission.poll_joins()
             if index == 0:
-                state.centre = one_round(self._sent(index, np.zeros(declaration.dims, np.float32)), self._chosen(index))
+                state.feature_mean = one_round(self._sent(index, np.zeros(declaration.dims, np.float32)), self._chosen(index))
             else:
                 head = state.models[-1] if state.models else state.start
                 state.models.append(one_round(self._sent(index, head), self._chosen(index)))
@@ -152,7 +152,7 @@ class Rounds:
     def _course(self, parameters: NDArray[np.float32]) -> Course:
         state = self._state
         return Course(
-            centre=state.centre,
+            feature_mean=state.feature_mean,
             models=tuple(state.models),
             parameters=parameters,
             budget=state.budget,
@@ -220,7 +220,7 @@ class Rounds:
     def _sent(self, index: int, parameters: NDArray[np.float32]) -> SentTask:
         first = self._run.first_task
         task = first if index == 0 else replace(first, round_index=index, kind="train")
-        return SentTask(task=task, parameters=parameters, centre=self._state.centre)
+        return SentTask(task=task, parameters=parameters, feature_mean=self._state.feature_mean)
 
     def _chosen(self, index: int) -> tuple[str, ...]:
         """The sites of a round; under masks no more than their threshold allows."""

@@ -48,7 +48,7 @@ class RunState:
       aggregator, budget, admission, traffic: of the run; kept and restored with it.
       start: float32, the head that training starts from: the very numbers of the first process, since a site answers a repeated
         task only if nothing in it has changed.
-      centre: float32, shape (dims,): the aggregated private mean; zeros before there is one.
+      feature_mean: float32, shape (dims,): the aggregated private mean; zeros before there is one.
       models: the aggregated head after each training round, float32.
       round_done: the last finished round: NOT_STARTED, DECLARATION_ROUND, 0 for the private mean, then the training rounds.
       round_begun: the last round whose tasks may have been sent; a round that may not be repeated is skipped by it.
@@ -60,7 +60,7 @@ class RunState:
     admission: Admission
     traffic: Traffic
     start: NDArray[np.float32]
-    centre: NDArray[np.float32]
+    feature_mean: NDArray[np.float32]
     models: list[NDArray[np.float32]] = field(default_factory=list)
     round_done: int = NOT_STARTED
     round_begun: int = NOT_STARTED
@@ -72,7 +72,7 @@ class RunState:
             round_done=self.round_done,
             round_begun=self.round_begun,
             start=self.start,
-            centre=self.centre,
+            feature_mean=self.feature_mean,
             models=tuple(self.models),
             optimizer=self.aggregator.state(),
             view={
@@ -95,7 +95,7 @@ class RunState:
                 "or start another run"
             )
         self.round_done, self.round_begun, self.start = checkpoint.round_done, checkpoint.round_begun, checkpoint.start
-        self.centre, self.models = checkpoint.centre, list(checkpoint.models)
+        self.feature_mean, self.models = checkpoint.feature_mean, list(checkpoint.models)
         if self.round_done < DECLARATION_ROUND:
             return
         self.aggregator.restore(checkpoint.optimizer)
