@@ -45,7 +45,7 @@ class Question:
     Attributes:
       round_index: 0 asks for the mean, 1 and above for training.
       feature_mean: float32, shape (dims,): sent with a training round.
-      flat: float32: the head that is sent; empty for the mean.
+      parameters: float32: the head that is sent; empty for the mean.
       steps: hyper-parameters that are sent; None for the mean.
       absent: float64: the mean reply without the canary, over noise and sampling.
       shift: float64, same shape: how much the canary adds when it takes part in every step.
@@ -56,7 +56,7 @@ class Question:
 
     round_index: int
     feature_mean: Floats32
-    flat: Floats32
+    parameters: Floats32
     steps: LocalSteps | None
     absent: NDArray[np.float64]
     shift: NDArray[np.float64]
@@ -121,7 +121,7 @@ class Forecast:
         return Question(
             round_index=0,
             feature_mean=self._centre,
-            flat=np.zeros(0, np.float32),
+            parameters=np.zeros(0, np.float32),
             steps=None,
             absent=absent.astype(np.float64),
             shift=present.astype(np.float64) - absent,
@@ -130,17 +130,17 @@ class Forecast:
             sample_rate=1.0,
         )
 
-    def training(self, round_index: int, flat: Floats32, steps: LocalSteps) -> Question:
+    def training(self, round_index: int, parameters: Floats32, steps: LocalSteps) -> Question:
         """The question of one round: several local steps are expected to go as far as the first, times their number."""
         event = self._subject.schedule.step_event
-        absent, present = (self._one_step(number, flat, steps) for number in range(2))
-        base = flat.astype(np.float64)
+        absent, present = (self._one_step(number, parameters, steps) for number in range(2))
+        base = parameters.astype(np.float64)
         reach = steps.learning_rate * math.sqrt(event.steps)
         noise = event.noise_multiplier * event.clipping_norm / (event.sample_rate * self._worlds[0].public_count)
         return Question(
             round_index=round_index,
             feature_mean=self._centre,
-            flat=flat,
+            parameters=parameters,
             steps=steps,
             absent=base + event.steps * (absent - base),
             shift=event.steps * (present.astype(np.float64) - absent),
@@ -154,13 +154,13 @@ class Forecast:
         features = centre_and_normalise(world.features, self._centre)
         return LogisticData.build(features, world.labels, world.units, bias_scale=self._subject.head.bias_scale)
 
-    def _one_step(self, number: int, flat: Floats32, steps: LocalSteps) -> Floats32:
+    def _one_step(self, number: int, parameters: Floats32, steps: LocalSteps) -> Floats32:
         """Expected reply after one step: the mean over Poisson samples is the full batch over the public count."""
         world, once = self._worlds[number], replace(self._subject.schedule.step_event, steps=1, sample_rate=1.0)
         if self._prepared:
             return private_descent(
                 self._prepared[number],
-                flat,
+                parameters,
                 event=once,
                 public_count=world.public_count,
                 learning_rate=steps.learning_rate,
@@ -169,7 +169,7 @@ class Forecast:
             )
         return train_head(
             world,
-            flat,
+            parameters,
             head=self._subject.head,
             feature_mean=self._centre,
             steps=steps,
@@ -190,9 +190,9 @@ def honest(subject: Subject, absent: SiteFeatures, present: SiteFeatures) -> Pla
         feature_mean = yield Forecast(subject, absent, present, feature_mean=feature_mean).mean()
         feature_mean = feature_mean if np.isfinite(feature_mean).all() else np.zeros_like(feature_mean)
     forecast = Forecast(subject, absent, present, feature_mean=feature_mean)
-    flat = subject.start
+    parameters = subject.start
     for index in range(1, subject.schedule.rounds + 1):
-        flat = yield forecast.training(index, flat, subject.steps)
+        parameters = yield forecast.training(index, parameters, subject.steps)
 
 
 class Saturating:

@@ -127,7 +127,7 @@ class FinishedRun:
         return infer_membership(
             population,
             tuple(self.sites.values()),
-            Model(feature_mean=self._classifier.feature_mean, flat=self._classifier.flat),
+            Model(feature_mean=self._classifier.feature_mean, parameters=self._classifier.parameters),
             tail=self.settings.federation.tail,
             shadows=shadows,
             seed=seed,
@@ -210,7 +210,7 @@ class FinishedRun:
 
     @cached_property
     def _start(self) -> NDArray[np.float32]:
-        return make_public_start(self.settings, self._extractor, cache=self._cache).flat
+        return make_public_start(self.settings, self._extractor, cache=self._cache).parameters
 
     @property
     def _steps(self) -> LocalSteps:

@@ -190,7 +190,7 @@ def _attack(name: str, score: Floats, member: NDArray[np.bool_], *, seed: int) -
 
 def _true_logits(population: Population, head: HeadSpec, model: Model) -> Floats:
     """Logit of each image's true label, shape (images,): high where the model is right and sure."""
-    malignant = malignancy_score(head, model.flat, centre_and_normalise(population.features, model.feature_mean))
+    malignant = malignancy_score(head, model.parameters, centre_and_normalise(population.features, model.feature_mean))
     true = np.clip(np.where(population.labels == 1, malignant, 1 - malignant), CLOSEST, 1 - CLOSEST)
     logits: Floats = np.log(true) - np.log1p(-true)
     return logits

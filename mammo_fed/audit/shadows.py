@@ -22,7 +22,7 @@ class Model:
     """What a federation releases: the aggregated mean that centres features, and the head."""
 
     feature_mean: Floats32
-    flat: Floats32
+    parameters: Floats32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,12 +57,12 @@ def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail
     if all(site.schedule.mean_event is not None for site in sites):
         means = [code.mean(each, event=site.schedule.mean_event, noise=draws(site, 0, "noise")) for each, site in pairs]
         feature_mean = _average(means, weights)
-    flat, models = sites[0].start, []
+    parameters, models = sites[0].start, []
     for index in range(1, max(site.schedule.rounds for site in sites) + 1):
         updates = [
             code.train(
                 each,
-                flat,
+                parameters,
                 head=site.head,
                 feature_mean=feature_mean,
                 steps=site.steps,
@@ -73,10 +73,10 @@ def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail
             )
             for each, site in pairs
         ]
-        flat = _average(updates, weights)
-        models.append(flat)
+        parameters = _average(updates, weights)
+        models.append(parameters)
     last = max(1, round(tail * len(models)))
-    return Model(feature_mean=feature_mean, flat=_average(models[-last:], [1] * last))
+    return Model(feature_mean=feature_mean, parameters=_average(models[-last:], [1] * last))
 
 
 def site_data(population: Population, rows: NDArray[np.bool_], site: Subject) -> SiteFeatures:

@@ -154,7 +154,7 @@ def _answer(
         return mechanism.mean(data, event=subject.schedule.mean_event, noise=noise)
     return mechanism.train(
         data,
-        question.flat,
+        question.parameters,
         head=subject.head,
         feature_mean=question.feature_mean,
         steps=question.steps,

@@ -45,7 +45,7 @@ class PublicStart:
     Attributes:
       payload: what travels to the sites: public statistics, the synthetic set for augmentation, a pretrained network.
       head: shape of the head.
-      flat: float32, the pretrained (or fresh) head.
+      parameters: float32, the pretrained (or fresh) head.
       source: "phantom", "gan" or "folder".
       provenance: "procedural", "dp", "no_dp" or "unknown".
       origin: where the set comes from, where it says so itself.
@@ -56,7 +56,7 @@ class PublicStart:
 
     payload: PublicPayload
     head: HeadSpec
-    flat: NDArray[np.float32]
+    parameters: NDArray[np.float32]
     source: str
     provenance: SynthesisProvenance
     origin: SetProvenance | None
@@ -174,7 +174,7 @@ def make_public_start(
         ),
         network=network_path,
         head=head,
-        flat=_start(settings, head, features, cohort.labels, network_path, cache=cache, whitening=key),
+        parameters=_start(settings, head, features, cohort.labels, network_path, cache=cache, whitening=key),
         source=source,
         provenance=PROVENANCE[source] if origin is None else origin.kind,
         origin=origin,

@@ -55,7 +55,7 @@ class Classifier:
       seed: of backbones with random weights.
       whitening: public statistics.
       feature_mean: float32, shape (dims,): the aggregated private mean.
-      flat: float32: the head.
+      parameters: float32: the head.
       network: file of a backbone that was pretrained for this run, or None; `write` puts a copy beside the model.
     """
 
@@ -64,7 +64,7 @@ class Classifier:
     seed: int
     whitening: Whitening
     feature_mean: NDArray[np.float32]
-    flat: NDArray[np.float32]
+    parameters: NDArray[np.float32]
     network: Path | None = None
 
     @property
@@ -80,7 +80,7 @@ class Classifier:
     def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probability of malignancy, shape (images,), for features of shape (images, dims)."""
         return malignancy_score(
-            self.head, self.flat, centre_and_normalise(features, self.feature_mean, normalize=self.model.norm == "unit")
+            self.head, self.parameters, centre_and_normalise(features, self.feature_mean, normalize=self.model.norm == "unit")
         )
 
     def score(self, blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
@@ -96,7 +96,7 @@ class Classifier:
             model = replace(model, weights="file", weights_file=NETWORK_NAME)
         about["model"] = canonical_json(model)
         arrays = {f"whitening.{name}": array for name, array in self.whitening.as_arrays().items()}
-        arrays |= {"centre": self.feature_mean, "head": self.flat}
+        arrays |= {"centre": self.feature_mean, "head": self.parameters}
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=about)
         return write_atomically(path, content)
 
@@ -125,5 +125,5 @@ def read_classifier(path: Path) -> Classifier:
         seed=int(about["seed"]),
         whitening=Whitening.from_arrays(statistics),
         feature_mean=arrays["centre"],
-        flat=arrays["head"],
+        parameters=arrays["head"],
     )

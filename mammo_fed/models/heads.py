@@ -83,19 +83,21 @@ def flatten(head: nn.Module) -> NDArray[np.float32]:
     return torch.cat([parameter.detach().flatten() for parameter in head.parameters()]).numpy().astype(np.float32)
 
 
-def load_flat(head: nn.Module, flat: NDArray[np.float32]) -> None:
+def load_flat(head: nn.Module, parameters: NDArray[np.float32]) -> None:
     """Write a flat vector into a head's parameters.
 
     Raises:
       InvalidSetting: If the vector has another length than the head has parameters.
     """
     needed = sum(parameter.numel() for parameter in head.parameters())
-    if flat.shape != (needed,):
-        raise InvalidSetting(f"a head vector of shape {flat.shape} must be ({needed},); server and site differ in model.head")
+    if parameters.shape != (needed,):
+        raise InvalidSetting(
+            f"a head vector of shape {parameters.shape} must be ({needed},); server and site differ in model.head"
+        )
     start = 0
     with torch.no_grad():
         for parameter in head.parameters():
-            part = flat[start : start + parameter.numel()]
+            part = parameters[start : start + parameter.numel()]
             parameter.copy_(torch.from_numpy(np.array(part, np.float32)).view_as(parameter))
             start += parameter.numel()
 
@@ -114,10 +116,10 @@ def head_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tens
     return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
 
 
-def malignancy_score(spec: HeadSpec, flat: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float64]:
+def malignancy_score(spec: HeadSpec, parameters: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probability of malignancy in [0, 1], shape (images,), for features of shape (images, dims)."""
     head = build_head(spec, seed=0)
-    load_flat(head, flat)
+    load_flat(head, parameters)
     with torch.inference_mode():
         logits = head(torch.from_numpy(np.array(features, np.float32))).double()
         score = torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)[:, 1]

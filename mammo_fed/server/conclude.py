@@ -98,7 +98,7 @@ def conclude(
     from mammo_fed.server.results.files import Scored, write_results
 
     scored = Scored(cohorts=prepared.held_out, features=released.features, scores=released.scores)
-    write_results(folder, record, released.classifier, scored, (prepared.start.flat, *course.models), settings)
+    write_results(folder, record, released.classifier, scored, (prepared.start.parameters, *course.models), settings)
     return record
 
 
@@ -109,7 +109,7 @@ def _release(prepared: Prepared, course: Course, settings: Settings) -> Released
         seed=0,
         whitening=prepared.start.payload.whitening,
         feature_mean=course.feature_mean,
-        flat=course.parameters,
+        parameters=course.parameters,
         network=prepared.start.network,
     )
     features = {name: classifier.features(part) for name, part in prepared.blocks.items()}
@@ -121,7 +121,7 @@ def _release(prepared: Prepared, course: Course, settings: Settings) -> Released
             )
         near = _rounds_near(settings.privacy.target_epsilon, course.budget, rounds=len(course.models))
         chosen = _best_round(classifier, course.models, near, features["val"], prepared.held_out["val"])
-        classifier = replace(classifier, flat=course.models[chosen - 1])
+        classifier = replace(classifier, parameters=course.models[chosen - 1])
     return Released(
         classifier=classifier,
         chosen_round=chosen,
@@ -150,7 +150,7 @@ def _best_round(
 
     labels = cohort.labels == BENIGN
     values = {
-        index: average_precision_score(labels, 1.0 - replace(classifier, flat=models[index - 1]).score_features(features))
+        index: average_precision_score(labels, 1.0 - replace(classifier, parameters=models[index - 1]).score_features(features))
         for index in rounds
     }
     return max(values, key=lambda index: values[index])

@@ -80,7 +80,7 @@ def declare(extractor: Extractor, start: PublicStart, settings: Settings, *, run
     return DeclaredRun(
         declaration=declare_run(settings, extractor, start, run_id=run_id),
         payload=start.payload.flatten(),
-        start=start.flat,
+        start=start.parameters,
         first_task=RoundTask(
             run_id=run_id,
             round_index=0,

@@ -129,7 +129,7 @@ def mean_share(site: SiteFeatures, *, event: PrivacyEvent, noise: GridDraws) -> 
 
 def gradient_share(
     site: SiteFeatures,
-    flat: NDArray[np.float32],
+    parameters: NDArray[np.float32],
     *,
     head: HeadSpec,
     feature_mean: NDArray[np.float32],
@@ -137,17 +137,17 @@ def gradient_share(
     noise: GridDraws,
     normalize: bool = True,
 ) -> NDArray[np.int64]:
-    """The site's part in one full-batch gradient over several sites, at the linear head `flat`; see `mean_share`.
+    """The site's part in one full-batch gradient over several sites, at the linear head `parameters`; see `mean_share`.
 
     Args as of `train_head`. Int64, shape (head.num_parameters,).
     """
     data = site.logistic(feature_mean, normalize=normalize, bias_scale=head.bias_scale)
-    return noisy_share(gradient_grid_sum(data, flat, event=event), event=event, draws=noise)
+    return noisy_share(gradient_grid_sum(data, parameters, event=event), event=event, draws=noise)
 
 
 def train_head(
     site: SiteFeatures,
-    flat: NDArray[np.float32],
+    parameters: NDArray[np.float32],
     *,
     head: HeadSpec,
     feature_mean: NDArray[np.float32],
@@ -161,7 +161,7 @@ def train_head(
     state: OptimizerState | None = None,
     gradient: UnitGradient | None = None,
 ) -> NDArray[np.float32]:
-    """Private steps from the head `flat`.
+    """Private steps from the head `parameters`.
 
     Guarantee: that of the mechanism for `event`: mammo_fed.privacy.mechanisms.full_batch.private_descent in closed form, else
     mammo_fed.privacy.mechanisms.poisson_sgd.poisson_steps; with a gradient from outside that of
@@ -169,7 +169,7 @@ def train_head(
 
     Args:
       site: the site's features.
-      flat: float32, shape (head.num_parameters,); where the site starts.
+      parameters: float32, shape (head.num_parameters,); where the site starts.
       head: shape of the head.
       feature_mean: float32, shape (dims,); the aggregated private mean, subtracted before renormalising.
       steps: hyper-parameters of the local steps.
@@ -189,7 +189,7 @@ def train_head(
         if gradient is None:
             return private_descent(
                 data,
-                flat,
+                parameters,
                 event=event,
                 public_count=site.public_count,
                 learning_rate=steps.learning_rate,
@@ -198,7 +198,7 @@ def train_head(
             )
         return descend(
             lambda current: UnitSum(gradient=gradient, data=data, weights=current),
-            flat,
+            parameters,
             event=event,
             public_count=site.public_count,
             learning_rate=steps.learning_rate,
@@ -206,7 +206,7 @@ def train_head(
             noise=noise,
         )
     module = build_head(head, seed=0)
-    load_flat(module, flat)
+    load_flat(module, parameters)
     poisson_steps(
         module,
         site.poisson(feature_mean, normalize=normalize),

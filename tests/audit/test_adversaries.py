@@ -33,7 +33,7 @@ def question(*, repetitions=1, sample_rate=1.0, scale=2.0):
     return Question(
         round_index=1,
         feature_mean=np.zeros(3, np.float32),
-        flat=np.zeros(3, np.float32),
+        parameters=np.zeros(3, np.float32),
         steps=None,
         absent=np.array([1.0, 0.0, 0.0]),
         shift=np.array([0.0, 3.0, 0.0]),
@@ -98,7 +98,7 @@ def test_forecasts_are_what_the_site_answers_without_noise(make_subject, kind):
         else:
             reply = train_head(
                 canary.present,
-                asked.flat,
+                asked.parameters,
                 head=subject.head,
                 feature_mean=asked.feature_mean,
                 steps=asked.steps,

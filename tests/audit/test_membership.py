@@ -68,7 +68,7 @@ def test_both_attacks_find_who_is_in_a_model_without_noise(sites):
 
 def test_no_attack_finds_anybody_in_a_model_that_saw_nobody(sites):
     people = population()
-    blind = Model(feature_mean=np.zeros(120, np.float32), flat=np.zeros(121, np.float32))
+    blind = Model(feature_mean=np.zeros(120, np.float32), parameters=np.zeros(121, np.float32))
     found = infer_membership(people, sites, blind, tail=0.3, shadows=8, seed=0)
     by_loss = found.attacks[0]
     assert by_loss.auc == 0.5
@@ -97,4 +97,6 @@ def test_what_the_claim_allows_is_the_gaussian_curve(sites):
 def test_too_few_shadows_are_refused(sites):
     people = population()
     with pytest.raises(InvalidSetting, match=r"shadows=7 must be at least 8; check --shadows"):
-        infer_membership(people, sites, Model(feature_mean=np.zeros(120), flat=np.zeros(121)), tail=0.3, shadows=7, seed=0)
+        infer_membership(
+            people, sites, Model(feature_mean=np.zeros(120), parameters=np.zeros(121)), tail=0.3, shadows=7, seed=0
+        )

@@ -17,7 +17,7 @@ from mammo_fed.settings.compose import compose_settings
 
 def head(settings, store: ArrayCache) -> np.ndarray:
     extractor = Extractor(extractor_spec(settings.model, seed=0), cache=store)
-    return make_public_start(settings, extractor, cache=store).flat
+    return make_public_start(settings, extractor, cache=store).parameters
 
 
 def test_a_pretrained_head_is_kept_and_another_seed_or_norm_has_its_own(small, cache, monkeypatch):

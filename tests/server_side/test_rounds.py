@@ -171,7 +171,7 @@ def usual(succeed, training):
 def test_an_honest_site_is_believed(federate, usual):
     federation = federate(lambda reply, message: None)
     assert [site.rounds for site in federation.record.privacy.sites] == [3, 3, 3, 3]
-    np.testing.assert_array_equal(federation.model.flat, usual["head"])
+    np.testing.assert_array_equal(federation.model.parameters, usual["head"])
     assert federation.warnings == ""
 
 
@@ -190,7 +190,7 @@ def test_an_update_that_cannot_be_averaged_is_left_out_and_charged_all_the_same(
     assert f"{HOSTILE} sends an update {said}" in federation.log
     assert federation.hostile.rejected == tuple(Rejected(round=index, reason=reason) for index in (0, 1, 2))
     assert [site.rejected for site in federation.honest] == [()] * 3
-    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
     np.testing.assert_array_equal(federation.model.feature_mean, left_out["centre"])
     # What it reports as spent may well be spent.
     assert federation.hostile.rounds == 3
@@ -205,21 +205,21 @@ def test_an_update_that_cannot_be_averaged_is_left_out_and_charged_all_the_same(
 def test_an_answer_to_another_task_is_left_out(federate, left_out, changed):
     federation = federate(changing(**changed))
     assert f"{HOSTILE} answers another task than round 1; its update is left out" in federation.log
-    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
 
 
 @pytest.mark.parametrize("content", [NOTHING, TWO_ARRAYS], ids=["nothing", "two arrays"])
 def test_garbage_is_left_out_with_a_word_about_what_is_wrong(federate, left_out, content):
     federation = federate(garbage(content))
     assert "sends a reply that cannot be read" in federation.log
-    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
     assert federation.hostile.rounds == 0
 
 
 def test_a_site_that_fails_is_left_out_and_what_it_says_goes_no_further(federate, left_out):
     federation = federate(raising)
     assert "fails with code" in federation.log
-    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
     assert "Erika" not in federation.log
 
 
@@ -227,7 +227,7 @@ def test_a_site_that_nobody_knows_is_left_out(federate, left_out):
     federation = federate(changing(site="site-9"))
     assert "a reply names the unknown site" in federation.log
     assert "\x1b" not in federation.log
-    np.testing.assert_array_equal(federation.model.flat, left_out["head"])
+    np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
 
 
 def test_a_refusal_in_the_middle_of_a_run_ends_the_sites_part_in_it(federate):
@@ -364,7 +364,7 @@ def test_a_site_cannot_speak_in_the_name_of_another_however_fast_it_is(federate)
         return answer(reply, message, site="site-3", parameters=np.full_like(reply.parameters, 1e6))
 
     federation = federate(as_site_3, hostile="site-1", from_round=1)
-    assert np.abs(federation.model.flat).max() < 1e3
+    assert np.abs(federation.model.parameters).max() < 1e3
 
 
 def test_events_that_were_not_declared_are_noticed(federate):
@@ -380,7 +380,7 @@ def test_events_that_were_not_declared_are_noticed(federate):
 
 def test_a_weight_that_changes_on_the_way_gives_no_more_say(federate, usual, left_out):
     federation = federate(changing(public_images=10**9), from_round=1)
-    honest = any(np.array_equal(federation.model.flat, model["head"]) for model in (usual, left_out))
+    honest = any(np.array_equal(federation.model.parameters, model["head"]) for model in (usual, left_out))
     assert honest or HOSTILE in federation.warnings
 
 

@@ -156,7 +156,7 @@ def same_model(one: Federation, other: Federation) -> bool:
     """Equal head and feature mean to what quantisation and single precision leave."""
     return all(
         np.allclose(getattr(one.model, name), getattr(other.model, name), rtol=1e-5, atol=FLOAT)
-        for name in ("flat", "feature_mean")
+        for name in ("parameters", "feature_mean")
     )
 
 

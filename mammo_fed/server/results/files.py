@@ -98,5 +98,5 @@ def _course(
     classifier: Classifier, models: Sequence[NDArray[np.float32]], features: NDArray[np.float32], cohort: Cohort
 ) -> tuple[float, ...]:
     """AUROC of a public set from the start, and after each round: for the report's curve, never for a choice."""
-    scores = (replace(classifier, flat=flat).score_features(features) for flat in models)
+    scores = (replace(classifier, parameters=parameters).score_features(features) for parameters in models)
     return tuple(auroc(score, cohort.labels) for score in scores)
