@@ -52,7 +52,12 @@ def simulate(
     if settings.engine.name == "ray" and client_app is not installed_app:
         raise InvalidSetting("engine=ray starts the installed client app only; use engine=in_process for another")
     prepare(settings, folder, hooks=hooks)
-    run_config = {"config-json": settings.to_json(), "run-folder": str(folder.resolve()), "mode": mode}
+    run_config = {
+        "config-json": settings.to_json(),
+        "run-folder": str(folder.resolve()),
+        "sites-folder": str((folder / SITES_NAME).resolve()),
+        "mode": mode,
+    }
     server_app = make_app(hooks)
     if settings.engine.name == "ray":
         # Ray takes seconds to import and is not needed otherwise.
