@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient, UnitSum
 from mammo_fed.privacy.names import NoiseMode
-from mammo_fed.privacy.noise.discrete_gaussian import operating_system_words
+from mammo_fed.privacy.noise.integer_grid import operating_system_words
 from mammo_fed.privacy.noise.source import Draws, FloatDraws, GridDraws
 
 __all__ = ["HOSTILE", "GateCase", "NoiselessGenerator", "gradient_moves", "hostile_cases", "largest_move", "noiseless"]

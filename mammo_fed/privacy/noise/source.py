@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.names import NoiseMode
-from mammo_fed.privacy.noise.discrete_gaussian import Words, discrete_gaussian, operating_system_words
-from mammo_fed.privacy.noise.integer_grid import noisy_release
+from mammo_fed.privacy.noise.integer_grid import Words, discrete_gaussian, noisy_release, operating_system_words
 
 __all__ = ["ClippedSum", "Draws", "FloatDraws", "GridDraws", "NoiseSource"]
 
@@ -81,7 +80,7 @@ class GridDraws:
     Guarantee: that of its words: with the operating system's, no two draws of any process ever share randomness.
 
     Attributes:
-      words: source of randomness; see mammo_fed.privacy.noise.discrete_gaussian.
+      words: source of randomness; see mammo_fed.privacy.noise.integer_grid.
     """
 
     words: Words
@@ -91,7 +90,7 @@ class GridDraws:
         return noisy_release(clipped.on_grid(clipping_norm=event.clipping_norm), event=event, words=self.words)
 
     def gaussian(self, count: int, *, sigma: int) -> NDArray[np.int64]:
-        """Discrete Gaussian samples; see mammo_fed.privacy.noise.discrete_gaussian.discrete_gaussian."""
+        """Discrete Gaussian samples; see mammo_fed.privacy.noise.integer_grid.discrete_gaussian."""
         return discrete_gaussian(count, sigma=sigma, words=self.words)
 
     def poisson_sample(self, num_units: int, *, sample_rate: float) -> NDArray[np.int64]:
