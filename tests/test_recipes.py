@@ -25,7 +25,7 @@ from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.privacy.accounting.composition import PrivacyAccountant
 from mammo_fed.privacy.accounting.pricing import delta_at, epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, unit_gradients
+from mammo_fed.privacy.mechanisms.full_batch import LogisticData, unit_gradients
 from mammo_fed.privacy.mechanisms.unit_descent import UnitSum, unit_gradient
 from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sum
 from mammo_fed.settings.compose import compose_settings

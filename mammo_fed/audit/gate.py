@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData
+from mammo_fed.privacy.mechanisms.full_batch import LogisticData
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient, UnitSum
 from mammo_fed.privacy.names import NoiseMode
 from mammo_fed.privacy.noise.integer_grid import operating_system_words

@@ -15,8 +15,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.privacy.accounting.gdp import gaussian_delta
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.mechanisms.full_batch import private_descent, private_mean
-from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, unit_gradients
+from mammo_fed.privacy.mechanisms.full_batch import LogisticData, private_descent, private_mean, unit_gradients
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
 from mammo_fed.privacy.noise import integer_grid
 from mammo_fed.privacy.noise.integer_grid import (

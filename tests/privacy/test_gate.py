@@ -10,8 +10,13 @@ from mammo_fed.audit.gate import HOSTILE, largest_move, noiseless
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.models.whitening import centre_and_normalise
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.mechanisms.full_batch import LogisticData, clipped_logistic_sum, private_descent, private_mean
-from mammo_fed.privacy.mechanisms.logistic_gradients import unit_gradients
+from mammo_fed.privacy.mechanisms.full_batch import (
+    LogisticData,
+    clipped_logistic_sum,
+    private_descent,
+    private_mean,
+    unit_gradients,
+)
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
 from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sum
 from mammo_fed.privacy.noise.source import FloatDraws

@@ -1,22 +1,21 @@
-"""The Gaussian release of a mean, and full-batch DP gradient descent in closed form.
+"""The Gaussian release of a mean, and full-batch DP gradient descent on the logistic loss in closed form.
 
 Both release a sum of clipped contributions with whatever draws they are given: in floating point, or with every contribution
 rounded to a public grid, summed in integers and hidden by discrete Gaussian noise, at the same price: see
-mammo_fed.privacy.noise.integer_grid.
+mammo_fed.privacy.noise.integer_grid. The gradients of the logistic loss per privacy unit have a closed form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData, clipped_logistic_sum, unit_gradients
 from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
 from mammo_fed.privacy.noise.source import ClippedSum, Draws
 
@@ -29,7 +28,173 @@ __all__ = [
     "mean_grid_sum",
     "private_descent",
     "private_mean",
+    "unit_gradients",
 ]
+
+# A logit beyond this is saturated anyway; the bound keeps exp() from overflowing.
+LOGIT_BOUND: Final = 60.0
+# Relative rounding error of a sum of products in float64, with room for a thousand dimensions and a hundred images.
+CANCELLATION: Final = 1e-12
+# Numbers in one block of unit gradients: small enough for the processor's cache.
+BLOCK_NUMBERS: Final = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LogisticData:
+    """A site's features, ready for closed-form per-unit clipping; rows are ordered by unit.
+
+    Attributes:
+      rows: float32, shape (images, dims + 1): features, then the bias column.
+      labels: float32, shape (images,), 0 or 1.
+      units: int64, shape (images,), dense unit index, ascending.
+      num_units: number of units.
+      pairs: (first, second, product): all ordered pairs of different images of one unit and the products of their rows.
+      squares: float64, shape (images,): squared norms of the rows.
+    """
+
+    rows: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    units: NDArray[np.int64]
+    num_units: int
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    def build(
+        cls, features: NDArray[np.float32], labels: NDArray[np.int64], units: NDArray[np.int64], *, bias_scale: float
+    ) -> LogisticData:
+        """Append the bias column and precompute the products within each unit.
+
+        Edge cases: an image whose features are all zero, and every image of a unit with a feature that is not finite, has
+        its row set to zero, bias included.
+        """
+        num_units = int(units.max()) + 1 if len(units) else 0
+        order = np.argsort(units, kind="stable")
+        features, labels, units = features[order], labels[order], units[order]
+        bad = np.zeros(num_units, bool)
+        np.logical_or.at(bad, units, ~np.isfinite(features).all(axis=1))
+        rows = np.concatenate([features, np.full((len(features), 1), bias_scale, np.float32)], axis=1)
+        # A zeroed image gives nothing, not even to the bias: that is the neighbouring cohort whose distance is priced.
+        empty = bad[units] | ~np.any(features != 0, axis=1) if len(units) else np.zeros(0, bool)
+        rows[empty] = 0.0
+        first, second = _pairs_within(units)
+        wide = rows.astype(np.float64)
+        return cls(
+            rows=rows,
+            labels=labels.astype(np.float32),
+            units=units,
+            num_units=num_units,
+            pairs=(first, second, np.einsum("ij,ij->i", wide[first], wide[second])),
+            squares=np.einsum("ij,ij->i", wide, wide),
+        )
+
+
+def clipped_logistic_sum(data: LogisticData, weights: NDArray[np.float32], *, clipping_norm: float) -> NDArray[np.float32]:
+    """Sum over units of each unit's whole clipped gradient (bias included) of the logistic loss.
+
+    An image's gradient is (p - y) x, so a unit's norm follows from products of rows and no gradient of a single unit is
+    ever formed: |sum_i c_i x_i|^2 = sum_i c_i^2 |x_i|^2 + sum_{i != j} c_i c_j <x_i, x_j>.
+
+    Guarantee: zeroing out one unit moves the result by at most `clipping_norm` in L2, up to the rounding of the sum in float32.
+    Neighbouring cohorts: the rows of one unit zeroed out.
+    Edge cases: an empty cohort gives zeros; a unit whose gradient is not finite, by its data or by the weights, counts as zero.
+
+    Args:
+      data: the site's prepared features.
+      weights: float32, shape (dims + 1,): weights, then bias.
+      clipping_norm: largest contribution of one unit, > 0.
+
+    Returns:
+      float32, shape (dims + 1,).
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        logits = data.rows @ weights
+    residuals = _residuals(logits, data.labels)
+    norms = np.sqrt(_squared_norms(data, residuals))
+    factors = clip_factors(norms, clipping_norm=clipping_norm)[data.units]
+    # Hostile weights can make the logits of a single patient NaN, and 0 * NaN would spread that patient over the whole sum.
+    coefficients = np.where(factors > 0, residuals, np.float32(0)) * factors
+    total: NDArray[np.float32] = coefficients.astype(np.float32) @ data.rows
+    return total
+
+
+def unit_gradients(data: LogisticData, weights: NDArray[np.float32]) -> Iterator[NDArray[np.float64]]:
+    """Each unit's whole, unclipped gradient (bias included) of the logistic loss, a block of units at a time.
+
+    A block holds about 2^16 numbers (or one unit's images, where they are more), however large the cohort.
+
+    Guarantee: a unit's gradient is a function of its own rows, bit for bit: no sum runs over rows of two units, and every
+    dot product runs along its row in one order, wherever the row lies.
+
+    Args:
+      data: the site's prepared features.
+      weights: float32, shape (dims + 1,).
+
+    Yields:
+      float64, shape (units of the block, dims + 1); the blocks together hold every unit once.
+    """
+    starts = np.searchsorted(data.units, np.arange(data.num_units + 1))
+    rows_per_block = max(1, BLOCK_NUMBERS // data.rows.shape[1])
+    wide_weights = weights.astype(np.float64)
+    unit = 0
+    while unit < data.num_units:
+        first = starts[unit]
+        after = max(unit + 1, int(np.searchsorted(starts, first + rows_per_block, side="right")) - 1)
+        rows = data.rows[first : starts[after]].astype(np.float64)
+        # Not BLAS: its kernels treat the last rows of a block differently, so that a row's result depends on its place.
+        with np.errstate(invalid="ignore", over="ignore"):
+            logits = np.einsum("ij,j->i", rows, wide_weights)
+        residuals = _residuals(logits, data.labels[first : starts[after]])
+        rows *= residuals[:, None]
+        yield _sum_within(rows, starts[unit : after + 1] - first)
+        unit = after
+
+
+def _sum_within(rows: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums of consecutive rows, each in its order: rows starts[u] to starts[u + 1] for unit u."""
+    counts = np.diff(starts)
+    if (counts == 1).all():
+        return rows
+    sums = np.zeros((len(counts), rows.shape[1]))
+    sums[counts > 0] = rows[starts[:-1][counts > 0]]
+    for rank in range(1, int(counts.max())):
+        has = np.flatnonzero(counts > rank)
+        sums[has] += rows[starts[has] + rank]
+    return sums
+
+
+def _residuals(logits: NDArray[Any], labels: NDArray[np.float32]) -> NDArray[Any]:
+    with np.errstate(invalid="ignore"):
+        bounded = np.clip(logits, -LOGIT_BOUND, LOGIT_BOUND)
+    residuals: NDArray[Any] = 1.0 / (1.0 + np.exp(-bounded)) - labels
+    return residuals
+
+
+def _squared_norms(data: LogisticData, residuals: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Squared gradient norm per unit, float64, shape (units,)."""
+    wide = residuals.astype(np.float64)
+    own = wide * wide * data.squares
+    if data.num_units == len(own):
+        return own
+    first, second, product = data.pairs
+    totals = np.bincount(data.units, own, data.num_units)
+    totals += np.bincount(data.units[first], wide[first] * wide[second] * product, data.num_units)
+    # Where a unit's images cancel, the true norm can drown in rounding: the bound on that error is added to the safe side.
+    largest = np.bincount(data.units, np.abs(wide) * np.sqrt(data.squares), data.num_units)
+    bounded: NDArray[np.float64] = np.maximum(totals, 0.0) + CANCELLATION * largest * largest
+    return bounded
+
+
+def _pairs_within(units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ordered pairs (i, j), i != j, of rows that belong to one unit; `units` ascends."""
+    firsts, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for group in np.split(np.arange(len(units)), np.flatnonzero(np.diff(units)) + 1):
+        if len(group) > 1:
+            grid = np.meshgrid(group, group, indexing="ij")
+            off = ~np.eye(len(group), dtype=bool)
+            firsts.append(grid[0][off])
+            seconds.append(grid[1][off])
+    return np.concatenate(firsts), np.concatenate(seconds)
 
 
 def private_mean(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import MECHANISMS
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData
+from mammo_fed.privacy.mechanisms.full_batch import LogisticData
 from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
 
 __all__ = ["UnitGradient", "UnitSum", "unit_gradient"]
