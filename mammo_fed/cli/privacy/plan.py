@@ -19,8 +19,7 @@ from mammo_fed.privacy.accounting.pricing import coarsely_priced, epsilon, patie
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent
 from mammo_fed.privacy.ledger.headroom import after_run, headroom
 from mammo_fed.privacy.ledger.report import read_accounts
-from mammo_fed.privacy.ledger.rules import Budget
-from mammo_fed.privacy.ledger.state import Account
+from mammo_fed.privacy.ledger.rules import Account, Budget
 from mammo_fed.privacy.names import AccountantName, FilterKind
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, plan_schedule
 

@@ -9,8 +9,7 @@ from typing import Final
 from mammo_fed.privacy.accounting.filters import Steps
 from mammo_fed.privacy.accounting.gdp import gaussian_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.ledger.rules import Budget, check_declaration, declaration_price
-from mammo_fed.privacy.ledger.state import Account, composed
+from mammo_fed.privacy.ledger.rules import Account, Budget, check_declaration, composed, declaration_price
 
 __all__ = ["after_run", "headroom"]
 

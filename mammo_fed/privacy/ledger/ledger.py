@@ -31,8 +31,7 @@ from mammo_fed.privacy.ledger import rules
 from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
-from mammo_fed.privacy.ledger.rules import Budget
-from mammo_fed.privacy.ledger.state import VERSION, LedgerState, Reservation
+from mammo_fed.privacy.ledger.rules import VERSION, Budget, LedgerState, Reservation
 from mammo_fed.privacy.names import AccountantName, FilterKind
 
 __all__ = ["Budget", "Ledger", "Reservation"]

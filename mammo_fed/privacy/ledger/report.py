@@ -13,8 +13,7 @@ from mammo_fed.privacy.accounting.filters import patient_schedule_epsilon, sched
 from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.ledger.chain import REMEDY, Entry, check_reported
 from mammo_fed.privacy.ledger.journal import PARTS, Journal
-from mammo_fed.privacy.ledger.rules import charged_epsilon
-from mammo_fed.privacy.ledger.state import Account, LedgerState
+from mammo_fed.privacy.ledger.rules import Account, LedgerState, charged_epsilon
 from mammo_fed.privacy.names import AccountantName, FilterKind
 
 __all__ = [
