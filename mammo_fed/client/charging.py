@@ -18,7 +18,7 @@ from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.ledger.durable_files import storage_errors
+from mammo_fed.privacy.ledger.journal import storage_errors
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.names import FilterKind
 

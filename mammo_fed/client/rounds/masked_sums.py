@@ -36,7 +36,7 @@ from mammo_fed.federation.secure_aggregation.double_masks import (
     mask,
     take,
 )
-from mammo_fed.privacy.ledger.durable_files import storage_errors
+from mammo_fed.privacy.ledger.journal import storage_errors
 
 __all__ = ["MaskedSums"]
 
