@@ -14,9 +14,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from mammo_fed.client.rounds.app import app
-from mammo_fed.federation.protocol.messages import read_task
+from mammo_fed.federation.protocol.messages import pack_reply, read_reply, read_task
 from mammo_fed.federation.protocol.replies import Update
-from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
 from mammo_fed.server.run import Hooks
 from mammo_fed.settings.compose import compose_settings
 from mammo_fed.simulations.launch import simulate

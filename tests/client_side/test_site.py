@@ -21,9 +21,8 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, become_server
-from mammo_fed.federation.protocol.messages import pack_declaration, pack_parameters, task_config
+from mammo_fed.federation.protocol.messages import pack_declaration, pack_parameters, read_reply, task_config
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
-from mammo_fed.federation.protocol.reply_messages import read_reply
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.protocol.version import PROTOCOL_VERSION, stamped

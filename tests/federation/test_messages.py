@@ -21,14 +21,15 @@ from mammo_fed.federation.protocol.messages import (
     PRIVACY,
     WEIGHT,
     pack_parameters,
+    pack_reply,
     read_declaration,
     read_parameters,
+    read_reply,
     read_task,
     task_config,
 )
 from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
-from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
 from mammo_fed.federation.protocol.task import RoundTask
 from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.privacy.events import PrivacyEvent

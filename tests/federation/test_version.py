@@ -18,12 +18,14 @@ from mammo_fed.federation.protocol.messages import (
     CONFIG,
     pack_declaration,
     pack_parameters,
+    pack_reply,
     read_declaration,
+    read_reply,
     read_task,
+    reason_of,
     task_config,
 )
 from mammo_fed.federation.protocol.replies import Refusal
-from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply, reason_of
 from mammo_fed.federation.protocol.secure_messages import (
     Answer,
     Question,

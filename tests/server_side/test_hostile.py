@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.run_cohorts import load_pool
-from mammo_fed.federation.protocol.messages import read_task
+from mammo_fed.federation.protocol.messages import pack_reply, read_reply, read_task
 from mammo_fed.federation.protocol.replies import Update
-from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.server.app import make_app
 from mammo_fed.server.run import Hooks, share_of

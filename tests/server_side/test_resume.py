@@ -17,9 +17,8 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import InvalidSetting, RunFailed
-from mammo_fed.federation.protocol.messages import PRIVACY, read_declaration
+from mammo_fed.federation.protocol.messages import PRIVACY, read_declaration, read_reply
 from mammo_fed.federation.protocol.replies import Update
-from mammo_fed.federation.protocol.reply_messages import read_reply
 from mammo_fed.privacy.ledger.report import show_ledger
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.server.rounds.budget import BudgetView

@@ -18,8 +18,8 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import PrivacyRefused, RunFailed
+from mammo_fed.federation.protocol.messages import pack_reply, read_reply
 from mammo_fed.federation.protocol.replies import Refusal, Reply, Update
-from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply
 from mammo_fed.federation.protocol.version import PROTOCOL, PROTOCOL_VERSION, stamped
 from mammo_fed.models.classifier import Classifier, read_classifier
 from mammo_fed.privacy.accounting.pricing import epsilon

@@ -18,8 +18,7 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.protocol.messages import SECURE, read_task
-from mammo_fed.federation.protocol.reply_messages import read_reply
+from mammo_fed.federation.protocol.messages import SECURE, read_reply, read_task
 from mammo_fed.federation.protocol.secure_messages import read_question
 from mammo_fed.federation.secure_aggregation.opening import WEIGHTED_STEPS
 from mammo_fed.models.classifier import Classifier, read_classifier

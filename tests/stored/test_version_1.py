@@ -23,9 +23,8 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import VersionMismatch
 from mammo_fed.federation.flwr_internals.messages import become_server
-from mammo_fed.federation.protocol.messages import read_declaration, read_task
+from mammo_fed.federation.protocol.messages import pack_reply, read_declaration, read_reply, read_task, reason_of
 from mammo_fed.federation.protocol.replies import Refusal, Update
-from mammo_fed.federation.protocol.reply_messages import pack_reply, read_reply, reason_of
 from mammo_fed.federation.protocol.secure_messages import read_answer, read_question
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.protocol.version import PROTOCOL_VERSION, version_of

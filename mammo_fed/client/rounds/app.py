@@ -13,9 +13,8 @@ from mammo_fed.client.rounds.replies import reason_for, refusal
 from mammo_fed.client.rounds.site import Site, open_site
 from mammo_fed.errors import PrivacyRefused, VersionMismatch
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
-from mammo_fed.federation.protocol.messages import SECURE, read_declaration, read_task
+from mammo_fed.federation.protocol.messages import SECURE, pack_reply, read_declaration, read_task
 from mammo_fed.federation.protocol.replies import Reply
-from mammo_fed.federation.protocol.reply_messages import pack_reply
 from mammo_fed.federation.protocol.secure_messages import Answer, pack_answer, read_parcels, read_question
 from mammo_fed.federation.run_folder import SITES_NAME, run_folder_of
 

@@ -1,17 +1,33 @@
-"""What the server sends: one flat float32 array a message, and the declaration of a run or the task of a round."""
+"""What the server sends and what a site answers, as the content of messages, and back; every field is checked when it is read.
+
+The server sends the declaration of a run or the task of a round, a site its reply; each with at most one flat array of
+parameters. The version is read before anything else of a message.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, get_args
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
+from mammo_fed.federation.protocol.reasons import Reason
+from mammo_fed.federation.protocol.replies import Accepted, PricedReply, Refusal, Reply, Update
 from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.federation.protocol.version import PROTOCOL, check_version, from_message, own_version, stamped, to_message
+from mammo_fed.federation.protocol.version import (
+    PROTOCOL,
+    check_version,
+    from_message,
+    own_version,
+    stamped,
+    to_message,
+    version_of,
+)
+from mammo_fed.privacy.events import events_from_json, events_to_json
 
 __all__ = [
     "ARRAYS",
@@ -23,9 +39,12 @@ __all__ = [
     "WEIGHT",
     "pack_declaration",
     "pack_parameters",
+    "pack_reply",
     "read_declaration",
     "read_parameters",
+    "read_reply",
     "read_task",
+    "reason_of",
     "task_config",
 ]
 
@@ -41,6 +60,36 @@ WEIGHT: Final = "num-examples"
 
 # What Flower's strategies add to a task.
 OF_FLOWER: Final = ("server-round", "proximal-mu")
+
+MASKED: Final = "masked"
+SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+LEDGER_HEAD: Final = re.compile(r"([0-9]{1,18}:[0-9a-f]{64})?")
+
+Fields = Mapping[str, Any]
+
+KIND: Final = "kind"
+SITE: Final = (KIND, "site", "patients")
+PRICED: Final = (
+    *SITE,
+    "run-id",
+    "events",
+    "epsilon",
+    "epsilon-account",
+    "patient-epsilon-account",
+    "budget-left",
+    "ledger-head",
+)
+# All fields of each kind of reply; "malignant-fraction" may be absent.
+FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "accepted": (*PRICED, "cap-epsilon", "cap-delta", "fingerprint", "malignant-fraction"),
+    "update": (*PRICED, "round", "task-hash"),
+    "refusal": (*SITE, "reason"),
+}
+RECORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "accepted": (PROTOCOL, METRICS, PRIVACY),
+    "update": (PROTOCOL, METRICS, PRIVACY, ARRAYS, MASKED),
+    "refusal": (PROTOCOL, METRICS, PRIVACY),
+}
 
 
 def pack_parameters(parameters: NDArray[np.float32]) -> ArrayRecord:
@@ -117,3 +166,164 @@ def _check_names(what: str, names: Iterable[str], *, required: tuple[str, ...], 
         raise InvalidSetting(f"{unknown[0]!r:.80} is not a {what} of protocol version {own_version()}; the message is refused")
     if absent := sorted(set(required) - found):
         raise InvalidSetting(f"a message lacks the {what} {absent[0]!r}; it is refused")
+
+
+def pack_reply(reply: Reply) -> RecordDict:
+    """Content of a site's reply; infinite figures travel as such, absent ones are left out."""
+    fields: dict[str, str | int | float] = {"site": reply.site, "patients": reply.public_patients}
+    content = RecordDict({METRICS: MetricRecord({WEIGHT: reply.public_images})})
+    if isinstance(reply, Refusal):
+        fields |= {KIND: "refusal", "reason": reply.reason}
+    elif isinstance(reply, Update):
+        fields |= {KIND: "update", **_priced(reply), "round": reply.round_index, "task-hash": reply.task_hash}
+        content[ARRAYS] = pack_parameters(reply.parameters)
+        if len(reply.masked):
+            content[MASKED] = ArrayRecord({NAME: Array(np.ascontiguousarray(reply.masked, "<u8"))})
+    else:
+        fields |= {KIND: "accepted", **_priced(reply), "fingerprint": reply.fingerprint}
+        fields |= {"cap-epsilon": reply.cap_epsilon, "cap-delta": reply.cap_delta}
+        if reply.malignant_fraction is not None:
+            fields["malignant-fraction"] = reply.malignant_fraction
+    content[PRIVACY] = ConfigRecord(dict(fields))
+    return stamped(content)
+
+
+def reason_of(content: RecordDict) -> str:
+    """Why a site refused, without reading the rest of its reply; empty if it did not, or the reply cannot be read."""
+    try:
+        check_version(content)
+    except VersionMismatch:
+        return "version"
+    except DataError:
+        return ""
+    privacy = content.config_records.get(PRIVACY)
+    return "" if privacy is None else str(privacy.get("reason", ""))
+
+
+def read_reply(content: RecordDict) -> Reply:
+    """Inverse of `pack_reply`.
+
+    Raises:
+      VersionMismatch: If it is of another version of the protocol; nothing else of it is read.
+      DataError: If a field is missing, unknown or of the wrong type.
+    """
+    check_version(content)
+    try:
+        fields: Fields = content.config_records[PRIVACY]
+        kind = str(fields[KIND])
+        if kind not in FIELDS:
+            raise DataError("a reply is of a kind that no site sends")
+        _check_known("record", content, RECORDS[kind])
+        _check_known("field", fields, FIELDS[kind])
+        base = _read_site(content, fields)
+        if kind == "refusal":
+            return Refusal(**base, reason=_reason(fields["reason"]), protocol_version=version_of(content))
+        base |= _read_priced(fields)
+        return _read_update(base, content, fields) if kind == "update" else _read_accepted(base, fields)
+    except KeyError as error:
+        raise DataError(f"a reply lacks {error}") from error
+
+
+def _priced(reply: PricedReply) -> dict[str, str | int | float]:
+    return {
+        "run-id": reply.run_id,
+        "events": events_to_json(reply.events),
+        "epsilon": reply.epsilon,
+        "epsilon-account": reply.epsilon_account,
+        "patient-epsilon-account": reply.patient_epsilon_account,
+        "budget-left": reply.budget_left,
+        "ledger-head": reply.ledger_head,
+    }
+
+
+def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
+    images = content.metric_records[METRICS][WEIGHT]
+    if not isinstance(images, int) or images < 1:
+        raise DataError("a reply has a number of images that no site sends")
+    if not SITE_NAME.fullmatch(str(fields["site"])):
+        raise DataError("a reply has a site name that no site sends")
+    return {"site": str(fields["site"]), "public_images": images, "public_patients": _positive(fields["patients"])}
+
+
+def _read_priced(fields: Fields) -> dict[str, Any]:
+    if not LEDGER_HEAD.fullmatch(str(fields["ledger-head"])):
+        raise DataError("a reply has a ledger head that no site sends")
+    return {
+        "run_id": str(fields["run-id"]),
+        "events": events_from_json(str(fields["events"])),
+        "epsilon": _real(fields["epsilon"]),
+        "epsilon_account": _real(fields["epsilon-account"]),
+        "patient_epsilon_account": _real(fields["patient-epsilon-account"]),
+        "budget_left": _real(fields["budget-left"]),
+        "ledger_head": str(fields["ledger-head"]),
+    }
+
+
+def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
+    fraction = fields.get("malignant-fraction")
+    return Accepted(
+        **base,
+        cap_epsilon=_real(fields["cap-epsilon"]),
+        cap_delta=_fraction(fields["cap-delta"]),
+        fingerprint=str(fields["fingerprint"]),
+        malignant_fraction=None if fraction is None else _fraction(fraction),
+    )
+
+
+def _read_update(base: dict[str, Any], content: RecordDict, fields: Fields) -> Update:
+    return Update(
+        **base,
+        round_index=_whole(fields["round"]),
+        task_hash=str(fields["task-hash"]),
+        parameters=read_parameters(content.array_records[ARRAYS]),
+        masked=_masked_array(content),
+    )
+
+
+def _check_known(what: str, names: Iterable[str], known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(names) - set(known)):
+        raise DataError(f"a reply has an unknown {what} {unknown[0]!r:.80}")
+
+
+def _reason(value: object) -> Any:
+    if value not in get_args(Reason):
+        raise DataError("a reply has a reason that no site sends")
+    return value
+
+
+def _masked_array(content: RecordDict) -> NDArray[np.uint64]:
+    if MASKED not in content:
+        return np.zeros(0, np.uint64)
+    record = content.array_records[MASKED]
+    if list(record) != [NAME]:
+        raise DataError(f"a masked update must be one array named {NAME!r}")
+    array = record[NAME].numpy()
+    if array.ndim != 1 or array.dtype != np.uint64:
+        raise DataError(f"a masked update must be flat and uint64, not {array.dtype} of shape {array.shape}")
+    return array
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DataError("a reply has a field that must be a whole number")
+    return value
+
+
+def _real(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DataError("a reply has a field that must be a number")
+    if not value >= 0:
+        raise DataError("a reply has a negative figure, or one that is no number")
+    return float(value)
+
+
+def _positive(value: object) -> int:
+    if _whole(value) < 1:
+        raise DataError("a reply has a count below 1")
+    return _whole(value)
+
+
+def _fraction(value: object) -> float:
+    if not _real(value) <= 1:
+        raise DataError("a reply has a fraction above 1")
+    return _real(value)

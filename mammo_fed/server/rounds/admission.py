@@ -13,9 +13,8 @@ from flwr.app import Message, MessageType
 from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError, RunFailed, VersionMismatch
-from mammo_fed.federation.protocol.messages import pack_declaration
+from mammo_fed.federation.protocol.messages import pack_declaration, read_reply
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
-from mammo_fed.federation.protocol.reply_messages import read_reply
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.server.rounds.budget import BudgetView, reason_text
 from mammo_fed.server.rounds.delivery import Delivery

@@ -13,9 +13,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError, VersionMismatch
-from mammo_fed.federation.protocol.messages import task_config
+from mammo_fed.federation.protocol.messages import read_reply, reason_of, task_config
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
-from mammo_fed.federation.protocol.reply_messages import read_reply, reason_of
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.secure_aggregation.double_masks import Roster, secure_task_hash
 from mammo_fed.federation.secure_aggregation.opening import weighted_sum

@@ -13,9 +13,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.protocol.messages import task_config
+from mammo_fed.federation.protocol.messages import reason_of, task_config
 from mammo_fed.federation.protocol.replies import Refusal, Update
-from mammo_fed.federation.protocol.reply_messages import reason_of
 from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.server.rounds.admission import Admission, Traffic
 from mammo_fed.server.rounds.delivery import Delivery, Waiting
