@@ -85,7 +85,7 @@ class Entry:
 
     Attributes:
       seq: position, 0 for the first.
-      kind: what happened; `ledger_state` knows the kinds.
+      kind: what happened; `LedgerState` in `rules` knows the kinds.
       payload: canonical JSON of the details, as sealed.
       mac: 32 bytes over the entry and the mac before it, with the site's key.
     """

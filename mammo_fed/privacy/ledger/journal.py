@@ -42,10 +42,10 @@ from mammo_fed.privacy.ledger.chain import (
 
 __all__ = [
     "BUSY",
-    "HeadFile",
-    "Journal",
     "PARTS",
     "WAIT_SECONDS",
+    "HeadFile",
+    "Journal",
     "read_secret",
     "storage_errors",
     "sync_folder",

@@ -18,13 +18,13 @@ from mammo_fed.privacy.ledger.chain import Entry
 from mammo_fed.privacy.names import FilterKind
 
 __all__ = [
+    "VERSION",
     "Account",
     "Budget",
     "LedgerState",
     "Reservation",
     "Round",
     "Run",
-    "VERSION",
     "charged_epsilon",
     "check_declaration",
     "check_delta_kept",

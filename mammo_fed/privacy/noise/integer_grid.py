@@ -13,11 +13,11 @@ probability of every coordinate: over 10^12 released coordinates that adds less 
 holds for any composition and under Poisson sampling, because it holds for every sum that noise is added to.
 
 How the noise is drawn from random 64-bit words alone. The sampler is Algorithm 3 of Canonne, Kamath and Steinke
-(arXiv:2004.00010): propose from a discrete Laplace, accept with probability exp(-exponent). Two things make it fast and change no
-probability. The Laplace's scale is a power of two, so that a proposal is a few bits of a word and a geometric number of blocks.
-And a Bernoulli(exp(-x)) is decided by comparing a uniform number, known to 64 bits, with exp(-x) in floating point whenever the
-two lie further apart than floating point can err; otherwise (about once in 10^10 draws) more bits are drawn and the comparison
-is made in exact arithmetic until it is certain.
+(arXiv:2004.00010): propose from a discrete Laplace, accept with probability exp(-exponent). Two things make it fast and change
+no probability. The Laplace's scale is a power of two, so that a proposal is a few bits of a word and a geometric number of
+blocks. And a Bernoulli(exp(-x)) is decided by comparing a uniform number, known to 64 bits, with exp(-x) in floating point
+whenever the two lie further apart than floating point can err; otherwise (about once in 10^10 draws) more bits are drawn and
+the comparison is made in exact arithmetic until it is certain.
 
 Source: convolution of discrete Gaussians, Peikert, CRYPTO 2010, Thm 3.1; the discrete Gaussian mechanism, arXiv:2004.00010.
 """
