@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 
 from mammo_fed.audit.bounds import mu_lower
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.gdp import gaussian_epsilon, gaussian_mu
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import delta_at, epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.names import AccountantName

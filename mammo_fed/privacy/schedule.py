@@ -14,7 +14,7 @@ from typing import Final
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accounting.calibration import calibrate, check_target, noise_for, remaining_epsilon
-from mammo_fed.privacy.accounting.gdp import check_delta, gaussian_mu
+from mammo_fed.privacy.accounting.composition import check_delta, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.names import AccountantName

@@ -19,7 +19,7 @@ from mammo_fed.audit.bounds import (
     mu_lower,
 )
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.gdp import gaussian_epsilon
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon
 
 rates = st.floats(0.001, 0.999)
 

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from mammo_fed.audit.claims import Claim
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.gdp import gaussian_mu
+from mammo_fed.privacy.accounting.composition import gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 

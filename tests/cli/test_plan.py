@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.filters import adaptive_epsilon, as_steps, open_filter
-from mammo_fed.privacy.accounting.gdp import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger

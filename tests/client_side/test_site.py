@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from mammo_fed.client.policy import SiteFile, SitePolicy, check_declaration, read_site_file
-from mammo_fed.client.rounds import round_release
+from mammo_fed.client.rounds import replies as site_replies
 from mammo_fed.client.rounds.app import app
 from mammo_fed.client.rounds.replies import refusal, reply_from_bytes, reply_to_bytes
 from mammo_fed.client.rounds.run_memory import RunMemory
@@ -565,7 +565,7 @@ def test_ledger_failure_at_any_step_sends_the_network_one_word_and_no_update(
 ):
     """Before a round is reserved no patient is touched; before it is settled nothing leaves."""
     network.declare(declaration, whitening)
-    real, calls = round_release.release_mean, []
+    real, calls = site_replies.release_mean, []
 
     def counted(*args, **named):
         calls.append(entries(described)[-1])
@@ -574,7 +574,7 @@ def test_ledger_failure_at_any_step_sends_the_network_one_word_and_no_update(
     def refuse(*_: object, **__: object) -> None:
         raise LedgerError("the disk is full")
 
-    monkeypatch.setattr(round_release, "release_mean", counted)
+    monkeypatch.setattr(site_replies, "release_mean", counted)
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, step, refuse)
         reply = network.exchange(

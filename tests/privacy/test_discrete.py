@@ -13,7 +13,7 @@ from scipy import stats
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
-from mammo_fed.privacy.accounting.gdp import gaussian_delta
+from mammo_fed.privacy.accounting.composition import gaussian_delta
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.full_batch import LogisticData, private_descent, private_mean, unit_gradients
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ledger_workers import DELTA, TASK, event, open_ledger
 
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
-from mammo_fed.privacy.accounting.gdp import gaussian_mu
+from mammo_fed.privacy.accounting.composition import gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger

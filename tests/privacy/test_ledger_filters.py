@@ -11,6 +11,7 @@ from opacus.accountants.analysis.rdp import compute_rdp
 from scipy.stats import norm
 
 from mammo_fed.errors import InvalidSetting, PolicyRefused, PrivacyRefused
+from mammo_fed.privacy.accounting.composition import gaussian_delta, gaussian_epsilon
 from mammo_fed.privacy.accounting.filters import (
     PrivacyFilter,
     adaptive_epsilon,
@@ -19,7 +20,6 @@ from mammo_fed.privacy.accounting.filters import (
     rdp_to_epsilon,
     schedule_epsilon,
 )
-from mammo_fed.privacy.accounting.gdp import gaussian_delta, gaussian_epsilon
 from mammo_fed.privacy.accounting.pricing import epsilon
 
 GDP = PrivacyFilter(kind="gdp", order=None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.gdp import gaussian_epsilon, gaussian_mu
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.schedule import (

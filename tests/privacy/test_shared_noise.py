@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mammo_fed.audit.gate import HOSTILE, largest_move
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec
-from mammo_fed.privacy.accounting.gdp import gaussian_epsilon, gaussian_mu
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
 from mammo_fed.privacy.ledger.rules import schedule_unit

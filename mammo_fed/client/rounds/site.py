@@ -17,8 +17,18 @@ from numpy.typing import NDArray
 from mammo_fed.client.charging import Charge, TrainingState, charged_once, site_ledger
 from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
 from mammo_fed.client.rounds.masked_sums import MaskedSums
-from mammo_fed.client.rounds.replies import accepted, refusal, reply_from_bytes, reply_to_bytes, update_without_parameters
-from mammo_fed.client.rounds.round_release import Prepared, Release, check_arrays, event_of, mixed
+from mammo_fed.client.rounds.replies import (
+    Prepared,
+    Release,
+    accepted,
+    check_arrays,
+    event_of,
+    mixed,
+    refusal,
+    reply_from_bytes,
+    reply_to_bytes,
+    update_without_parameters,
+)
 from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort

@@ -11,7 +11,7 @@ from typing import Final
 from scipy.optimize import brentq
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.gdp import check_delta, gaussian_mu
+from mammo_fed.privacy.accounting.composition import check_delta, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.names import AccountantName

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.special import gammaln, logsumexp
 
 from mammo_fed.errors import InvalidSetting, PolicyRefused
-from mammo_fed.privacy.accounting.gdp import gaussian_epsilon
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.names import AccountantName, FilterKind

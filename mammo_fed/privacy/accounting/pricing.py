@@ -20,8 +20,14 @@ from typing import Final
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions import kinds
 from mammo_fed.privacy.accounting.accountants import PrvAccountant, RdpAccountant
-from mammo_fed.privacy.accounting.composition import PrivacyAccountant, Protected, Release, merge
-from mammo_fed.privacy.accounting.gdp import gaussian_delta, gaussian_epsilon
+from mammo_fed.privacy.accounting.composition import (
+    PrivacyAccountant,
+    Protected,
+    Release,
+    gaussian_delta,
+    gaussian_epsilon,
+    merge,
+)
 from mammo_fed.privacy.accounting.pld import PldAccountant, is_coarse
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.names import AccountantName

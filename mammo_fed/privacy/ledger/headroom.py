@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from typing import Final
 
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon
 from mammo_fed.privacy.accounting.filters import Steps
-from mammo_fed.privacy.accounting.gdp import gaussian_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.rules import Account, Budget, check_declaration, composed, declaration_price
 

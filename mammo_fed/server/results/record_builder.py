@@ -37,8 +37,8 @@ from mammo_fed.reporting.record.record import (
     threat_text,
 )
 from mammo_fed.reporting.record.statements import site_level_sentence, synthetic_sentence
-from mammo_fed.server.rounds.admission import Traffic
 from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView, SiteSpending
+from mammo_fed.server.rounds.delivery import Traffic
 from mammo_fed.server.rounds.synthetic_overlap import Overlap, seen_by_generator
 from mammo_fed.settings import Settings
 

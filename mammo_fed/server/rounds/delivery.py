@@ -1,6 +1,7 @@
-"""Messages to sites and their answers, over lines that break and machines that restart.
+"""Messages to sites and their answers, over lines that break and machines that restart, and which node speaks for which site.
 
 A task may be sent to a site more than once: a site answers the same task from its ledger, and neither trains nor charges twice.
+Sites are asked to accept a run's declaration at its start, and when they come later.
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from flwr.app import Message, RecordDict
+import numpy as np
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
+from mammo_fed.errors import DataError, RunFailed, VersionMismatch
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, LINK_ERRORS
+from mammo_fed.federation.protocol.messages import pack_declaration, read_reply
+from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
+from mammo_fed.federation.protocol.task import Declaration
+from mammo_fed.server.rounds.budget import BudgetView, reason_text
+from mammo_fed.server.rounds.reply_checks import declaration_fault, refusal_of_version
 
-__all__ = ["Delivery", "Waiting"]
+__all__ = ["Admission", "Delivery", "Traffic", "Waiting"]
 
 logger = logging.getLogger(__name__)
 
+Wanted = TypeVar("Wanted", Accepted, Update)
+
 FIRST_POLL_SECONDS: Final = 0.002
+FIRST_JOIN_POLL_SECONDS: Final = 0.02
 LAST_POLL_SECONDS: Final = 0.5
 # How long the carrier itself may fail before it is asked again.
 LINK_PAUSE_SECONDS: Final = 1.0
@@ -189,3 +201,161 @@ def _copy(message: Message, node: int) -> Message:
         message_type=message.metadata.message_type,
         group_id=message.metadata.group_id,
     )
+
+
+@dataclass(kw_only=True)
+class Traffic:
+    """Bytes of arrays sent to and received from all sites together, the time of every round, and the rounds that failed."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: list[float] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+
+
+class Admission:
+    """Knows which node speaks for which site.
+
+    Args:
+      delivery: to the nodes.
+      declaration, payload: what a site is asked to accept, and the public array that comes with it.
+      budget, traffic: where sites are entered and bytes counted.
+      roster: the registered names by node, where the sites' keys are known; an empty one believes the first who gives a name.
+      ask_again: a site that could not answer is asked again before every round.
+    """
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        declaration: Declaration,
+        payload: NDArray[np.float32],
+        *,
+        budget: BudgetView,
+        traffic: Traffic,
+        roster: Callable[[], Mapping[int, str]],
+        ask_again: bool,
+    ) -> None:
+        self._delivery, self._declaration, self._payload = delivery, declaration, payload
+        self._budget, self._traffic, self._roster, self._ask_again = budget, traffic, roster, ask_again
+        self._nodes: dict[str, int] = {}
+        self._asked: set[int] = set()
+
+    def node(self, site: str) -> int:
+        """The node that speaks for a site now."""
+        return self.current(self._nodes[site])
+
+    def current(self, node: int) -> int:
+        """The node that speaks now for the site for which `node` spoke; another one after a site's key has changed."""
+        site = next((name for name, known in self._nodes.items() if known == node), None)
+        roster = {} if site is None else self._roster()
+        if node in roster:
+            return node
+        return next((now for now, name in roster.items() if name == site), node)
+
+    def open(self, *, needed: int, timeout: float) -> None:
+        """Wait until `needed` sites have come and answered.
+
+        Raises:
+          RunFailed: If fewer came in `timeout` seconds.
+        """
+        deadline, poll = time.monotonic() + timeout, FIRST_JOIN_POLL_SECONDS
+        while True:
+            self.poll_joins()
+            if len(self._asked) >= needed and not self._delivery.open:
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(poll)
+            poll = min(2 * poll, LAST_POLL_SECONDS)
+        if len(self._asked) < needed:
+            raise RunFailed(f"{len(self._asked)} of {needed} sites came within {timeout:g} s; start the others")
+        logger.warning("%d sites have not answered the declaration; they can still join", len(self._delivery.open))
+
+    def poll_joins(self) -> None:
+        """Ask whoever is new, and take in the answers that are there; waits for nobody."""
+        new = [node for node in self._delivery.nodes() if node not in self._asked]
+        if new:
+            content = pack_declaration(self._declaration, self._payload)
+            self._delivery.start({node: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in new})
+            self._asked |= set(new)
+            self._traffic.bytes_down += self._payload.nbytes * len(new)
+        if not self._delivery.open:
+            return
+        answers = self._delivery.collect()
+        for node, message in sorted(answers.items()):
+            if message.has_error() and self._ask_again:
+                self._asked.discard(node)
+        for node, (_, reply) in self.read(answers, Accepted).items():
+            self._enter(node, reply)
+
+    def read(self, answers: Mapping[int, Message], kind: type[Wanted]) -> dict[int, tuple[Message, Wanted | Refusal]]:
+        """Replies of a kind and refusals by node, in the order of the sites' names; all else is logged and dropped."""
+        found: dict[str, tuple[int, Message, Wanted | Refusal]] = {}
+        for node, message in answers.items():
+            if message.has_error():
+                logger.warning("node %d fails with code %d", node, message.error.code)
+                continue
+            try:
+                reply = self._read(node, message, kind)
+            except (DataError, ValueError) as error:
+                logger.warning("node %d sends a reply that cannot be read: %s", node, error)
+                continue
+            if complaint := self._complaint(node, reply.site):
+                logger.warning("%s", complaint)
+                continue
+            if reply.site in found:
+                logger.warning("a second reply names %s; it is left out", reply.site)
+                continue
+            found[reply.site] = (node, message, reply)
+        return {node: (message, reply) for _, (node, message, reply) in sorted(found.items())}
+
+    def _read(self, node: int, message: Message, kind: type[Wanted]) -> Wanted | Refusal:
+        try:
+            reply = read_reply(message.content)
+        except VersionMismatch as error:
+            known = self._roster().get(self.current(node))
+            name = known or next((site for site, of in self._nodes.items() if of == node), f"node-{node}")
+            return refusal_of_version(error, name)
+        if not isinstance(reply, kind | Refusal):
+            raise DataError(f"{type(reply).__name__} is not what was asked for")
+        return reply
+
+    def as_dict(self) -> dict[str, Any]:
+        """Who spoke for whom, as values that strict JSON knows."""
+        return dict(self._nodes)
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what `as_dict` gave. Sites that had refused are asked again: their operators may have changed their minds."""
+        self._nodes = {site: int(node) for site, node in values.items() if site in self._budget.active}
+        self._asked = set(self._nodes.values())
+
+    def _enter(self, node: int, reply: Accepted | Refusal) -> None:
+        known = self._budget.sites.get(reply.site)
+        if known is not None and known.events and (isinstance(reply, Refusal) or reply.events != known.declared):
+            logger.warning("%s answers the declaration again, in another way; it goes on as before", reply.site)
+            return
+        is_new = known is None or not known.events
+        if isinstance(reply, Refusal):
+            logger.warning("%s refuses the run: %s", reply.site, reason_text(reply.reason, reply.protocol_version))
+        elif wrong := declaration_fault(self._declaration, reply):
+            logger.warning("%s %s; it is left out", reply.site, wrong.text)
+            if is_new:
+                self._budget.exclude(reply, reason=wrong.reason)
+            return
+        if is_new:
+            self._budget.enter(reply)
+        self._nodes[reply.site] = node
+
+    def _complaint(self, node: int, site: str) -> str:
+        """Why a reply in the name of `site` is not taken from `node`; empty if it is."""
+        roster = self._roster()
+        if roster:
+            registered = roster.get(self.current(node))
+            return (
+                ""
+                if registered == site
+                else f"the key of {registered or 'nobody'} answers in the name of {site}; it is left out"
+            )
+        if site in self._nodes and self._nodes[site] != node:
+            return f"another node answers in the name of {site}; its reply is left out"
+        return ""

@@ -20,8 +20,7 @@ from mammo_fed.federation.secure_aggregation.double_masks import Roster, secure_
 from mammo_fed.federation.secure_aggregation.opening import weighted_sum
 from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.privacy.shared_noise import release_of_sum
-from mammo_fed.server.rounds.admission import Admission, Traffic
-from mammo_fed.server.rounds.delivery import Delivery, Waiting
+from mammo_fed.server.rounds.delivery import Admission, Delivery, Traffic, Waiting
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask, refusal_of_version
 from mammo_fed.server.rounds.secure_sum import SecureSum
 from mammo_fed.settings import FederationSettings

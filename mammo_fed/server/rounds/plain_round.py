@@ -16,8 +16,7 @@ from mammo_fed.errors import RunFailed
 from mammo_fed.federation.protocol.messages import reason_of, task_config
 from mammo_fed.federation.protocol.replies import Refusal, Update
 from mammo_fed.federation.strategies.aggregator import Aggregator
-from mammo_fed.server.rounds.admission import Admission, Traffic
-from mammo_fed.server.rounds.delivery import Delivery, Waiting
+from mammo_fed.server.rounds.delivery import Admission, Delivery, Traffic, Waiting
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask
 from mammo_fed.settings import FederationSettings
 

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from mammo_fed.errors import RunFailed
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.strategies.aggregator import Aggregator, choose_sites
-from mammo_fed.server.rounds.admission import Admission, Traffic
 from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.server.rounds.checkpoint import Checkpoint, CheckpointFolder
-from mammo_fed.server.rounds.delivery import Delivery
+from mammo_fed.server.rounds.delivery import Admission, Delivery, Traffic
 from mammo_fed.server.rounds.masked_round import MaskedRound, most_sites
 from mammo_fed.server.rounds.plain_round import PlainRound
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND, NOT_STARTED, Declaration, RoundTask
 from mammo_fed.federation.strategies.aggregator import Aggregator
-from mammo_fed.server.rounds.admission import Admission, Traffic
 from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.server.rounds.checkpoint import Checkpoint
+from mammo_fed.server.rounds.delivery import Admission, Traffic
 from mammo_fed.settings import FederationSettings
 
 __all__ = ["DeclaredRun", "RunState"]
