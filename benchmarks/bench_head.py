@@ -51,7 +51,7 @@ def ours(features, labels, units, unit, mode):
 
     def step():
         noise = source.draws(mode, site="site-1", round_index=1, purpose="noise")
-        private_descent(data, weights, event=charged, public_count=IMAGES, learning_rate=RATE, proximal=0.0, noise=noise)
+        private_descent(data, weights, event=charged, public_images=IMAGES, learning_rate=RATE, proximal=0.0, noise=noise)
 
     return step
 

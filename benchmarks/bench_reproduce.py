@@ -79,7 +79,7 @@ def slow_step(extractor, pixels, labels):
 
 def our_epoch(features, labels):
     """A site's round: nine Poisson steps on cached flips, noise drawn from the operating system as in a run."""
-    site = SiteFeatures(features=features, labels=labels, units=np.arange(IMAGES), public_count=IMAGES)
+    site = SiteFeatures(features=features, labels=labels, units=np.arange(IMAGES), public_images=IMAGES)
     steps = LocalSteps(learning_rate=RATE, weight_decay=DECAY, optimizer="adamw", label_smoothing=SMOOTHING, proximal=0.0)
     charged = PrivacyEvent(
         mechanism="gradient",

@@ -31,7 +31,7 @@ def cohort(images: int, dims: int) -> SiteFeatures:
     features = rng.standard_normal((images, dims)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     _, units = np.unique(rng.integers(0, images // 2, images), return_inverse=True)
-    return SiteFeatures(features=features, labels=rng.integers(0, 2, images), units=units, public_count=images)
+    return SiteFeatures(features=features, labels=rng.integers(0, 2, images), units=units, public_images=images)
 
 
 def train(site: SiteFeatures, *, head: HeadSpec, noise: str, round_index: int) -> np.ndarray:

@@ -115,7 +115,7 @@ class Forecast:
         if event is None:
             raise ValueError("the schedule has no mean")
         absent, present = (
-            private_mean(world.features, world.units, event=event, public_count=world.public_count, noise=noiseless("float"))
+            private_mean(world.features, world.units, event=event, public_images=world.public_images, noise=noiseless("float"))
             for world in self._worlds
         )
         return Question(
@@ -125,7 +125,7 @@ class Forecast:
             steps=None,
             absent=absent.astype(np.float64),
             shift=present.astype(np.float64) - absent,
-            scale=event.noise_multiplier * event.clipping_norm / self._worlds[0].public_count,
+            scale=event.noise_multiplier * event.clipping_norm / self._worlds[0].public_images,
             repetitions=1,
             sample_rate=1.0,
         )
@@ -136,7 +136,7 @@ class Forecast:
         absent, present = (self._one_step(number, parameters, steps) for number in range(2))
         base = parameters.astype(np.float64)
         reach = steps.learning_rate * math.sqrt(event.steps)
-        noise = event.noise_multiplier * event.clipping_norm / (event.sample_rate * self._worlds[0].public_count)
+        noise = event.noise_multiplier * event.clipping_norm / (event.sample_rate * self._worlds[0].public_images)
         return Question(
             round_index=round_index,
             feature_mean=self._centre,
@@ -162,7 +162,7 @@ class Forecast:
                 self._prepared[number],
                 parameters,
                 event=once,
-                public_count=world.public_count,
+                public_images=world.public_images,
                 learning_rate=steps.learning_rate,
                 proximal=0.0,
                 noise=noiseless("float"),
@@ -213,7 +213,7 @@ class Saturating:
         self, subject: Subject, absent: SiteFeatures, present: SiteFeatures, *, canary: Floats32, aside: Floats32
     ) -> None:
         event = subject.schedule.step_event
-        rate = DRIFT * event.sample_rate * absent.public_count / (event.noise_multiplier * event.clipping_norm)
+        rate = DRIFT * event.sample_rate * absent.public_images / (event.noise_multiplier * event.clipping_norm)
         steps = LocalSteps(learning_rate=rate, weight_decay=0.0, optimizer="sgd", label_smoothing=0.0, proximal=0.0)
         self._questions: list[Question] = []
         sides = {

@@ -92,7 +92,7 @@ def _only(data: SiteFeatures, rows: NDArray[np.bool_]) -> SiteFeatures:
         features=data.features[rows],
         labels=data.labels[rows],
         units=np.unique(data.units[rows], return_inverse=True)[1].astype(np.int64),
-        public_count=data.public_count,
+        public_images=data.public_images,
     )
 
 
@@ -101,5 +101,5 @@ def _with_unit(others: SiteFeatures, features: NDArray[np.float32], labels: NDAr
         features=np.concatenate([others.features, features]).astype(np.float32),
         labels=np.concatenate([others.labels, labels]),
         units=np.concatenate([others.units, np.full(len(labels), others.units.max() + 1)]),
-        public_count=others.public_count,
+        public_images=others.public_images,
     )

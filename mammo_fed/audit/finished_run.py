@@ -77,7 +77,7 @@ class FinishedRun:
     @property
     def smallest(self) -> Subject:
         """The site with the fewest images, by its public count."""
-        return min(self.sites.values(), key=lambda site: site.data.public_count)
+        return min(self.sites.values(), key=lambda site: site.data.public_images)
 
     def site(self, name: str) -> Subject:
         """The site called `name`.
@@ -144,7 +144,7 @@ class FinishedRun:
                 features=self._features[rows],
                 labels=cohort.labels,
                 units=cohort.unit_index(privacy.unit),
-                public_count=file.policy.public_images,
+                public_images=file.policy.public_images,
             ),
             blank=self._blank,
             schedule=schedule,

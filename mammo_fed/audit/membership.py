@@ -144,7 +144,7 @@ def _likelihood_ratio(
     draws = np.random.default_rng(seed)
     count = int(population.patients.max()) + 1
     share = float((_of_patients(population.members.astype(np.float64), population.patients) > 0).mean())
-    weights = np.array([site.data.public_count for site in sites], np.float64)
+    weights = np.array([site.data.public_images for site in sites], np.float64)
     dealt = draws.choice(len(sites), size=count, p=weights / weights.sum())
     owner = np.where(population.members, population.sites, dealt[population.patients])
     scores, inside = np.empty((shadows, count)), np.empty((shadows, count), bool)

@@ -47,7 +47,7 @@ class Population:
 def train_shadow(data: Sequence[SiteFeatures], sites: Sequence[Subject], *, tail: float) -> Model:
     """The model that `sites` would release if `data` were theirs, with fresh noise."""
     source, code = NoiseSource(injected_seed=None), Mechanism()
-    weights = [each.public_count for each in data]
+    weights = [each.public_images for each in data]
     pairs = list(zip(data, sites, strict=True))
 
     def draws(site: Subject, index: int, purpose: str) -> Draws:
@@ -87,7 +87,7 @@ def site_data(population: Population, rows: NDArray[np.bool_], site: Subject) ->
         features=population.features[rows],
         labels=population.labels[rows],
         units=np.unique(units, return_inverse=True)[1].astype(np.int64),
-        public_count=site.data.public_count,
+        public_images=site.data.public_images,
     )
 
 

@@ -133,4 +133,4 @@ def _gradient(subject: Subject, mechanism: Mechanism, start: Floats32) -> Callab
 
 
 def _site(features: NDArray[Any], labels: NDArray[Any], units: NDArray[Any]) -> SiteFeatures:
-    return SiteFeatures(features=features, labels=labels, units=units, public_count=1)
+    return SiteFeatures(features=features, labels=labels, units=units, public_images=1)

@@ -74,13 +74,13 @@ class SiteFeatures:
         finite); or (images, views, dims), where steps draw a view.
       labels: int64, shape (images,), 1 = malignant.
       units: int64, shape (images,), dense index of the protected unit.
-      public_count: number of images, declared public by the site's policy; the only denominator.
+      public_images: number of images, declared public by the site's policy; the only denominator.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     units: NDArray[np.int64]
-    public_count: int
+    public_images: int
     _logistic: KeepLast[LogisticData] = field(init=False, repr=False, default_factory=KeepLast)
     _poisson: KeepLast[PoissonData] = field(init=False, repr=False, default_factory=KeepLast)
 
@@ -116,7 +116,7 @@ class LocalSteps:
 
 def release_mean(site: SiteFeatures, *, event: PrivacyEvent, noise: Draws) -> NDArray[np.float32]:
     """The site's private mean feature, float32, shape (dims,); see mammo_fed.privacy.mechanisms.full_batch.private_mean."""
-    return private_mean(site.features, site.units, event=event, public_count=site.public_count, noise=noise)
+    return private_mean(site.features, site.units, event=event, public_images=site.public_images, noise=noise)
 
 
 def mean_share(site: SiteFeatures, *, event: PrivacyEvent, noise: GridDraws) -> NDArray[np.int64]:
@@ -191,7 +191,7 @@ def train_head(
                 data,
                 parameters,
                 event=event,
-                public_count=site.public_count,
+                public_images=site.public_images,
                 learning_rate=steps.learning_rate,
                 proximal=steps.proximal,
                 noise=noise,
@@ -200,7 +200,7 @@ def train_head(
             lambda current: UnitSum(gradient=gradient, data=data, weights=current),
             parameters,
             event=event,
-            public_count=site.public_count,
+            public_images=site.public_images,
             learning_rate=steps.learning_rate,
             proximal=steps.proximal,
             noise=noise,
@@ -212,7 +212,7 @@ def train_head(
         site.poisson(feature_mean, normalize=normalize),
         loss=_loss(steps.label_smoothing),
         event=event,
-        public_count=site.public_count,
+        public_images=site.public_images,
         learning_rate=steps.learning_rate,
         weight_decay=steps.weight_decay,
         optimizer=steps.optimizer,

@@ -59,7 +59,7 @@ def make_subject() -> Callable[..., Subject]:
                 features=rows.astype(np.float32),
                 labels=draws.integers(0, 2, images),
                 units=np.arange(images) // 2 if unit == "patient" else np.arange(images),
-                public_count=images,
+                public_images=images,
             ),
             blank=np.eye(dims, dtype=np.float32)[0],
             schedule=schedule,

@@ -122,7 +122,7 @@ def test_a_canary_takes_one_seat_and_leaves_the_public_count(make_subject):
         canary = place_canary(subject, kind, seed=3)
         assert len(np.unique(canary.absent.units)) == 7
         assert len(np.unique(canary.present.units)) == 8
-        assert canary.absent.public_count == canary.present.public_count == subject.data.public_count
+        assert canary.absent.public_images == canary.present.public_images == subject.data.public_images
 
 
 def test_the_mislabelled_canary_is_a_patient_with_the_other_label(make_subject):

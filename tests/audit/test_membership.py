@@ -47,7 +47,7 @@ def released(people, sites):
             features=people.features[rows],
             labels=people.labels[rows],
             units=np.unique(people.patients[rows], return_inverse=True)[1],
-            public_count=site.data.public_count,
+            public_images=site.data.public_images,
         )
         for number, site in enumerate(sites)
         for rows in [people.members & (people.sites == number)]

@@ -133,7 +133,7 @@ def test_mutation_sampling_claimed_but_not_done_is_caught_by_the_audit(make_subj
 
     def everybody(site, flat, *, event, **rest):
         """Every patient in every step, with the noise and the denominator of the sampled step."""
-        crowded = replace(site, public_count=max(1, int(rate * site.public_count)))
+        crowded = replace(site, public_images=max(1, int(rate * site.public_images)))
         return train_head(crowded, flat, event=replace(event, sample_rate=1.0), **rest)
 
     subject = make_subject(rounds=2, sample_rate=rate)

@@ -19,7 +19,7 @@ MODES: Final[tuple[NoiseMode, ...]] = ("secure", "float")
 ROUNDS: Final = range(5)
 DIMS: Final = 4
 EMPTY = SiteFeatures(
-    features=np.zeros((0, DIMS), np.float32), labels=np.zeros(0, np.int64), units=np.zeros(0, np.int64), public_count=1
+    features=np.zeros((0, DIMS), np.float32), labels=np.zeros(0, np.int64), units=np.zeros(0, np.int64), public_images=1
 )
 STEPS = LocalSteps(learning_rate=1.0, weight_decay=0.0, optimizer="sgd", label_smoothing=0.0, proximal=0.0)
 

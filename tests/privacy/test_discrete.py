@@ -276,12 +276,12 @@ START = np.array([0.3, -1.0, 2.0, 0.1, -0.4, 0.7], np.float32)
 
 def mean_release(features, labels, units, *, noise, **changes):
     charged = event(mechanism="mean", **{"steps": 1} | changes)
-    return private_mean(features, units, event=charged, public_count=60, noise=noise)
+    return private_mean(features, units, event=charged, public_images=60, noise=noise)
 
 
 def descent_release(features, labels, units, *, noise, **changes):
     data = LogisticData.build(features, labels, units, bias_scale=0.2)
-    return private_descent(data, START, event=event(**changes), public_count=60, learning_rate=3.0, proximal=0.1, noise=noise)
+    return private_descent(data, START, event=event(**changes), public_images=60, learning_rate=3.0, proximal=0.1, noise=noise)
 
 
 def poisson_release(features, labels, units, *, noise, kind="linear", **changes):
@@ -294,7 +294,7 @@ def poisson_release(features, labels, units, *, noise, kind="linear", **changes)
         PoissonData(features=features, labels=labels, units=units),
         loss=lambda logits, truth: head_loss(logits, truth, label_smoothing=0.0),
         event=event(**changes),
-        public_count=60,
+        public_images=60,
         learning_rate=3.0,
         weight_decay=0.0,
         optimizer="sgd",

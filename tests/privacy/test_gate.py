@@ -58,7 +58,7 @@ def descent(unit, clipping_norm, scale, noise="float"):
             data,
             start,
             event=event(unit=unit, clipping_norm=clipping_norm, noise=noise),
-            public_count=1,
+            public_images=1,
             learning_rate=1.0,
             proximal=0.0,
             noise=silent(noise),
@@ -80,7 +80,7 @@ def poisson(unit, clipping_norm, scale, kind, noise="float"):
             PoissonData(features=features, labels=labels, units=units),
             loss=lambda logits, truth: head_loss(logits, truth, label_smoothing=0.1),
             event=event(unit=unit, clipping_norm=clipping_norm, noise=noise),
-            public_count=1,
+            public_images=1,
             learning_rate=1.0,
             weight_decay=0.0,
             optimizer="sgd",
@@ -103,7 +103,7 @@ def test_gate_no_unit_moves_a_release_by_more_than_its_clipping_norm(mechanism, 
 
         def release(features, _, units):
             charged = event(mechanism="mean", unit=unit, clipping_norm=clipping_norm, noise=noise)
-            return private_mean(features, units, event=charged, public_count=1, noise=silent(noise))
+            return private_mean(features, units, event=charged, public_images=1, noise=silent(noise))
 
     elif mechanism == "descent":
         release = descent(unit, clipping_norm, scale, noise)

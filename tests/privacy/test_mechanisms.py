@@ -62,7 +62,7 @@ def poisson_moves(features, labels, units, start, charged, **changes):
     head = build_head(spec, seed=0)
     load_flat(head, start)
     options = {
-        "public_count": len(features),
+        "public_images": len(features),
         "learning_rate": 3.0,
         "weight_decay": 0.0,
         "optimizer": "sgd",
@@ -100,7 +100,7 @@ def test_closed_form_equals_opacus_with_a_full_batch(clipping_norm, noise):
     charged = dataclasses.replace(EVENT, clipping_norm=clipping_norm, steps=4)
     data = LogisticData.build(features, labels, units, bias_scale=0.2)
     quiet, event = silent(noise, charged)
-    closed = private_descent(data, start, event=event, public_count=30, learning_rate=3.0, proximal=0.1, noise=quiet)
+    closed = private_descent(data, start, event=event, public_images=30, learning_rate=3.0, proximal=0.1, noise=quiet)
     opacus = poisson_moves(features, labels, units, start, charged, proximal=0.1)
     np.testing.assert_allclose(closed, opacus, rtol=1e-3, atol=1e-4)
 
@@ -114,7 +114,7 @@ def test_descent_noise_has_the_promised_scale(noise):
                 data,
                 np.zeros(4, np.float32),
                 event=EVENT,
-                public_count=10,
+                public_images=10,
                 learning_rate=1.0,
                 proximal=0.0,
                 noise=draws(noise, seed),
@@ -169,7 +169,7 @@ def test_poisson_takes_units_with_the_charged_rate(noise):
 def test_mean_clips_a_patient_once_however_many_images(noise):
     features = np.tile(np.array([[0.5, 0.0]], np.float32), (10, 1))
     quiet, charged = silent(noise, MEAN)
-    released = private_mean(features, np.zeros(10, int), event=charged, public_count=1, noise=quiet)
+    released = private_mean(features, np.zeros(10, int), event=charged, public_images=1, noise=quiet)
     np.testing.assert_allclose(released, [1.0, 0.0], rtol=1e-5)
 
 
@@ -206,14 +206,14 @@ def test_property_factors_bring_every_norm_to_the_clip_and_drop_what_is_not_fini
 def test_a_gradient_event_is_refused_for_a_mean_and_the_other_way_round():
     features, labels, units = small_cohort()
     with pytest.raises(InvalidSetting, match="must be one full-batch step on a mean"):
-        private_mean(features, units, event=EVENT, public_count=1, noise=noiseless("float"))
+        private_mean(features, units, event=EVENT, public_images=1, noise=noiseless("float"))
     data = LogisticData.build(features, labels, units, bias_scale=0.2)
     with pytest.raises(InvalidSetting, match="must be full-batch gradient steps"):
         private_descent(
             data,
             np.zeros(5, np.float32),
             event=MEAN,
-            public_count=1,
+            public_images=1,
             learning_rate=1.0,
             proximal=0.0,
             noise=noiseless("float"),
@@ -223,8 +223,8 @@ def test_a_gradient_event_is_refused_for_a_mean_and_the_other_way_round():
 @pytest.mark.parametrize("count", [0, -3])
 def test_a_public_count_below_one_is_refused(count):
     features, _, units = small_cohort()
-    with pytest.raises(InvalidSetting, match=r"public_count=.* must be at least 1; check the site's policy"):
-        private_mean(features, units, event=MEAN, public_count=count, noise=noiseless("float"))
+    with pytest.raises(InvalidSetting, match=r"public_images=.* must be at least 1; check the site's policy"):
+        private_mean(features, units, event=MEAN, public_images=count, noise=noiseless("float"))
 
 
 def test_events_survive_json_and_bad_ones_are_named():

@@ -66,13 +66,13 @@ def no_patients():
     return PoissonData(features=np.zeros((0, DIMS), np.float32), labels=np.zeros(0, np.int64), units=np.zeros(0, np.int64))
 
 
-def take(head, data, *, event, noise, sampling, optimizer="sgd", learning_rate=1.0, public_count=1, **more):
+def take(head, data, *, event, noise, sampling, optimizer="sgd", learning_rate=1.0, public_images=1, **more):
     poisson_steps(
         head,
         data,
         loss=lambda logits, truth: head_loss(logits, truth, label_smoothing=0.1),
         event=event,
-        public_count=public_count,
+        public_images=public_images,
         learning_rate=learning_rate,
         weight_decay=0.0,
         optimizer=optimizer,
@@ -199,7 +199,7 @@ def test_views_that_are_alike_give_the_steps_of_one_view():
             event=event(steps=1),
             noise=noiseless("float"),
             sampling=FloatDraws(generator=np.random.default_rng(0)),
-            public_count=30,
+            public_images=30,
         )
         for one in (data, stacked)
     ]
@@ -219,7 +219,7 @@ def rounds(lengths, *, optimizer, state, kind="mlp", rates=None, sampling=11):
             sampling=draws,
             optimizer=optimizer,
             learning_rate=rate,
-            public_count=30,
+            public_images=30,
             public=public_images(),
             state=state,
         )

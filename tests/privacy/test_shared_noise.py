@@ -155,7 +155,7 @@ def test_one_unit_moves_the_sum_of_all_sites_by_at_most_one_clipping_norm(unit, 
         features=np.random.default_rng(4).standard_normal((30, DIMS)).astype(np.float32),
         labels=np.arange(30) % 2,
         units=np.arange(30),
-        public_count=30,
+        public_images=30,
     )
 
     def part(site):
@@ -165,7 +165,7 @@ def test_one_unit_moves_the_sum_of_all_sites_by_at_most_one_clipping_norm(unit, 
         return gradient_share(site, start, head=head, feature_mean=feature_mean, event=charged, noise=OS)
 
     def release(features, labels, units):
-        mine = part(SiteFeatures(features=features, labels=labels, units=units, public_count=1))
+        mine = part(SiteFeatures(features=features, labels=labels, units=units, public_images=1))
         return mine + part(other)
 
     moves = largest_move(release, dims=DIMS, unit=unit)

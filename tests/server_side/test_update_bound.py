@@ -92,7 +92,7 @@ def patients(rng: np.random.Generator, *, alike: bool, unit: str) -> SiteFeature
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     labels = np.ones(IMAGES, np.int64) if alike else rng.integers(2, size=IMAGES)
     units = np.arange(IMAGES) // (IMAGES // PATIENTS) if unit == "patient" else np.arange(IMAGES)
-    return SiteFeatures(features=features.astype(np.float32), labels=labels, units=units, public_count=IMAGES)
+    return SiteFeatures(features=features.astype(np.float32), labels=labels, units=units, public_images=IMAGES)
 
 
 def trained(

@@ -37,7 +37,7 @@ def site(*, views: int = 0) -> SiteFeatures:
         features=rng.standard_normal(shape).astype(np.float32),
         labels=rng.integers(0, 2, IMAGES),
         units=rng.integers(0, 20, IMAGES),
-        public_count=IMAGES,
+        public_images=IMAGES,
     )
 
 

@@ -187,7 +187,7 @@ def mixed(data: SiteFeatures, payload: PublicPayload) -> SiteFeatures:
         features=np.concatenate([data.features, synthetic]),
         labels=np.concatenate([data.labels, payload.labels]),
         units=np.concatenate([data.units, first + np.arange(len(payload.labels))]),
-        public_count=data.public_count + len(payload.labels),
+        public_images=data.public_images + len(payload.labels),
     )
 
 

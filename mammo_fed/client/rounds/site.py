@@ -195,7 +195,7 @@ class Site:
             features=features,
             labels=cohort.labels,
             units=cohort.unit_index(declaration.unit),
-            public_count=policy.public_images,
+            public_images=policy.public_images,
         )
         beside = len(payload.labels) > 0 and declaration.sampler == "separate"
         return Prepared(

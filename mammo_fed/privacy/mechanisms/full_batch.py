@@ -202,7 +202,7 @@ def private_mean(
     units: NDArray[np.int64],
     *,
     event: PrivacyEvent,
-    public_count: int,
+    public_images: int,
     noise: Draws,
 ) -> NDArray[np.float32]:
     """Mean of `features`, every unit's sum clipped once, Gaussian noise added to the total.
@@ -215,21 +215,21 @@ def private_mean(
       features: float32, shape (images, dims).
       units: int64, shape (images,), dense index of the protected unit.
       event: the one that the ledger has reserved for this release.
-      public_count: denominator (images), declared public by the site: never `len(features)`.
+      public_images: denominator (images), declared public by the site: never `len(features)`.
       noise: draws for this noise alone; their kind decides between the grid and floating point.
 
     Returns:
       The noisy mean, float32, shape (dims,).
 
     Raises:
-      InvalidSetting: If the event is not one full-batch step on a mean, or `public_count` < 1.
+      InvalidSetting: If the event is not one full-batch step on a mean, or `public_images` < 1.
 
     Source: per-user clipping, arXiv:2407.07737 (ULS); Gaussian mechanism, arXiv:1905.02383, Thm 1.
     """
     _check_mean(event)
-    _check_count(public_count)
+    _check_count(public_images)
     total = noise.release(_FeatureSum(features=features, units=units), event=event)
-    return (total / public_count).astype(np.float32)
+    return (total / public_images).astype(np.float32)
 
 
 def mean_grid_sum(features: NDArray[np.float32], units: NDArray[np.int64], *, event: PrivacyEvent) -> NDArray[np.int64]:
@@ -255,7 +255,7 @@ def private_descent(
     weights: NDArray[np.float32],
     *,
     event: PrivacyEvent,
-    public_count: int,
+    public_images: int,
     learning_rate: float,
     proximal: float,
     noise: Draws,
@@ -274,7 +274,7 @@ def private_descent(
       data: the site's prepared features.
       weights: float32, shape (dims + 1,); where the site starts.
       event: the one that the ledger has reserved for these steps.
-      public_count: denominator (images), declared public by the site.
+      public_images: denominator (images), declared public by the site.
       learning_rate: step size on the mean gradient, > 0.
       proximal: FedProx's mu, >= 0: pulls towards `weights`; it uses no patient's data.
       noise: draws for this noise alone; their kind decides between the grid and floating point.
@@ -288,7 +288,7 @@ def private_descent(
         lambda current: _GradientSum(data=data, weights=current),
         weights,
         event=event,
-        public_count=public_count,
+        public_images=public_images,
         learning_rate=learning_rate,
         proximal=proximal,
         noise=noise,
@@ -300,7 +300,7 @@ def descend(
     weights: NDArray[np.float32],
     *,
     event: PrivacyEvent,
-    public_count: int,
+    public_images: int,
     learning_rate: float,
     proximal: float,
     noise: Draws,
@@ -311,14 +311,14 @@ def descend(
 
     Args:
       sum_at: the sum of the units' clipped gradients at given weights.
-      weights, event, public_count, learning_rate, proximal, noise: as of `private_descent`.
+      weights, event, public_images, learning_rate, proximal, noise: as of `private_descent`.
     """
     _check_gradient(event)
-    _check_count(public_count)
+    _check_count(public_images)
     current = weights.copy()
     for _ in range(event.steps):
         total = noise.release(sum_at(current), event=event).astype(np.float32)
-        current = current - np.float32(learning_rate / public_count) * total
+        current = current - np.float32(learning_rate / public_images) * total
         if proximal > 0:
             # Implicit, so that the pull never overshoots however large the step is.
             pull = np.float32(learning_rate * proximal)
@@ -384,6 +384,6 @@ def _check_gradient(event: PrivacyEvent) -> None:
         raise InvalidSetting(f"event={event} must be full-batch gradient steps; reserve that event first")
 
 
-def _check_count(public_count: int) -> None:
-    if public_count < 1:
-        raise InvalidSetting(f"public_count={public_count} must be at least 1; check the site's policy")
+def _check_count(public_images: int) -> None:
+    if public_images < 1:
+        raise InvalidSetting(f"public_images={public_images} must be at least 1; check the site's policy")

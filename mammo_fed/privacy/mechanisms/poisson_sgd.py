@@ -81,7 +81,7 @@ def poisson_steps(
     *,
     loss: Callable[[Tensor, Tensor], Tensor],
     event: PrivacyEvent,
-    public_count: int,
+    public_images: int,
     learning_rate: float,
     weight_decay: float,
     optimizer: LocalOptimizer,
@@ -107,7 +107,7 @@ def poisson_steps(
       data: the site's features.
       loss: per-image loss of (logits, labels), shape (images,).
       event: the one that the ledger has reserved for these steps.
-      public_count: images at the site, declared public; the denominator is sample_rate * public_count.
+      public_images: images at the site, declared public; the denominator is sample_rate * public_images.
       learning_rate: local step size, > 0.
       weight_decay: of the local optimizer, >= 0.
       optimizer: "sgd" or "adamw".
@@ -118,12 +118,12 @@ def poisson_steps(
       state: the local optimizer's state, taken up and left behind; None starts afresh.
 
     Raises:
-      InvalidSetting: If the event is not about gradients, or `public_count` < 1.
+      InvalidSetting: If the event is not about gradients, or `public_images` < 1.
 
     Source: Abadi et al., arXiv:1607.00133, Alg. 1; per-user sampling and clipping, arXiv:2407.07737 (ULS).
     """
-    if event.mechanism != "gradient" or public_count < 1:
-        raise InvalidSetting(f"event={event} must be gradient steps and public_count={public_count} at least 1")
+    if event.mechanism != "gradient" or public_images < 1:
+        raise InvalidSetting(f"event={event} must be gradient steps and public_images={public_images} at least 1")
     start = [parameter.detach().clone() for parameter in head.parameters()]
     inner: torch.optim.Optimizer
     if optimizer == "sgd":
@@ -134,7 +134,7 @@ def poisson_steps(
         # The moments alone: step size and weight decay are this round's.
         inner.load_state_dict({**inner.state_dict(), "state": state["optimizer"]})
     gradients = _HeadGradients(head, inner, data, loss=loss, event=event, sampling=sampling)
-    batch = event.sample_rate * public_count
+    batch = event.sample_rate * public_images
     for _ in range(event.steps):
         drawn = sampling.poisson_sample(gradients.num_units, sample_rate=event.sample_rate)
         released = noise.release(_DrawnSum(gradients=gradients, drawn=drawn), event=event)
