@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from mammo_fed.federation.flwr_internals.messages import become_server, stamp, t
 from mammo_fed.federation.protocol.messages import (
     ARRAYS,
     CONFIG,
+    METRICS,
     PRIVACY,
     WEIGHT,
     pack_parameters,
@@ -32,7 +34,7 @@ from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
 from mammo_fed.federation.protocol.task import RoundTask
 from mammo_fed.federation.protocol.version import stamped
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.events import PrivacyEvent, events_to_json
 
 EVENT = PrivacyEvent(
     mechanism="gradient",
@@ -238,6 +240,68 @@ def test_a_reply_with_a_number_of_images_that_no_site_sends_is_refused(weight):
     content = pack_reply(UPDATE)
     content["metrics"] = MetricRecord({WEIGHT: weight})
     with pytest.raises(DataError, match="number of images"):
+        read_reply(content)
+
+
+def of_shape(shape: str) -> bytes:
+    """The head of an array file that claims a shape, with little behind it."""
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(12)
+
+
+def archive() -> bytes:
+    content = io.BytesIO()
+    np.savez(content, flat=np.zeros(3, np.float32))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("other", of_shape("(3,)")),
+        ("numpy.ndarray", b""),
+        ("numpy.ndarray", b"PK\x03\x04 no archive"),
+        ("numpy.ndarray", archive()),
+        ("numpy.ndarray", of_shape("(1000000000000000,)")),
+        ("numpy.ndarray", of_shape("(99999999999999999999999,)")),
+        ("numpy.ndarray", of_shape("((")),
+        ("numpy.ndarray", of_shape("(True,)")),
+    ],
+    ids=["kind", "nothing", "broken archive", "archive", "too large", "no machine's number", "no shape", "no number"],
+)
+def test_bytes_that_are_no_array_are_a_reply_that_cannot_be_read(kind, data):
+    """Whatever numpy raises at them: the server's round goes on without this site."""
+    content = pack_reply(UPDATE)
+    content[ARRAYS] = ArrayRecord({"flat": Array(dtype="float32", shape=(3,), stype=kind, data=data)})
+    with pytest.raises(DataError):
+        read_reply(content)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, events_to_json([EVENT]).replace("2.5", "1" + 400 * "0"), "[" + 5000 * "1" + "]"],
+    ids=["deep", "no float", "digits"],
+)
+def test_events_that_python_cannot_read_are_a_reply_that_cannot_be_read(text):
+    content = pack_reply(UPDATE)
+    content.config_records[PRIVACY]["events"] = text
+    with pytest.raises(DataError):
+        read_reply(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        (METRICS, MetricRecord({WEIGHT: 281, "loss": 0.5})),
+        ("masked", ArrayRecord({"flat": Array(np.zeros(0, np.uint64))})),
+    ],
+    ids=["metric", "masked"],
+)
+def test_what_flowers_strategies_stumble_over_is_no_reply(name, record):
+    """They give up a whole round where one site's records or metrics differ from the others'."""
+    content = pack_reply(UPDATE)
+    content[name] = record
+    with pytest.raises(DataError):
         read_reply(content)
 
 

@@ -205,9 +205,20 @@ def read_reply(content: RecordDict) -> Reply:
 
     Raises:
       VersionMismatch: If it is of another version of the protocol; nothing else of it is read.
-      DataError: If a field is missing, unknown or of the wrong type.
+      DataError: If a field is missing, unknown or of the wrong type, or an array or a text in it cannot be read.
+      InvalidSetting: If its events are none that can be priced.
     """
     check_version(content)
+    try:
+        return _read(content)
+    except (DataError, InvalidSetting):
+        raise
+    except Exception as error:
+        # Bytes of a hostile site reach numpy and json, which raise more kinds than a list of them would hold.
+        raise DataError(f"a reply cannot be read ({type(error).__name__})") from error
+
+
+def _read(content: RecordDict) -> Reply:
     try:
         fields: Fields = content.config_records[PRIVACY]
         kind = str(fields[KIND])
@@ -237,7 +248,10 @@ def _priced(reply: PricedReply) -> dict[str, str | int | float]:
 
 
 def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
-    images = content.metric_records[METRICS][WEIGHT]
+    metrics = content.metric_records[METRICS]
+    # Flower's strategies compare the metrics of all sites, and give up a round where one site has others.
+    _check_known("metric", metrics, (WEIGHT,))
+    images = metrics[WEIGHT]
     if not isinstance(images, int) or images < 1:
         raise DataError("a reply has a number of images that no site sends")
     if not SITE_NAME.fullmatch(str(fields["site"])):
@@ -298,8 +312,8 @@ def _masked_array(content: RecordDict) -> NDArray[np.uint64]:
     if list(record) != [NAME]:
         raise DataError(f"a masked update must be one array named {NAME!r}")
     array = record[NAME].numpy()
-    if array.ndim != 1 or array.dtype != np.uint64:
-        raise DataError(f"a masked update must be flat and uint64, not {array.dtype} of shape {array.shape}")
+    if array.ndim != 1 or array.dtype != np.uint64 or not len(array):
+        raise DataError(f"a masked update must be flat, uint64 and not empty, not {array.dtype} of shape {array.shape}")
     return array
 
 

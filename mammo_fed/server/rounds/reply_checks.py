@@ -159,6 +159,8 @@ def validate(
         if len(reply.parameters) or reply.masked.shape != parameters.shape:
             return Rejection(reason="shape", text="sends a masked update of the wrong shape, or another one beside it")
         return None
+    if len(reply.masked):
+        return Rejection(reason="shape", text="sends a masked update beside one in plaintext")
     if reply.parameters.shape != parameters.shape:
         return Rejection(reason="shape", text="sends an update of the wrong shape")
     if not np.isfinite(reply.parameters).all():
