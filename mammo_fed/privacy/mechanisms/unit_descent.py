@@ -95,7 +95,8 @@ class UnitSum:
             return nothing
         try:
             with np.errstate(all="ignore"):
-                found = np.asarray(
+                # A copy: a gradient may give the same array for every unit, with other numbers in it.
+                found = np.array(
                     self.gradient(rows[present], self.data.labels[start:end][present].copy(), self.weights.copy()), np.float64
                 )
         except Exception:
