@@ -134,6 +134,20 @@ def test_each_charge_counts_and_is_durable_and_a_refused_one_costs_nothing(tmp_p
         again.verify()
 
 
+@pytest.mark.parametrize("patients", ["P01", [], [1, 2], ["A", None]], ids=str)
+def test_a_charge_refuses_patients_that_are_no_list_of_identifiers(patients, tmp_path):
+    with mammo_fed.open_ledger(tmp_path / "ledger", max_epsilon=2.0, delta=1e-5, filter="gdp") as ledger:
+        with pytest.raises(InvalidSetting, match="patients must be a list of identifiers"):
+            mammo_fed.charge(ledger, [EVENT], patients=patients)
+        assert ledger.events() == ()
+
+
+@pytest.mark.parametrize("steps", [True, 1.5, 0, "2"], ids=repr)
+def test_an_event_of_no_whole_number_of_steps_cannot_exist(steps):
+    with pytest.raises(InvalidSetting, match="must be a whole number of at least 1"):
+        replace(EVENT, steps=steps)
+
+
 def test_a_charge_of_sampled_events_needs_a_filter_that_takes_them(tmp_path):
     sampled = replace(EVENT, mechanism="gradient", sample_rate=0.1)
     with (

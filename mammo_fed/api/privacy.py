@@ -138,10 +138,11 @@ def charge(ledger: Ledger, events: Sequence[PrivacyEvent], *, patients: Iterable
     Args:
       ledger: from `open_ledger`.
       events: what will be released, all of one unit.
-      patients: identifiers of everybody whose data it uses; only keyed digests are stored.
+      patients: identifiers of everybody whose data it uses, a text each; only keyed digests are stored.
       account: the budget to charge.
 
     Raises:
+      InvalidSetting: If `patients` is one text, or holds something else than texts.
       PrivacyRefused: If the budget does not allow it; then nothing may be released.
       PolicyRefused: If the account's filter does not take such events.
 
@@ -158,6 +159,10 @@ def charge(ledger: Ledger, events: Sequence[PrivacyEvent], *, patients: Iterable
     ...             print("refused;", ledger.budget_left() == left, round(left, 3))
     refused; True 1.274
     """
+    # One text would be charged to its letters.
+    patients = [] if isinstance(patients, str) else list(patients)
+    if not (patients and all(isinstance(patient, str) for patient in patients)):
+        raise InvalidSetting("patients must be a list of identifiers, a text each; give patients=[...]")
     events = tuple(events)
     run_id = f"charge-{secrets.token_hex(8)}"
     task = Charge(

@@ -69,8 +69,8 @@ class PrivacyEvent:
             raise InvalidSetting(f"unit={self.unit!r} must be one of {get_args(Unit)}; check privacy.unit")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise InvalidSetting(f"noise_multiplier={self.noise_multiplier} must be a finite number, at least 0")
-        if self.steps < 1:
-            raise InvalidSetting(f"steps={self.steps} must be at least 1; check federation.local_steps")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise InvalidSetting(f"steps={self.steps} must be a whole number of at least 1; check federation.local_steps")
         if not 0 < self.sample_rate <= 1:
             raise InvalidSetting(f"sample_rate={self.sample_rate} must be in (0, 1]; check privacy.batch_size")
         if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mammo_fed.privacy.mechanisms.logistic_gradients import LogisticData
+from mammo_fed.privacy.mechanisms.full_batch import LogisticData
 from mammo_fed.privacy.mechanisms.unit_descent import UnitSum
 
 

@@ -208,6 +208,12 @@ def test_an_answer_to_another_task_is_left_out(federate, left_out, changed):
     np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
 
 
+def test_a_masked_update_beside_one_in_plaintext_is_left_out(federate, left_out):
+    federation = federate(lambda reply, message: answer(reply, message, masked=np.ones(4, np.uint64)))
+    assert f"{HOSTILE} sends a masked update beside one in plaintext; its update is left out" in federation.log
+    np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
+
+
 @pytest.mark.parametrize("content", [NOTHING, TWO_ARRAYS], ids=["nothing", "two arrays"])
 def test_garbage_is_left_out_with_a_word_about_what_is_wrong(federate, left_out, content):
     federation = federate(garbage(content))
