@@ -1,3 +1,3 @@
 #!/bin/sh
-# Hospitals of very unequal size: shares drawn from Dirichlet(0.5).
+# Hospitals whose sizes fall by a power law; procedural ones come ready-made, so it needs data=csv, cohort or mammo_dp.
 exec mammo-fed simulate federation.partition=size federation.partition_alpha=0.5 "$@"
