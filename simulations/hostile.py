@@ -14,6 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from mammo_fed.client.rounds.app import app
+from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.protocol.messages import pack_reply, read_reply, read_task
 from mammo_fed.federation.protocol.replies import Update
 from mammo_fed.server.run import Hooks
@@ -53,4 +54,10 @@ def main(folder: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if len(sys.argv) < 2 or "=" in sys.argv[1]:
+        sys.exit("usage: python simulations/hostile.py FOLDER [key=value ...]")
+    try:
+        main(Path(sys.argv[1]), sys.argv[2:])
+    except MammoFedError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

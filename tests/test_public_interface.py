@@ -134,6 +134,15 @@ def test_each_charge_counts_and_is_durable_and_a_refused_one_costs_nothing(tmp_p
         again.verify()
 
 
+def test_a_ledger_is_shown_at_the_delta_of_its_own_budget(tmp_path, capsys):
+    with mammo_fed.open_ledger(tmp_path / "ledger", max_epsilon=2.0, delta=1e-5, filter="gdp") as ledger:
+        left = mammo_fed.charge(ledger, [EVENT], patients=["A"])
+    assert main(["privacy", "show", str(tmp_path / "ledger"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["delta"] == 1e-5
+    assert shown["accounts"][0]["charged"] == pytest.approx(2.0 - left, rel=1e-6)
+
+
 @pytest.mark.parametrize("patients", ["P01", [], [1, 2], ["A", None]], ids=str)
 def test_a_charge_refuses_patients_that_are_no_list_of_identifiers(patients, tmp_path):
     with mammo_fed.open_ledger(tmp_path / "ledger", max_epsilon=2.0, delta=1e-5, filter="gdp") as ledger:

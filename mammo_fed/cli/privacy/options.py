@@ -52,7 +52,7 @@ def add_plan_options(plan: argparse.ArgumentParser) -> None:
 def add_show_options(show: argparse.ArgumentParser) -> None:
     """Add the options of `privacy show`."""
     _add_ledger(show)
-    show.add_argument("--delta", type=float, default=1e-4)
+    show.add_argument("--delta", type=float, help="default: that of the ledger's budget")
     show.add_argument("--accountant", choices=ACCOUNTANTS, default="pld")
 
 

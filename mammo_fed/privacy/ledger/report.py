@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.accounting.filters import patient_schedule_epsilon, schedule_epsilon
@@ -28,6 +28,10 @@ __all__ = [
     "verify_journal",
     "verify_ledger",
 ]
+
+
+# Of ledgers that did not note theirs.
+USUAL_DELTA: Final = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +106,13 @@ class LedgerSummary:
     accounts: tuple[AccountSummary, ...]
 
 
-def show_ledger(folder: Path, *, delta: float, accountant: AccountantName = "pld") -> LedgerSummary:
+def show_ledger(folder: Path, *, delta: float | None, accountant: AccountantName = "pld") -> LedgerSummary:
     """Verify the ledger in `folder` and sum it up.
+
+    Args:
+      folder: the ledger's folder.
+      delta: at which costs are shown, in (0, 1); None is that of the ledger's budgets, the smallest where there are several.
+      accountant: what prices them.
 
     Raises:
       LedgerError: If there is no ledger or it does not verify.
@@ -112,6 +121,8 @@ def show_ledger(folder: Path, *, delta: float, accountant: AccountantName = "pld
     with _existing(folder) as journal:
         state = verify_journal(journal, reported=None)
         head = journal.head
+    if delta is None:
+        delta = min((account.delta for account in state.accounts if account.delta is not None), default=USUAL_DELTA)
     accounts = tuple(_summarize(state, account, delta=delta, accountant=accountant) for account in state.accounts)
     return LedgerSummary(
         site=state.site, entries=head.seq + 1, head=str(head), delta=delta, accountant=accountant, accounts=accounts

@@ -16,8 +16,6 @@ from mammo_fed.privacy.noise.integer_grid import Words, discrete_gaussian, noisy
 
 __all__ = ["ClippedSum", "Draws", "FloatDraws", "GridDraws", "NoiseSource"]
 
-"""On the grid with discrete noise, or in floating point."""
-
 
 class ClippedSum(Protocol):
     """What the units of a cohort add up to in one release, each unit's contribution clipped as a whole, in both arithmetics."""
