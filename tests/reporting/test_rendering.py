@@ -1,5 +1,6 @@
 """What comes from sites, settings and files is text on every page, whatever it looks like; what a page lacks is an error."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -250,6 +251,8 @@ def test_the_wheel_holds_every_template_and_makes_pages_of_them(tmp_path):
         archive.extractall(tmp_path / "installed")
     assert packed == {path.name: path.read_bytes() for path in TEMPLATES.iterdir()}
     code = f"import mammo_fed\n{EMPTY_COMPARISON}\nprint(mammo_fed.__file__, page)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "installed", capture_output=True, text=True, check=True)
+    # By name: a command that ran in this process keeps its children from importing what lies in their current folder.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(tmp_path))
     assert "Comparison of runs" in found.stdout

@@ -52,8 +52,12 @@ def in_a_fresh_process(folder: Path, out: Path) -> tuple[Ingested, int]:
         "done = asdict(ingest_files(*map(Path, sys.argv[1:]))); "
         "sys.stdout.write(json.dumps([done, largest_memory()]))"
     )
+    # By name: a command that ran in this process keeps its children from importing what lies in their current folder.
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(out)], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", code, str(folder), str(out)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.PIPE,
+        check=True,
     )
     ingested, peak = json.loads(done.stdout)
     return Ingested(**ingested), peak
