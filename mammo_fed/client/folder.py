@@ -99,7 +99,7 @@ class SiteFolder:
 
     @property
     def site_file(self) -> Path:
-        """The site's file; what a SuperNode is told as `site-file`."""
+        """The site's file; what a SuperNode gets as `site-file`."""
         return self.path / ABOUT
 
     @property
@@ -139,7 +139,7 @@ class SiteFolder:
     def rotate_key(self) -> SiteKey:
         """Make a new key and keep the old one aside until `end_rotation` or `undo_rotation`; the new public key.
 
-        A SuperNode that runs has read the old key, and goes on with it until the coordinator replaces it; the one that is
+        A SuperNode that runs has read the old key, and keeps it until the coordinator replaces it; the one that is
         started then reads the new key.
 
         Raises:

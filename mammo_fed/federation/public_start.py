@@ -208,7 +208,7 @@ def _start(
     cache: ArrayCache,
     whitening: Mapping[str, object],
 ) -> NDArray[np.float32]:
-    """The head that training starts from: pretrained with the network, by itself (kept in the cache), or fresh."""
+    """The head that training starts from: pretrained with the network, alone (kept in the cache), or fresh."""
     if network is not None and settings.synthesis.keep_head:
         return read_head(network)
     if _pretrains_head(settings):

@@ -33,7 +33,7 @@ NAME_LENGTH: Final = 200
 class PrivacyEvent:
     """Gaussian noise on a sum of clipped contributions, repeated `steps` times.
 
-    Guarantee: none by itself; accountants price a sequence of events (mammo_fed.privacy.accounting.pricing).
+    Guarantee: none alone; accountants price a sequence of events (mammo_fed.privacy.accounting.pricing).
     Neighbouring datasets: the data of one `unit` zeroed out, the cohort's size public (sensitivity `clipping_norm`).
 
     Attributes:

@@ -26,7 +26,7 @@ settings are given as key=value; `--cfg job` prints them all. The most used:
   donor.num_sites=4 donor.index=0                       one hospital of a simulated federation
   seed=0   threads=2   hydra.run.dir=FOLDER
 
-A training that was interrupted goes on with --resume FOLDER. Losses and samples lie in the folder.
+--resume FOLDER continues a training that was interrupted. Losses and samples lie in the folder.
 Patients who are not public need --site: their site's policy and ledger then hold.
 """
 EVALUATE: Final = """

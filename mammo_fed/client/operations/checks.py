@@ -63,7 +63,7 @@ def _key(folder: SiteFolder) -> str:
     public = folder.public_key()
     if not folder.public_key_file.is_file() or public.line not in folder.public_key_file.read_text(encoding="utf-8"):
         raise InvalidSetting(
-            f"{folder.public_key_file} must be the public half of {folder.key}; write it anew: "
+            f"{folder.public_key_file} must be the public half of {folder.key}; write it again: "
             f"site-client public-key {folder.path} > {folder.public_key_file}"
         )
     rotating = "; a rotation is not over, see rotate-key --done" if folder.old_key.exists() else ""

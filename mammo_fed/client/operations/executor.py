@@ -1,6 +1,6 @@
 """The process at a site that answers the server: the installed app, kept warm, with the site's own file.
 
-Code that comes with a run is never read. It ends by itself when its supervisor is gone, and finishes what it has begun when
+Code that comes with a run is never read. It ends when its supervisor is gone, and finishes what it has begun when
 asked to stop.
 """
 

@@ -69,7 +69,7 @@ class Site:
         self._runs = RunMemory(self.folder)
         self._prepared: dict[str, Prepared] = {}
         if self.cohort.num_patients < file.policy.min_patients:
-            # Here and not when a run is declared: what a server is told then depends on declared numbers alone.
+            # Here and not when a run is declared: what a server hears then depends on declared numbers alone.
             raise DataError(
                 f"the cohort has {self.cohort.num_patients} patients, and min_patients={file.policy.min_patients}: the site "
                 "takes no part; check [policy] in the site's file"

@@ -35,7 +35,7 @@ def calibrate(
     accountant's price is a continuous function of the noise.
 
     Args:
-      make_events: from a noise multiplier > 0 to the events it stands for; more noise must not cost more.
+      make_events: from a noise multiplier > 0 to the events that it gives; more noise must not cost more.
       target_epsilon: above 0; infinity gives 0.0, no noise.
       delta: in (0, 1).
       accountant: who prices.

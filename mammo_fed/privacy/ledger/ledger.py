@@ -139,7 +139,7 @@ class Ledger:
                 details |= {"account": account, "filter": asdict(joined.privacy_filter), "delta": joined.delta}
                 self._append("declared", {**details, "schedule": [event.as_dict() for event in schedule]})
             else:
-                # Always: the ledger's head is told to the server, and must not say whether somebody was new.
+                # Always: the ledger's head is reported to the server, and must not say whether somebody was new.
                 self._append("enrolled", details)
 
     def stored_reply(self, *, run_id: str, round_index: int, task_hash: str) -> bytes | None:

@@ -77,7 +77,7 @@ class AccountSummary:
       patients: everybody ever enrolled.
       epsilon: schedule cost of all that is reserved, by the accountant asked for.
       patient_epsilon: the same for a patient with the largest allowed number of images, by PLD.
-      charged: epsilon in the filter's own currency, to be held against the budget.
+      charged: epsilon in the filter's own currency, to be compared with the budget.
       opened_delta: at which the account's budget is read; None in a ledger that did not note it.
       runs: its runs, the oldest first.
     """

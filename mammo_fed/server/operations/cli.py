@@ -58,7 +58,7 @@ def _add_renew_options(renew: argparse.ArgumentParser) -> None:
 
 
 def _add_certificate_options(command: argparse.ArgumentParser, *, needs_host: bool) -> None:
-    words = "name or address by which sites reach the server; may be repeated, the first is what they are told"
+    words = "name or address by which sites reach the server; may be repeated, the first is the one that they get"
     command.add_argument("--host", action="append", default=[], required=needs_host, help=words)
     command.add_argument("--days", type=int, default=SERVER_DAYS, metavar="N", help=f"of its certificate ({SERVER_DAYS})")
 

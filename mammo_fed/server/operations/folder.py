@@ -44,7 +44,7 @@ class Federation:
     Attributes:
       format: of the folder.
       name: of the federation.
-      hosts: names and addresses by which sites reach the server; the first is what they are told.
+      hosts: names and addresses by which sites reach the server; the first is the one that they get.
       port: where the server listens.
       bind: address that it listens on.
     """
@@ -72,7 +72,7 @@ class Federation:
 
     @property
     def address(self) -> str:
-        """HOST:PORT as sites are told."""
+        """HOST:PORT as sites get it."""
         host = self.hosts[0]
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 

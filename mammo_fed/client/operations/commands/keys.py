@@ -44,7 +44,7 @@ def rotate_key(options: argparse.Namespace, console: Console) -> int:
         console,
         f"the new key is {key.fingerprint}",
         f"  1. send {folder.public_key_file} to the coordinator, who gives it to flower-server register --replace",
-        "  2. a site-client that runs goes on with the old key until then, and then takes the new one",
+        "  2. a site-client that runs keeps the old key until then, and then takes the new one",
         f"  3. afterwards: site-client rotate-key {folder.path} --done   (or --undo to go back before)",
     )
     return 0

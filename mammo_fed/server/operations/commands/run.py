@@ -88,7 +88,7 @@ def _resumed(folder: FederationFolder, overrides: Sequence[str]) -> tuple[Compos
     """A run that was begun: the settings that it was begun with, and its folder."""
     other = [override for override in overrides if not override.startswith(RUN_FOLDER)]
     if other:
-        raise InvalidSetting(f"{other[0]} must not be given with --resume: a run goes on with the settings that it began with")
+        raise InvalidSetting(f"{other[0]} must not be given with --resume: a run resumes with the settings that it began with")
     run_folder = compose_settings(overrides).folder.absolute() if overrides else folder.unfinished_run()
     if (run_folder / "record.json").exists():
         raise InvalidSetting(f"{RUN_FOLDER}{run_folder} is a run that is done; leave --resume out to start another")
