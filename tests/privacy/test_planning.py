@@ -183,7 +183,7 @@ def test_plan_for_an_infinite_target_has_no_noise():
         ({"mean_fraction": -0.1}, r"mean_fraction=-0\.1 must be"),
         ({"mean_fraction": math.nan}, r"mean_fraction=nan must be"),
         ({"rounds": 0}, r"rounds=0 must be at least 1; check federation\.rounds"),
-        ({"local_steps": 0}, r"steps=0 must be at least 1; check federation\.local_steps"),
+        ({"local_steps": 0}, r"steps=0 must be a whole number of at least 1; check federation\.local_steps"),
         ({"sample_rate": 1.5}, r"sample_rate=1\.5 must be"),
         ({"delta": 0.0}, r"delta=0\.0 must be .*; check privacy\.delta"),
         ({"delta": 2.0, "target_epsilon": math.inf}, r"delta=2\.0 must be"),

@@ -168,7 +168,9 @@ def test_gan_set_of_a_provenance_that_a_site_does_not_take_is_refused_there(priv
     )
     declaration = SimpleNamespace(
         unit="patient",
-        model=SimpleNamespace(scope="head", weights_file=None, weights="wheel"),
+        model=SimpleNamespace(scope="head", weights_file=None, weights="wheel", backbone=("efficientnet_lite0",)),
+        mechanism="dp_gd",
+        accountant="pld",
         synthesis_provenance=read_provenance(private_set).kind,
         delta=1e-4,
         noise_seed=None,
