@@ -36,7 +36,7 @@ class Canary:
 
     Attributes:
       kind: of CANARIES.
-      absent: the site with the canary zeroed out: its rows add nothing, the public counts stay.
+      absent: the site with a canary that contributes nothing: its rows are zero, the public counts stay.
       present: the site with the canary.
       play: starts the adversary's part of one trial.
     """

@@ -1,4 +1,4 @@
-"""The sensitivity gate: with the noise off, zeroing out one unit may move a release by at most its clipping norm."""
+"""The sensitivity gate: with the noise off, a unit may move a release by at most its clipping norm."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class GateCase:
     images_of_trial: NDArray[np.bool_]
 
     def without(self) -> GateCase:
-        """The neighbouring cohort: the unit's rows are gone (a zeroed unit contributes nothing), sizes stay public."""
+        """The neighbouring cohort: the unit's rows are gone, so that it contributes nothing; sizes stay public."""
         keep = ~self.images_of_trial
         return GateCase(
             kind=self.kind,
@@ -67,8 +67,8 @@ class GateCase:
             images_of_trial=np.zeros(int(keep.sum()), bool),
         )
 
-    def zeroed(self) -> GateCase:
-        """The neighbouring cohort taken literally: the unit's rows are zero and stay in their places."""
+    def in_place(self) -> GateCase:
+        """The same neighbouring cohort as a site holds it: the unit's rows are zero and stay in their places."""
         features = np.where(self.images_of_trial[:, None], np.float32(0), self.features)
         labels = np.where(self.images_of_trial, 0, self.labels)
         return replace(self, features=features, labels=labels)
@@ -127,13 +127,13 @@ def largest_move(
       unit: "patient" or "image".
 
     Returns:
-      By kind of unit, the larger distance to the cohort without the unit and to the one with it zeroed in place; a mechanism
+      By kind of unit, the larger distance to the cohort without the unit and to the one with zeros in its place; a mechanism
       passes if each is at most its clipping norm, and NaN never passes.
     """
     moves = {}
     for case in hostile_cases(dims=dims, unit=unit):
         sums = []
-        for cohort in (case, case.without(), case.zeroed()):
+        for cohort in (case, case.without(), case.in_place()):
             units = cohort.patients if unit == "patient" else np.arange(len(cohort.patients), dtype=np.int64)
             sums.append(np.asarray(release(cohort.features, cohort.labels, units), np.float64))
         # np.max lets a NaN through, where max() may not.

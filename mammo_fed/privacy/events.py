@@ -13,6 +13,8 @@ from mammo_fed.errors import InvalidSetting
 __all__ = [
     "DEFAULT_ACCOUNT",
     "NAME_LENGTH",
+    "OLDER_RELATIONS",
+    "RELATION",
     "Mechanism",
     "PrivacyEvent",
     "Unit",
@@ -24,7 +26,10 @@ __all__ = [
 
 Unit = Literal["patient", "image"]
 Mechanism = Literal["mean", "gradient"]
-RELATION: Final = "zero_out"
+# One unit contributes nothing; the sizes of the cohort are public constants.
+RELATION: Final = "no_contribution"
+# Ledgers, records and replies of earlier versions call the same relation so.
+OLDER_RELATIONS: Final = ("zero_out",)
 DEFAULT_ACCOUNT: Final = "default"
 NAME_LENGTH: Final = 200
 
@@ -34,7 +39,7 @@ class PrivacyEvent:
     """Gaussian noise on a sum of clipped contributions, repeated `steps` times.
 
     Guarantee: none alone; accountants price a sequence of events (mammo_fed.privacy.accounting.pricing).
-    Neighbouring datasets: the data of one `unit` zeroed out, the cohort's size public (sensitivity `clipping_norm`).
+    Neighbouring datasets: one `unit` contributes nothing, the cohort's size is a public constant (sensitivity `clipping_norm`).
 
     Attributes:
       mechanism: what is released: the cohort's "mean" feature or a "gradient" sum.
@@ -111,7 +116,7 @@ class PrivacyEvent:
         """
         fields = dict(values)
         relation = fields.pop("relation", None)
-        if relation != RELATION:
+        if relation not in (RELATION, *OLDER_RELATIONS):
             raise InvalidSetting(f"relation={relation!r} must be {RELATION!r}: no other relation is priced")
         try:
             return cls(**fields)

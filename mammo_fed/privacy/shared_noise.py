@@ -92,7 +92,7 @@ def noisy_share(total: NDArray[np.int64], *, event: PrivacyEvent, draws: GridDra
     """A site's sum on the grid with its share of the noise; it must leave the site under a mask only.
 
     Guarantee: in a sum over `event.noise_shares` honest sites, that of `event`; see the module's docstring.
-    Neighbouring cohorts: the contribution of one unit of one site zeroed out: it moves the sum of all sites by an integer
+    Neighbouring cohorts: one unit of one site contributes nothing: it moves the sum of all sites by an integer
     vector of norm at most GRID_STEPS, as it moves its own site's.
     Edge cases: a noise multiplier of 0 adds no noise.
 

@@ -96,7 +96,7 @@ def private_gradients(
 
     Guarantee: step n is one step of `event` (see noisy_unit_gradients): a unit's loss is a function of its own images, the
     networks and draws that depend on seed, step and the unit's index; the divisor is public.
-    Neighbouring cohorts: one unit's images zeroed out, sizes public.
+    Neighbouring cohorts: one unit contributes nothing, sizes public.
 
     Args:
       real: the donor's images.

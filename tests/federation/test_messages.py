@@ -313,8 +313,8 @@ def test_a_reply_whose_events_are_none_is_refused(text):
 
 def test_an_event_with_another_relation_is_refused():
     text = str(pack_reply(UPDATE).config_records[PRIVACY]["events"])
-    with pytest.raises(InvalidSetting, match="relation='add_remove' must be 'zero_out'"):
-        read_reply(changed(events=text.replace("zero_out", "add_remove")))
+    with pytest.raises(InvalidSetting, match="relation='add_remove' must be 'no_contribution'"):
+        read_reply(changed(events=text.replace("no_contribution", "add_remove")))
 
 
 @pytest.mark.parametrize(

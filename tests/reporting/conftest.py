@@ -65,7 +65,7 @@ def _privacy() -> PrivacySection:
         rounds=ROUNDS,
         local_steps=1,
         noise="operating system",
-        relation="zero_out",
+        relation="no_contribution",
         sites=tuple(
             _site_privacy(site, ROUNDS if row else 7, refused=not row) for row, site in enumerate(sorted(SITES, reverse=True))
         ),

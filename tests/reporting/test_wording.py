@@ -37,7 +37,7 @@ def last_sentence(seen):
 def test_a_patient_level_run_is_described_in_full():
     assert guarantee_sentence(**PATIENT) == (
         "Each patient's data (all images) is protected with (epsilon=6, delta=1e-04)-differential privacy at its site for "
-        "this run alone; neighbouring cohorts differ in one patient's data being zeroed out, cohort sizes are public."
+        "this run alone; neighbouring cohorts differ in one patient contributing nothing, cohort sizes are public constants."
     )
 
 
@@ -82,7 +82,7 @@ def test_an_image_level_run_says_what_it_is_for_a_patient():
     sentence = guarantee_sentence(**{**PATIENT, "unit": "image"}, patient_epsilon=37.994, max_images_per_patient=4)
     assert sentence.startswith("Each image, not each patient,")
     assert "for a patient with 4 images epsilon is 38;" in sentence
-    assert "one image's data being zeroed out" in sentence
+    assert "one image contributing nothing" in sentence
 
 
 def test_an_image_level_run_cannot_hide_what_it_is_for_a_patient():

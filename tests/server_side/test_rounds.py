@@ -257,7 +257,7 @@ def of_version(version: int) -> Tamper:
     return tamper
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, PROTOCOL_VERSION + 1])
 def test_version_of_a_site_that_is_not_the_servers_keeps_it_out_with_both_numbers(federate, tmp_path, version):
     federation = federate(of_version(version), from_round=-1)
     said = f"version (it speaks version {version} of the protocol, this server version {PROTOCOL_VERSION})"
@@ -276,8 +276,10 @@ def test_version_of_a_site_that_is_not_the_servers_keeps_it_out_with_both_number
 
 def test_version_that_changes_in_the_middle_of_a_run_ends_the_sites_part_and_understates_nothing(federate):
     """The site may have answered the round before its software was changed."""
-    federation = federate(of_version(3), from_round=2)
-    assert f"{HOSTILE} refuses round 2: version (it speaks version 3 of the protocol" in federation.warnings
+    federation = federate(of_version(PROTOCOL_VERSION + 1), from_round=2)
+    assert (
+        f"{HOSTILE} refuses round 2: version (it speaks version {PROTOCOL_VERSION + 1} of the protocol" in federation.warnings
+    )
     assert (federation.hostile.refused, federation.hostile.unanswered) == (True, (2,))
     assert charged(federation, federation.hostile) == charged(federation, federation.honest[0])
     assert [site.rounds for site in federation.honest] == [3, 3, 3]

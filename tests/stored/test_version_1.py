@@ -224,7 +224,8 @@ def test_version_1_of_a_server_is_refused_by_a_site_with_both_numbers_and_no_cha
     refusal = read_reply(answer.content)
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "version"
-    assert "refuses: version: the other side speaks version 1 of the protocol and this one version 2" in caplog.text
+    said = f"the other side speaks version 1 of the protocol and this one version {PROTOCOL_VERSION}"
+    assert f"refuses: version: {said}" in caplog.text
     assert not Path(described.ledger).exists()
 
 
@@ -235,7 +236,7 @@ def test_version_1_of_a_masked_sum_is_refused_by_a_site_with_the_same_word(setti
     become_server(1)
     answer = app(message("question"), Context(run_id=1, node_id=2, node_config=node, state=RecordDict(), run_config={}))
     assert read_answer(answer.content).reason == "version"
-    assert "speaks version 1 of the protocol and this one version 2" in caplog.text
+    assert f"speaks version 1 of the protocol and this one version {PROTOCOL_VERSION}" in caplog.text
 
 
 def test_version_1_of_a_site_counts_as_a_refusal_whatever_it_says():

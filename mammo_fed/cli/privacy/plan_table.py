@@ -55,7 +55,7 @@ def plan_table(plan: Plan) -> Table:
     noise = f"{plan.noise_multiplier:.10g} (as given)" if plan.given else rounded_up(plan.noise_multiplier)
     mean = plan.mean_noise_multiplier
     rows = [
-        ("unit, relation", f"{plan.unit}; its data zeroed out, cohort size public"),
+        ("unit, relation", f"{plan.unit}; it contributes nothing, cohort size public"),
         ("delta, accountant", f"{plan.delta:g}, {plan.accountant}"),
         ("rounds x local steps", f"{plan.rounds} x {plan.local_steps}, sampling rate {plan.sample_rate:.4g}"),
         ("noise multiplier", f"{noise} (each gradient step)"),

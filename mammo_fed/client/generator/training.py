@@ -49,7 +49,7 @@ def start_training(
     Guarantee: with a finite target, the generator, every checkpoint's networks, samples and losses together are
     (target_epsilon, delta)-DP towards each unit of the cohort; the generator is post-processing of a discriminator of
     which every step is one Gaussian mechanism. Without, there is none.
-    Neighbouring cohorts: one unit's images zeroed out, sizes public.
+    Neighbouring cohorts: one unit contributes nothing, sizes public.
 
     Args:
       settings: of the training.

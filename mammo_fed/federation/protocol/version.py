@@ -33,7 +33,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 FIRST_VERSION: Final = 1
 PROTOCOL: Final = "protocol"
 VERSION: Final = "version"

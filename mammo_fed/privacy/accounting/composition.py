@@ -58,7 +58,7 @@ LOG_SQRT_2PI: Final = 0.5 * math.log(2 * math.pi)
 class Release:
     """`steps` Gaussian releases, each of a Poisson sample to which a protected person adds Binomial(group, sample_rate) items.
 
-    Neighbouring datasets: everything of the protected person zeroed out. Conditioned on who else is drawn (a draw that does
+    Neighbouring datasets: the protected person contributes nothing. Conditioned on who else is drawn (a draw that does
     not depend on the person), one step is dominated by the pair
     sum_j Binomial(j; group, sample_rate) N(j, noise_multiplier^2) against N(0, noise_multiplier^2),
     taken in both directions. For group = 1 this is the pair of the add-or-remove relation, which is why its prices hold
@@ -164,7 +164,7 @@ class PrivacyAccountant(ABC):
 
     Guarantee: `epsilon` and `delta` are upper bounds for releases declared before the first output, used adaptively
     otherwise. Nothing here is a filter: choosing later events by earlier outputs needs GDP or Renyi at one fixed order.
-    Neighbouring datasets: the data of one unit zeroed out, the cohort's size public (see `Release` for why add-or-remove
+    Neighbouring datasets: one unit contributes nothing, the cohort's size is public (see `Release` for why add-or-remove
     prices hold for it).
     Edge cases: no events cost 0; an event without noise costs infinity; equal events are merged first, so a price depends
     neither on their order nor on how a run was cut into events.
@@ -186,8 +186,9 @@ class PrivacyAccountant(ABC):
     def patient_epsilon(self, events: Sequence[PrivacyEvent], *, delta: float) -> float:
         """Epsilon of all `events` together for one patient, rounded up.
 
-        Patient-level events cost what they cost. Image-level ones are priced for `max_images_per_patient` = k images zeroed
-        out at once: sensitivity k in the full batch, a Binomial(k, sample_rate) mixture of sensitivities when sampled.
+        Patient-level events cost what they cost. Image-level ones are priced for `max_images_per_patient` = k images that
+        contribute nothing at once: sensitivity k in the full batch, a Binomial(k, sample_rate) mixture of sensitivities when
+        sampled.
 
         Raises:
           InvalidSetting: As `epsilon`; also for sampled image-level events with k > 1 unless the accountant is PLD.

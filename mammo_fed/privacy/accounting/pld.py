@@ -93,7 +93,7 @@ def _compose(releases: Sequence[Release]) -> pld.PrivacyLossDistribution:
 
 @lru_cache(maxsize=32)
 def _single(noise_multiplier: float, sample_rate: float, group: int, grid: float) -> pld.PrivacyLossDistribution:
-    """Distribution of one step, both directions of the zero-out relation."""
+    """Distribution of one step, with and without the unit's contribution, in both directions."""
     shared: dict[str, Any] = {"value_discretization_interval": grid, "pessimistic_estimate": True, "use_connect_dots": True}
     if group == 1:
         return pld.from_gaussian_mechanism(

@@ -113,7 +113,7 @@ def epsilon(events: Sequence[PrivacyEvent], *, delta: float, accountant: Account
 
     Guarantee: (epsilon, delta)-DP of everything in `events`, if they were declared before the first output; never below the
     true value (bounds are upper bounds, then raised by 1e-6 of themselves).
-    Neighbouring datasets: the data of one unit (`PrivacyEvent.unit`) zeroed out, the cohort's size public.
+    Neighbouring datasets: one unit (`PrivacyEvent.unit`) contributes nothing, the cohort's size is public.
     Edge cases: no events cost 0, an event without noise costs infinity.
 
     Args:
@@ -154,7 +154,7 @@ def patient_epsilon(events: Sequence[PrivacyEvent], *, delta: float, accountant:
     """Epsilon of all `events` together for one patient, whatever their unit, rounded up.
 
     Guarantee: as `epsilon`, with the unit replaced by a patient who has at most `max_images_per_patient` images.
-    Neighbouring datasets: all images of one patient zeroed out, the numbers of images and patients public.
+    Neighbouring datasets: one patient contributes nothing, the numbers of images and patients are public.
     Image-level events in the full batch have sensitivity k times the clipping norm; with Poisson sampling over images the
     number that is drawn is Binomial(k, sample_rate), which only `pld` prices.
 

@@ -4,7 +4,7 @@ Guarantee: the patients of an account are covered by the account's cap, (max_eps
 restarts and crashes, provided that a reply leaves the site only after `settle` has returned and that what produced it did
 no more than its reservation says. An epsilon below the cap is the cost of the schedule so far, not a guarantee, where
 stopping or later parameters depended on earlier replies.
-Neighbouring datasets: the data of one unit zeroed out, the cohort's size public, as the events say.
+Neighbouring datasets: one unit contributes nothing, the cohort's size is a public constant, as the events say.
 
 The order of a round is: `stored_reply` (send it again if there is one) -> `reserve` -> train -> `settle` -> send. A crash
 after `reserve` costs nothing more: the same task is given the same reservation, trains again with fresh noise, and only

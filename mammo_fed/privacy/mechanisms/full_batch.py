@@ -74,7 +74,7 @@ class LogisticData:
         bad = np.zeros(num_units, bool)
         np.logical_or.at(bad, units, ~np.isfinite(features).all(axis=1))
         rows = np.concatenate([features, np.full((len(features), 1), bias_scale, np.float32)], axis=1)
-        # A zeroed image gives nothing, not even to the bias: that is the neighbouring cohort whose distance is priced.
+        # Such an image gives nothing, not even to the bias: that is the neighbouring cohort whose distance is priced.
         empty = bad[units] | ~np.any(features != 0, axis=1) if len(units) else np.zeros(0, bool)
         rows[empty] = 0.0
         first, second = _pairs_within(units)
@@ -95,8 +95,8 @@ def clipped_logistic_sum(data: LogisticData, weights: NDArray[np.float32], *, cl
     An image's gradient is (p - y) x, so a unit's norm follows from products of rows and no gradient of a single unit is
     ever formed: |sum_i c_i x_i|^2 = sum_i c_i^2 |x_i|^2 + sum_{i != j} c_i c_j <x_i, x_j>.
 
-    Guarantee: zeroing out one unit moves the result by at most `clipping_norm` in L2, up to the rounding of the sum in float32.
-    Neighbouring cohorts: the rows of one unit zeroed out.
+    Guarantee: one unit moves the result by at most `clipping_norm` in L2, up to the rounding of the sum in float32.
+    Neighbouring cohorts: one unit contributes nothing.
     Edge cases: an empty cohort gives zeros; a unit whose gradient is not finite, by its data or by the weights, counts as zero.
 
     Args:
@@ -208,7 +208,7 @@ def private_mean(
     """Mean of `features`, every unit's sum clipped once, Gaussian noise added to the total.
 
     Guarantee: one Gaussian mechanism with sensitivity `event.clipping_norm` and noise multiplier `event.noise_multiplier`.
-    Neighbouring cohorts: the rows of one unit zeroed out; the cohort's size is public.
+    Neighbouring cohorts: one unit contributes nothing; the cohort's size is public.
     Edge cases: a unit with a value that is not finite counts as zero; an empty cohort still releases noise.
 
     Args:
@@ -235,7 +235,7 @@ def private_mean(
 def mean_grid_sum(features: NDArray[np.float32], units: NDArray[np.int64], *, event: PrivacyEvent) -> NDArray[np.int64]:
     """Sum of every unit's clipped sum of features on the grid, without noise, int64, shape (dims,).
 
-    Guarantee: zeroing out one unit moves it by an integer vector of norm at most GRID_STEPS (see `grid_sum`).
+    Guarantee: one unit moves it by an integer vector of norm at most GRID_STEPS (see `grid_sum`).
     """
     _check_mean(event)
     return _FeatureSum(features=features, units=units).on_grid(clipping_norm=event.clipping_norm)
@@ -264,7 +264,7 @@ def private_descent(
 
     Guarantee: `event.steps` adaptive Gaussian mechanisms, each with sensitivity `event.clipping_norm` and noise multiplier
     `event.noise_multiplier`; it rests on clipping each unit's whole gradient, never on the features' norm.
-    Neighbouring cohorts: the rows of one unit zeroed out; the cohort's size is public.
+    Neighbouring cohorts: one unit contributes nothing; the cohort's size is public.
     Edge cases: an empty cohort still takes noisy steps.
 
     In floating point no gradient of a single unit is ever formed. On the grid each unit's is, in blocks of bounded size,
@@ -307,7 +307,7 @@ def descend(
 ) -> NDArray[np.float32]:
     """`private_descent` on any sum of clipped gradients.
 
-    Guarantee: as `private_descent`, if zeroing out one unit moves each sum by at most the clipping norm.
+    Guarantee: as `private_descent`, if one unit moves each sum by at most the clipping norm.
 
     Args:
       sum_at: the sum of the units' clipped gradients at given weights.

@@ -50,7 +50,7 @@ def clipped_gradient_sum(
     Guarantee: no unit contributes more than `clipping_norm` in norm over all parameters together, biases included. Norms are in
     float64 and are raised by 1e-6 of the lengths of a unit's addends, so that rounding in the float32 sum stays within the clip
     also where a unit's images cancel.
-    Neighbouring cohorts: the images of one unit removed, or multiplied by zero in `loss`.
+    Neighbouring cohorts: one unit contributes nothing: its images are removed, or multiplied by zero in `loss`.
     Edge cases: a unit with an image whose gradient is not finite, or so large that float32 could not scale it down to the clip,
     contributes nothing; no images give zeros.
 

@@ -34,12 +34,12 @@ def noisy_unit_gradients(
     Guarantee: one step of `event`, a Poisson-subsampled Gaussian mechanism over units of sensitivity `event.clipping_norm`,
     for any network and any loss, provided that `unit_loss` depends on no unit's data but its own. A unit goes through the
     network alone, so that layers that mix a batch, and rounding that depends on it, cannot carry anything over.
-    Neighbouring cohorts: one unit's data zeroed out, the number of units public; `unit_loss` gives None for such a unit.
+    Neighbouring cohorts: one unit contributes nothing, the number of units is public; `unit_loss` gives None for such a unit.
     Edge cases: an empty sample is noise alone; a unit whose gradient is not finite contributes nothing.
 
     Args:
       parameters: what the gradient is of.
-      unit_loss: from the index of a unit to the loss of its data, or None where the data is zeroed out.
+      unit_loss: from the index of a unit to the loss of its data, or None where it contributes nothing.
       num_units: of the cohort.
       event: the one that the ledger has reserved.
       batch: public number that the sum is divided by, > 0.

@@ -95,7 +95,7 @@ def poisson_steps(
 
     Guarantee: `event.steps` adaptive Poisson-subsampled Gaussian mechanisms over units, with sampling rate
     `event.sample_rate`, sensitivity `event.clipping_norm` and noise multiplier `event.noise_multiplier`.
-    Neighbouring cohorts: one unit's data zeroed out, the cohort's size public; a zeroed unit contributes nothing.
+    Neighbouring cohorts: one unit contributes nothing; the cohort's size is public.
     Edge cases: an empty batch is a step of noise alone: skipping it would reveal that it was empty.
 
     On the grid one unit at a time goes through `head`, so that its contribution is a function of its own data, bit for bit; in
@@ -254,7 +254,7 @@ def _add_public(head: nn.Module, public: PublicBatches, *, loss: Callable[[Tenso
 
 
 def _present(features: NDArray[np.float32]) -> Tensor:
-    """1 for an image, 0 for one whose features are all zero: a zeroed image gives nothing, not even to a bias."""
+    """1 for an image, 0 for one whose features are all zero: it gives nothing, not even to a bias."""
     return torch.from_numpy(np.any(features != 0, axis=1).astype(np.float32))
 
 

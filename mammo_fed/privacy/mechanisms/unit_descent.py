@@ -49,7 +49,7 @@ class UnitGradient(Protocol):
 class UnitSum:
     """The sum of every unit's clipped gradient, for `mammo_fed.privacy.noise.source.Draws.release`.
 
-    Guarantee: zeroing out one unit moves the sum by at most the clipping norm (on the grid exactly), for any `gradient` that is
+    Guarantee: one unit moves the sum by at most the clipping norm (on the grid exactly), for any `gradient` that is
     a function of its arguments.
     Edge cases: a unit whose rows are all zero, whose gradient is not finite or of another shape, or at which `gradient` raises,
     contributes zero: a failure may be the patient's doing, and must not show.

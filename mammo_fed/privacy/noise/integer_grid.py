@@ -91,9 +91,9 @@ def clip_factors(norms: NDArray[np.float64], *, clipping_norm: float) -> NDArray
 def grid_sum(contributions: NDArray[np.float64], *, clipping_norm: float) -> NDArray[np.int64]:
     """Clip every unit's contribution, round it toward zero to the grid, and sum in integers.
 
-    Guarantee: zeroing out one unit moves the result by an integer vector of norm at most GRID_STEPS, exactly; the result is the
+    Guarantee: one unit moves the result by an integer vector of norm at most GRID_STEPS, exactly; the result is the
     same bit for bit whatever the order of the units, and adding up parts of a cohort gives the whole.
-    Neighbouring cohorts: the contribution of one unit zeroed out.
+    Neighbouring cohorts: one unit contributes nothing.
     Edge cases: a contribution that is not finite counts as zero; no units give zeros.
 
     Args:

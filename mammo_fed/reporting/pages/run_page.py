@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mammo_fed.common.private_files import write_atomically
+from mammo_fed.privacy.events import OLDER_RELATIONS, RELATION
 from mammo_fed.reporting.formatting import (
     budget_text,
     delta_text,
@@ -26,7 +27,7 @@ from mammo_fed.reporting.record.record import PrivacySection, Record
 __all__ = ["PAGE_NAME", "Curves", "write_page"]
 
 PAGE_NAME: Final = "report.html"
-RELATION_WORDS: Final = {"zero_out": "zero_out: the data of one unit is zeroed out, the cohort's size is public"}
+RELATION_MEANING: Final = "one unit contributes nothing, the cohort's sizes are public constants"
 RESULT_COLUMNS: Final = (
     "Evaluation set",
     "AUROC [95 % CI]",
@@ -175,8 +176,15 @@ def _terms(privacy: PrivacySection) -> list[tuple[str, str]]:
         ("Schedule", f"rounds: {privacy.rounds}, local steps in each: {privacy.local_steps}"),
         ("Noise", privacy.noise),
         ("Accountant", privacy.accountant),
-        ("Neighbouring cohorts", RELATION_WORDS.get(privacy.relation, privacy.relation)),
+        ("Neighbouring cohorts", _relation(privacy.relation)),
     ]
+
+
+def _relation(relation: str) -> str:
+    if relation not in (RELATION, *OLDER_RELATIONS):
+        return relation
+    name = relation if relation == RELATION else f"{relation}, now called {RELATION}"
+    return f"{name}: {RELATION_MEANING}"
 
 
 def _figures(record: Record, curves: Curves) -> list[Figure]:

@@ -184,10 +184,11 @@ class SitePrivacy:
 class PrivacySection:
     """The guarantee: its terms, what each site spent, the sentence, and what the sentence does not cover.
 
-    `target_epsilon` is infinite where no noise was asked for; `relation` is the neighbouring relation ("zero_out"); `ledger` is
-    "site" where the sites' ledgers carry over from run to run, and the guarantee is then about all of them. `aggregation` is
-    "plain" where the server sees every update, "masks" where it sees their sums, "shared_noise" where only the sums carry all
-    of the noise; `min_survivors` and `colluders` are then the declared threat model.
+    `target_epsilon` is infinite where no noise was asked for; `relation` is the neighbouring relation
+    ("no_contribution", which older records call "zero_out"); `ledger` is "site" where the sites' ledgers carry over from run to
+    run, and the guarantee is then about all of them. `aggregation` is "plain" where the server sees every update, "masks" where
+    it sees their sums, "shared_noise" where only the sums carry all of the noise; `min_survivors` and `colluders` are then the
+    declared threat model.
     """
 
     unit: Unit

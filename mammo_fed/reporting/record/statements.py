@@ -124,7 +124,7 @@ def guarantee_sentence(
         patient = f"; for a patient with {images} {verb} {loose}{epsilon_text(patient_epsilon)}"
     return (
         f"{who} is protected with {price} at its site {scope}{threat}{patient}; "
-        f"neighbouring cohorts differ in one {unit}'s data being zeroed out, cohort sizes are public."
+        f"neighbouring cohorts differ in one {unit} contributing nothing, cohort sizes are public constants."
     )
 
 

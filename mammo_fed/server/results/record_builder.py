@@ -16,6 +16,7 @@ from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.federation.public_start import PublicStart
+from mammo_fed.privacy.events import RELATION
 from mammo_fed.privacy.names import NoiseOrigin
 from mammo_fed.reporting.record.record import (
     CentralPrivacy,
@@ -200,7 +201,7 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
         rounds=declaration.rounds,
         local_steps=declaration.local_steps,
         noise=noise,
-        relation="zero_out",
+        relation=RELATION,
         sites=sites,
         ledger="run" if run_alone else "site",
         guarantee=guarantee_sentence(
