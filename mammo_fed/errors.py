@@ -12,6 +12,7 @@ __all__ = [
     "RunFailed",
     "VersionMismatch",
     "WeightsError",
+    "WithdrawnMeanwhile",
 ]
 
 
@@ -61,6 +62,10 @@ class PolicyRefused(PrivacyRefused):
 
 class LedgerError(PrivacyRefused):
     """The ledger is damaged, was tampered with, or is asked to contradict itself; nothing is released."""
+
+
+class WithdrawnMeanwhile(LedgerError):
+    """A patient withdrew since a round was reserved: what was trained is dropped, and trained again without that patient."""
 
 
 class VersionMismatch(MammoFedError):

@@ -133,6 +133,18 @@ def answer_one_task(folder: str, answers: str) -> None:
     Path(answers).write_text(reply.hex())
 
 
+def withdraw(folder: str, people: int, seed: int, said: str) -> None:
+    """Withdraw one patient after the other, from the last that was confirmed; writes down each as its withdrawal returns."""
+    moments = np.random.default_rng(seed)
+    done = Path(said).read_text().count("\n") if Path(said).exists() else 0
+    out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with open_ledger(Path(folder)) as ledger:
+        for number in range(done, people):
+            ledger.withdraw([[f"p{number}"]])
+            os.write(out, f"{number}\n".encode())
+            time.sleep(moments.uniform(0, 0.002))
+
+
 def inherit(folder: str, said: str) -> None:
     """Use in a child process what its parent opened; writes down what the ledger says."""
     with open_ledger(Path(folder)) as ledger:

@@ -46,6 +46,9 @@ def show(options: argparse.Namespace, console: Console) -> int:
                 f"{rounded_up(account.patient_epsilon)} (pld)",
                 highlight=False,
             )
+    for withdrawal in summary.withdrawals:
+        noun = "patient" if withdrawal.patients == 1 else "patients"
+        out.print(f"{withdrawal.at}: {withdrawal.patients} {noun} withdrew; what was charged before stays", highlight=False)
     console.print(f"verified, {summary.entries} entries, head {summary.head}", highlight=False, soft_wrap=True)
     return 0
 

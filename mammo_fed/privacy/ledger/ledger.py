@@ -9,6 +9,9 @@ Neighbouring datasets: one unit contributes nothing, the cohort's size is a publ
 The order of a round is: `stored_reply` (send it again if there is one) -> `reserve` -> train -> `settle` -> send. A crash
 after `reserve` costs nothing more: the same task is given the same reservation, trains again with fresh noise, and only
 one of its replies can ever be settled. Nothing lowers a charge.
+
+A patient who withdraws is charged nothing from then on and keeps what was charged. Who trains asks `withdrawn` after `reserve`:
+what was trained before somebody withdrew is not settled any more.
 """
 
 from __future__ import annotations
@@ -16,15 +19,15 @@ from __future__ import annotations
 import hmac
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mammo_fed.errors import InvalidSetting, LedgerError
+from mammo_fed.errors import InvalidSetting, LedgerError, WithdrawnMeanwhile
 from mammo_fed.privacy.accounting.filters import as_steps, patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, check_name
 from mammo_fed.privacy.ledger import rules
@@ -32,9 +35,10 @@ from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digest
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
 from mammo_fed.privacy.ledger.rules import VERSION, Budget, LedgerState, Reservation
+from mammo_fed.privacy.ledger.withdrawals import Withdrawn, entry_details
 from mammo_fed.privacy.names import AccountantName, FilterKind
 
-__all__ = ["Budget", "Ledger", "Reservation"]
+__all__ = ["Budget", "Ledger", "Reservation", "Withdrawn"]
 
 
 class Ledger:
@@ -102,7 +106,8 @@ class Ledger:
 
         On top of the whole schedule, filters gdp and rdp count what the account has reserved, filter declared all that was
         ever declared. Everybody ever enrolled in `account` is charged together. Where a patient is known to another account
-        too, the two become one for good. Declaring a run again only enrols patients who joined its cohort.
+        too, the two become one for good. Declaring a run again only enrols patients who joined its cohort. Who has withdrawn is
+        not enrolled, and does not bring accounts together.
 
         Args:
           run_id: the run.
@@ -120,8 +125,9 @@ class Ledger:
         check_name(account, setting="account")
         schedule = tuple(schedule)
         unit = rules.schedule_unit(schedule)
-        cohort = patient_digests(self._journal.keys, patients)
+        cohort = self._digests(patients)
         with self._exclusive() as state:
+            cohort -= state.withdrawals.digests
             run = state.runs.get(run_id)
             if run is not None:
                 rules.check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
@@ -185,16 +191,17 @@ class Ledger:
                 rules.check_resumed(paid, task_hash=task_hash, events=events)
                 # This entry costs no budget: it proves that the disk can be written before anything is trained again.
                 self._append("resumed", {"reservation": paid.reservation.seq})
-                return paid.reservation
+                return replace(paid.reservation, withdrawn=state.withdrawals.seq)
             rules.check_reservation(state.account_of(run_id), run=run, asked=as_steps(events), budget=self._budget)
             details = {"run": run_id, "round": round_index, "task": task_hash, "events": [event.as_dict() for event in events]}
             entry = self._append("reserved", details)
-            return state.rounds[entry.seq].reservation
+            return replace(state.rounds[entry.seq].reservation, withdrawn=state.withdrawals.seq)
 
     def settle(self, reservation: Reservation, reply: bytes) -> None:
         """Store the one reply that `reservation` pays for; durable on return, only then may it be sent. Twice is harmless.
 
         Raises:
+          WithdrawnMeanwhile: If a patient withdrew since the reservation was given; reserve again, and train without them.
           LedgerError: If the reservation is not in this ledger or has another reply (send that), or the disk is full.
         """
         seal = reply_seal(self._journal.keys, reply)
@@ -203,9 +210,50 @@ class Ledger:
             if paid is None or paid.reservation != reservation:
                 raise LedgerError("the reservation is not in this ledger; reserve the round again")
             if paid.settled is None:
+                if state.withdrawals.seq > reservation.withdrawn:
+                    raise WithdrawnMeanwhile("a patient withdrew since the round was reserved; reserve it again")
                 self._append("settled", {"reservation": reservation.seq, "reply": seal, "bytes": len(reply)}, reply=reply)
             elif not hmac.compare_digest(paid.reply_seal, seal):
                 raise LedgerError("the round has another reply stored; send the stored one")
+
+    def withdraw(self, people: Iterable[Collection[str]]) -> int:
+        """Take patients out of everything that is reserved or declared from now on, for good; durable on return.
+
+        What they were charged stays charged. Naming somebody again changes nothing and adds no entry.
+
+        Args:
+          people: every identity of each patient: a hospital's identifier, a pseudonym; at least one each.
+
+        Returns:
+          How many of them had not withdrawn before.
+
+        Raises:
+          InvalidSetting: If an identifier is blank, or somebody has none.
+          LedgerError: If the ledger is damaged or not writable.
+        """
+        digests = [self._digests(identities) for identities in people]
+        with self._exclusive() as state:
+            details = entry_details(state.withdrawals, digests)
+            if details is None:
+                return 0
+            self._append("withdrawn", details)
+            return int(details["patients"])
+
+    def withdrawn(self, patients: Iterable[str]) -> Withdrawn:
+        """Which of `patients` have withdrawn, by any spelling that the ledger takes as theirs, and when somebody last did."""
+        with self._exclusive() as state:
+            withdrawals = state.withdrawals
+        found = frozenset[str]()
+        if withdrawals.digests:
+            found = frozenset(one for one in set(patients) if self._digests([one]) <= withdrawals.digests)
+        return Withdrawn(seq=withdrawals.seq, at=withdrawals.at, patients=found)
+
+    def knows(self, people: Iterable[Collection[str]]) -> tuple[bool, ...]:
+        """Whether each of some patients was ever enrolled or has withdrawn, by any of their identities."""
+        digests = [self._digests(identities) for identities in people]
+        with self._exclusive() as state:
+            known = state.withdrawals.digests.union(*(account.patients for account in state.accounts))
+        return tuple(not known.isdisjoint(one) for one in digests)
 
     def events(self, *, run_id: str | None = None, account: str = DEFAULT_ACCOUNT) -> tuple[PrivacyEvent, ...]:
         """All reserved events in order, of the run if one is given, else of the account with all that merged into it."""
@@ -253,6 +301,12 @@ class Ledger:
         with self._exclusive():
             return str(self._journal.head)
 
+    @contextmanager
+    def holding(self) -> Iterator[str]:
+        """Keep every other process off the ledger while the block runs; gives its head. The block must not use the ledger."""
+        with self._exclusive():
+            yield str(self._journal.head)
+
     def check_remembered(self, head: str) -> None:
         """LedgerError unless `head`, remembered outside the ledger's folder, is part of it: an older ledger has lost it."""
         with self._exclusive():
@@ -271,6 +325,9 @@ class Ledger:
         with self._exclusive():
             entries = self._journal.entries()
         return map(published, entries)
+
+    def _digests(self, identities: Iterable[str]) -> frozenset[str]:
+        return patient_digests(self._journal.keys, identities)
 
     def _append(self, kind: str, details: dict[str, Any], *, reply: bytes | None = None) -> Entry:
         entry = self._journal.append(kind, {**details, "at": _now()}, reply=reply)

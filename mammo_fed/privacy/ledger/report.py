@@ -21,6 +21,7 @@ __all__ = [
     "LedgerEntry",
     "LedgerSummary",
     "RunSummary",
+    "WithdrawalSummary",
     "export_ledger",
     "published",
     "read_accounts",
@@ -40,7 +41,7 @@ class LedgerEntry:
 
     Attributes:
       seq: position, 0 for the first.
-      kind: opened, declared, enrolled, reserved, resumed or settled.
+      kind: opened, declared, enrolled, reserved, resumed, settled or withdrawn.
       at: when, ISO 8601 in UTC.
       details: the rest, plain values.
       mac: seal, 64 hex digits.
@@ -95,8 +96,16 @@ class AccountSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WithdrawalSummary:
+    """Patients who withdrew at one time, ISO 8601 in UTC; naming a patient again in the same way is not counted."""
+
+    at: str
+    patients: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LedgerSummary:
-    """A verified ledger: whose it is, how long, where it ends, and its accounts at `delta`."""
+    """A verified ledger: whose it is, how long, where it ends, its accounts at `delta`, and who withdrew, the oldest first."""
 
     site: str
     entries: int
@@ -104,6 +113,7 @@ class LedgerSummary:
     delta: float
     accountant: AccountantName
     accounts: tuple[AccountSummary, ...]
+    withdrawals: tuple[WithdrawalSummary, ...] = ()
 
 
 def show_ledger(folder: Path, *, delta: float | None, accountant: AccountantName = "pld") -> LedgerSummary:
@@ -125,7 +135,13 @@ def show_ledger(folder: Path, *, delta: float | None, accountant: AccountantName
         delta = min((account.delta for account in state.accounts if account.delta is not None), default=USUAL_DELTA)
     accounts = tuple(_summarize(state, account, delta=delta, accountant=accountant) for account in state.accounts)
     return LedgerSummary(
-        site=state.site, entries=head.seq + 1, head=str(head), delta=delta, accountant=accountant, accounts=accounts
+        site=state.site,
+        entries=head.seq + 1,
+        head=str(head),
+        delta=delta,
+        accountant=accountant,
+        accounts=accounts,
+        withdrawals=tuple(WithdrawalSummary(at=at, patients=patients) for at, patients in state.withdrawals.entries),
     )
 
 
@@ -170,7 +186,8 @@ def export_ledger(folder: Path) -> tuple[LedgerEntry, ...]:
 def published(entry: Entry) -> LedgerEntry:
     """An entry with patients counted instead of listed."""
     details = entry.details()
-    if "patients" in details:
+    # A patient who withdrew may have several digests: that entry counts patients itself.
+    if details.pop("digests", None) is None and "patients" in details:
         details["patients"] = len(details["patients"])
     return LedgerEntry(seq=entry.seq, kind=entry.kind, at=details.pop("at"), details=details, mac=entry.mac.hex())
 

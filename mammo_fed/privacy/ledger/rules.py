@@ -15,6 +15,7 @@ from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, Privacy
 from mammo_fed.privacy.accounting.filters import PrivacyFilter, Steps, adaptive_epsilon, as_steps, open_filter, schedule_epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.ledger.chain import Entry
+from mammo_fed.privacy.ledger.withdrawals import Withdrawals
 from mammo_fed.privacy.names import FilterKind
 
 __all__ = [
@@ -51,6 +52,7 @@ class Reservation:
       seq: position of the ledger entry that reserves it.
       run_id: the run. round_index: its round, from 0. task_hash: hash of the task's content.
       events: what the task may do to the patients; charged whether or not a reply is ever released.
+      withdrawn: position of the ledger's last withdrawal when this was given; training under it must heed all up to there.
     """
 
     seq: int
@@ -58,6 +60,7 @@ class Reservation:
     round_index: int
     task_hash: str
     events: tuple[PrivacyEvent, ...]
+    withdrawn: int = field(default=-1, compare=False)
 
 
 @dataclass(kw_only=True)
@@ -132,6 +135,7 @@ class LedgerState:
         self.site = ""
         self.runs: dict[str, Run] = {}
         self.rounds: dict[int, Round] = {}
+        self.withdrawals = Withdrawals()
         self._accounts: dict[str, Account] = {}
 
     @property
@@ -181,6 +185,8 @@ class LedgerState:
         elif entry.kind == "settled":
             settled = self.rounds[details["reservation"]]
             settled.settled, settled.reply_seal = entry.seq, details["reply"]
+        elif entry.kind == "withdrawn":
+            self.withdrawals = self.withdrawals.after(entry.seq, details)
         elif entry.kind != "resumed":
             raise LedgerError(f"ledger entry {entry.seq} was written by a newer mammo-fed; install that version")
 
