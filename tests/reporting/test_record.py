@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.common.serialization import RECORD, build, plain
 from mammo_fed.errors import DataError
+from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.reporting.record.record import RECORD_NAME, Evaluation, SiteData, SitePrivacy, comparable, read_record
 
 KEYS = {
@@ -31,7 +32,7 @@ KEYS = {
     "synthesis": {"use", "source", "images", "sha256", "provenance", "set_sha256", "total"},
     "synthesis.provenance": {
         *("epsilon", "delta", "trained_on", "overlap"),
-        *("generator_unit", "total_epsilon", "total_delta", "total_unit", "chosen"),
+        *("generator_unit", "total_epsilon", "total_delta", "total_unit", "chosen", "events", "generator_accountant"),
     },
     "privacy": {
         *("unit", "delta", "accountant", "target_epsilon", "sites", "guarantee", "not_covered"),
@@ -52,6 +53,7 @@ KEYS = {
             "ledger_head",
             "epsilon_other_site",
             "epsilon_all_colluding",
+            "events",
         ),
     },
     "evaluation": {"val", "test", "external"},
@@ -67,7 +69,7 @@ FREE = {"seeds", "versions", "evaluation"}
 ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "mismatches", "unanswered", "ledger_head"} | {
     *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
     *("rejected", "central", "set_sha256", "total", "overlap", "generator_unit", "total_epsilon", "total_delta", "total_unit"),
-    "chosen",
+    *("chosen", "events", "generator_accountant"),
 }
 
 
@@ -145,6 +147,32 @@ def test_any_site_survives_json(epsilon, left, after, rounds, refused, name):
     assert (
         build(SitePrivacy, json.loads(json.dumps(plain(site, form=RECORD), allow_nan=False)), path="site", form=RECORD) == site
     )
+
+
+STEP = PrivacyEvent(
+    mechanism="gradient",
+    noise_multiplier=5.0,
+    steps=2,
+    sample_rate=1.0,
+    unit="patient",
+    clipping_norm=1.0,
+    max_images_per_patient=4,
+    noise_shares=3,
+)
+
+
+def test_the_events_of_a_site_are_written_for_others_to_price_and_read_back(record, tmp_path):
+    privacy = record.privacy
+    sites = [replace(site, events=(STEP,) * len(site.epsilon_after_round)) for site in privacy.sites]
+    written = replace(record, privacy=replace(privacy, sites=tuple(sites))).write(tmp_path)
+    (first, *_) = json.loads(written.read_text(encoding="utf-8"))["privacy"]["sites"]
+    assert PrivacyEvent.from_dict({**first["events"][0], "relation": STEP.as_dict()["relation"]}) == STEP
+    assert read_record(tmp_path).privacy.sites[0].events == sites[0].events
+
+
+def test_a_site_with_another_number_of_events_than_of_figures_is_refused(record):
+    with pytest.raises(DataError, match="events has 1 entries and must have 12"):
+        replace(record.privacy.sites[-1], events=(STEP,))
 
 
 def test_every_missing_key_is_named(record, tmp_path):

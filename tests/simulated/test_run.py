@@ -109,6 +109,7 @@ def assert_within_budget(run) -> None:
     assert record.privacy.sites
     for site in record.privacy.sites:
         events = spent(run, site.site)
+        assert site.events == events
         assert site.epsilon == epsilon(events, delta=record.privacy.delta, accountant="pld")
         assert site.epsilon <= record.privacy.target_epsilon
         assert site.rounds == len(site.epsilon_after_round) == len(events)

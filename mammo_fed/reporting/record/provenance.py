@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.reporting.record.checks import require_epsilon, require_fraction
 
 __all__ = ["Provenance"]
@@ -22,6 +23,9 @@ class Provenance:
       generator_unit: that its training protects; "" without differential privacy.
       total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
       chosen: how the step that it is taken from was chosen.
+      events: of the generator's training, which its epsilon is the price of; empty without differential privacy, and in records
+        that did not keep them.
+      generator_accountant: who priced them.
     """
 
     epsilon: float
@@ -33,6 +37,8 @@ class Provenance:
     total_delta: float = 0.0
     total_unit: str = ""
     chosen: str = ""
+    events: tuple[PrivacyEvent, ...] = ()
+    generator_accountant: str = ""
 
     def __post_init__(self) -> None:
         require_epsilon("synthesis.provenance.epsilon", self.epsilon)

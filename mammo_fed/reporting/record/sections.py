@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mammo_fed.errors import DataError
 from mammo_fed.federation.protocol.reasons import RejectionReason
-from mammo_fed.privacy.events import Unit
+from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.names import Aggregation, LedgerScope, NoiseOrigin
 from mammo_fed.reporting.record.checks import require_count, require_distinct, require_epsilon, require_fraction
 from mammo_fed.reporting.record.provenance import Provenance
@@ -146,6 +146,8 @@ class SitePrivacy:
       epsilon_other_site: of this run against another site that knows its own share of the noise; `epsilon` where noise is not
         shared, infinite in records that did not keep it.
       epsilon_all_colluding: of this run against a server that controls all other sites; as the one before.
+      events: what each entry of `epsilon_after_round` added, from which the figures of this run can be computed again; empty
+        in records that did not keep them.
     """
 
     site: str
@@ -166,6 +168,7 @@ class SitePrivacy:
     ledger_head: str = ""
     epsilon_other_site: float = math.inf
     epsilon_all_colluding: float = math.inf
+    events: tuple[PrivacyEvent, ...] = ()
 
     def __post_init__(self) -> None:
         figures = ("epsilon", "epsilon_account", "patient_epsilon", "patient_epsilon_account", "budget_left", "cap_epsilon")
@@ -173,6 +176,11 @@ class SitePrivacy:
             require_epsilon(f"privacy.sites.{name}", getattr(self, name))
         for value in self.epsilon_after_round:
             require_epsilon("privacy.sites.epsilon_after_round", value)
+        if self.events and len(self.events) != len(self.epsilon_after_round):
+            raise DataError(
+                f"privacy.sites.events has {len(self.events)} entries and must have {len(self.epsilon_after_round)}, one for "
+                "each entry of epsilon_after_round; the record was changed or cut"
+            )
         require_count("privacy.sites.rounds", self.rounds)
         require_fraction("privacy.sites.cap_delta", self.cap_delta)
         for name in ("mismatches", "unanswered"):
@@ -300,6 +308,7 @@ class CentralPrivacy:
       noise_multiplier: standard deviation of the noise on the sum of updates, in units of `clipping_norm`.
       clipping_norm: largest norm of a site's update.
       guarantee: what it means, in a sentence.
+      releases: number of aggregates that it is over; 0 in records that did not keep it.
     """
 
     epsilon: float
@@ -307,10 +316,11 @@ class CentralPrivacy:
     noise_multiplier: float
     clipping_norm: float
     guarantee: str
+    releases: int = 0
 
     def __post_init__(self) -> None:
         require_epsilon("federation.central.epsilon", self.epsilon)
-        for name in ("noise_multiplier", "clipping_norm"):
+        for name in ("noise_multiplier", "clipping_norm", "releases"):
             require_count(f"federation.central.{name}", getattr(self, name))
         if not 0 < self.delta < 1:
             raise DataError(f"federation.central.delta={self.delta} must be in (0, 1)")

@@ -123,6 +123,7 @@ def _central(outcome: Outcome) -> CentralPrivacy | None:
     if outcome.site_level_epsilon is None:
         return None
     epsilon, central = outcome.site_level_epsilon, outcome.settings.federation.central
+    aggregates = outcome.declaration.rounds + int(outcome.declaration.mean_fraction > 0)
     return CentralPrivacy(
         epsilon=epsilon,
         delta=central.delta,
@@ -135,6 +136,7 @@ def _central(outcome: Outcome) -> CentralPrivacy | None:
             clipping_norm=central.clipping_norm,
             noise_seed=outcome.settings.privacy.noise_seed,
         ),
+        releases=aggregates - len(outcome.traffic.failed),
     )
 
 
@@ -279,6 +281,7 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         ledger_head=spending.ledger_head,
         epsilon_other_site=seen_by.other_site,
         epsilon_all_colluding=seen_by.all_colluding,
+        events=tuple(spending.events),
     )
 
 

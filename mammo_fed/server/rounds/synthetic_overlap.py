@@ -121,6 +121,8 @@ def seen_by_generator(
         total_delta=total_delta,
         total_unit=promised.unit if same else "patient",
         chosen=origin.generator.chosen,
+        events=events_from_json(promised.events),
+        generator_accountant=promised.accountant,
     )
 
 
