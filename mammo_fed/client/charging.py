@@ -2,7 +2,8 @@
 
 The order of `charged_once` is the guarantee. A task that was answered gets its stored reply, and nothing else happens. Any
 other one is reserved, trained, settled with the bytes of its reply, and only then are these bytes returned. Both of a site's
-kinds of training, rounds of a federation and generators, go through here: nothing else reserves or settles.
+kinds of training, rounds of a federation and generators, go through here: nothing else reserves or settles. What was trained
+while a patient withdrew is dropped, and trained again under the same reservation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, TypeAlias
 
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import write_private
-from mammo_fed.errors import LedgerError
+from mammo_fed.errors import LedgerError, WithdrawnMeanwhile
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.journal import storage_errors
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
@@ -52,12 +53,14 @@ def charged_once(
     train: Callable[[TrainingState | None], bytes],
     failed: Callable[[], bytes] | None,
     state: TrainingState | None,
+    admit: Callable[[], None] = lambda: None,
 ) -> bytes:
     """The reply to a task: the stored one if there is one, else the one that `train` makes, paid for before and stored after.
 
     Guarantee: `train` runs after its events are reserved, durably; its reply is returned after it is stored, durably; for a
-    task, the bytes of one reply ever leave this function. Whatever raises, the ledger at `settle` included, nothing is returned
-    and `state` is as it was: no gradient that was not paid for, and none whose reply nobody can have, reaches a later task.
+    task, the bytes of one reply ever leave this function. Nobody has a part in it who withdrew before it was stored, if `train`
+    asks the ledger who did. Whatever raises, the ledger at `settle` included, nothing is returned and `state` is as it was: no
+    gradient that was not paid for, and none whose reply nobody can have, reaches a later task.
 
     Args:
       ledger: in which the run was declared.
@@ -67,6 +70,7 @@ def charged_once(
         patient, and is answered once. It is called before `train`, so that nothing of a patient is in it. None leaves the
         reservation open: the same task may be resumed later, by a training that continues exactly where it stopped.
       state: replaced by what `train` made of its copy once the reply is stored; None where nothing is kept.
+      admit: called for a task without a reply, before anything is reserved; raises where the site does not train at all.
 
     Returns:
       The reply as it was stored.
@@ -79,17 +83,23 @@ def charged_once(
     stored = ledger.stored_reply(run_id=run_id, round_index=round_index, task_hash=task_hash)
     if stored is not None:
         return stored
-    reservation = ledger.reserve(run_id=run_id, round_index=round_index, task_hash=task_hash, events=charge.events)
-    failure, reply = None, b"" if failed is None else failed()
-    # A deep copy: optimizers change their moments in place.
-    attempt = copy.deepcopy(state)
-    try:
-        reply = train(attempt)
-    except Exception as error:
-        if failed is None:
-            raise
-        failure = error
-    ledger.settle(reservation, reply)
+    admit()
+    while True:
+        reservation = ledger.reserve(run_id=run_id, round_index=round_index, task_hash=task_hash, events=charge.events)
+        failure, reply = None, b"" if failed is None else failed()
+        # A deep copy: optimizers change their moments in place.
+        attempt = copy.deepcopy(state)
+        try:
+            reply = train(attempt)
+        except Exception as error:
+            if failed is None:
+                raise
+            failure = error
+        try:
+            ledger.settle(reservation, reply)
+        except WithdrawnMeanwhile:
+            continue
+        break
     if failure is not None:
         raise failure
     if state is not None and attempt is not None:
@@ -150,9 +160,13 @@ class LedgerMemory:
             ledger.check_remembered(head)
 
     def keep(self, ledger: Ledger) -> None:
-        """Remember where `ledger` ends now."""
-        head = ledger.head()
-        with storage_errors():
+        """Remember where `ledger` ends now, or keep what another process that went on remembers already.
+
+        It is written while the ledger is held: a process that was slow cannot put back an older head, which a ledger from
+        before the last entries, a withdrawal perhaps, would pass.
+        """
+        with ledger.holding() as head, storage_errors():
             if self._path.exists() and self._path.read_text(encoding="ascii", errors="replace").strip() == head:
                 return
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._path, f"{head}\n")

@@ -28,7 +28,7 @@ from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.federation.secure_aggregation.double_masks import Roster
 from mammo_fed.federation.secure_aggregation.opening import LARGEST, quantised, within_range
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json, full_batch
-from mammo_fed.privacy.ledger.ledger import Ledger
+from mammo_fed.privacy.ledger.ledger import Ledger, Withdrawn
 from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PublicBatches
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient
 from mammo_fed.privacy.noise.source import NoiseSource
@@ -60,11 +60,15 @@ OF_ACCEPTED: Final = ("malignant_fraction", "fingerprint", "cap_epsilon", "cap_d
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """A run that the site has accepted; `optimizer` lives as long as the process, and never leaves it."""
+    """A run that the site has accepted; `optimizer` lives as long as the process, and never leaves it.
+
+    `withdrawn` says who of the cohort takes no part; `data` holds none of their images.
+    """
 
     declaration: Declaration
     schedule: Schedule
     data: SiteFeatures
+    withdrawn: Withdrawn
     public: PublicBatches | None
     optimizer: OptimizerState | None
     gradient: UnitGradient | None = None
@@ -182,7 +186,7 @@ def mixed(data: SiteFeatures, payload: PublicPayload) -> SiteFeatures:
     synthetic = payload.features
     if data.features.ndim == 3:
         synthetic = np.repeat(synthetic[:, None], data.features.shape[1], axis=1)
-    first = int(data.units.max()) + 1
+    first = int(data.units.max()) + 1 if len(data.units) else 0
     return SiteFeatures(
         features=np.concatenate([data.features, synthetic]),
         labels=np.concatenate([data.labels, payload.labels]),

@@ -44,7 +44,7 @@ from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, denormals_flushed
 from mammo_fed.models.networks import network_spec, write_flat_network
 from mammo_fed.privacy.events import full_batch
-from mammo_fed.privacy.ledger.ledger import Ledger
+from mammo_fed.privacy.ledger.ledger import Ledger, Withdrawn
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
 from mammo_fed.privacy.mechanisms.unit_descent import unit_gradient
 from mammo_fed.training.local import SiteFeatures
@@ -86,12 +86,13 @@ class Site:
 
         Raises:
           PolicyRefused: If the site's policy forbids the run.
+          DataError: If withdrawals left fewer patients than the policy's least number.
           PrivacyRefused: If the site's budget would be passed.
           WeightsError: If the site holds other backbone weights than the server.
         """
         check_declaration(declaration, self.file.policy, public=self.cohort.public)
         self._runs.check_same(declaration)
-        prepared = self._prepare(declaration, PublicPayload.read(payload, declaration))
+        prepared = self._prepare(declaration, PublicPayload.read(payload, declaration), begins=True)
         with self._ledger(declaration) as ledger:
             reply = accepted(self.file, self.cohort, ledger, declaration, events=prepared.schedule.events())
         self._runs.keep(declaration, payload)
@@ -119,7 +120,8 @@ class Site:
     ) -> Update | Refusal:
         """One round: reserve, train, store the reply, settle, and only then return it.
 
-        The same task again gets the stored reply; another task for a round that was answered is refused.
+        The same task again gets the stored reply; another task for a round that was answered is refused. Who has withdrawn by
+        the time that the reply is stored has no part in it.
 
         Args:
           task, feature_mean, arrays: what is asked, and what it starts from.
@@ -127,6 +129,7 @@ class Site:
 
         Raises:
           InvalidSetting: If the run was never declared here, or the task is not of it.
+          DataError: If withdrawals left fewer patients than the policy's least number; nothing is charged then.
           PrivacyRefused: If the ledger refuses, or the update is asked for in another form than was declared.
         """
         prepared = self._prepared.get(task.run_id) or self._recall(task.run_id)
@@ -142,18 +145,21 @@ class Site:
             roster, present = self._sums(task.run_id).accept(declaration.terms(task.round_index), parcels)
             content = secure_task_hash(content, roster, present)
         event = event_of(prepared.schedule, task)
-        release = Release(
-            site=self.file.site,
-            images=self.file.policy.public_images,
-            prepared=prepared,
-            task=task,
-            event=event,
-            feature_mean=feature_mean,
-            arrays=arrays,
-        )
         with self._ledger(declaration) as ledger:
 
             def train(optimizer: TrainingState | None) -> bytes:
+                current = self._without_withdrawn(ledger, task.run_id, prepared)
+                if current is not prepared and optimizer is not None:
+                    optimizer.clear()
+                release = Release(
+                    site=self.file.site,
+                    images=self.file.policy.public_images,
+                    prepared=current,
+                    task=task,
+                    event=event,
+                    feature_mean=feature_mean,
+                    arrays=arrays,
+                )
                 update = update_without_parameters(self.file, ledger, declaration, task, event=event, content=content)
                 if roster is None:
                     return reply_to_bytes(replace(update, parameters=release.plain(optimizer)))
@@ -165,11 +171,17 @@ class Site:
                 train=train,
                 failed=lambda: reply_to_bytes(refusal(self.file, "internal")),
                 state=prepared.optimizer,
+                admit=lambda: self._check_enough(ledger.withdrawn(self.cohort.patients.tolist())),
             )
         return reply_from_bytes(reply)
 
-    def _prepare(self, declaration: Declaration, payload: PublicPayload) -> Prepared:
-        """Charge the run, or enrol in it who is new in the cohort, and only then look at the patients' images."""
+    def _prepare(self, declaration: Declaration, payload: PublicPayload, *, begins: bool) -> Prepared:
+        """Charge the run, or enrol in it who is new in the cohort, and only then look at the patients' images.
+
+        Args:
+          declaration, payload: of the run.
+          begins: whether it is declared now; one that goes on may still have replies to send again, however few are left.
+        """
         policy = self.file.policy
         schedule = plan_for_site(
             declaration, public_images=policy.public_images, max_images_per_patient=policy.max_images_per_patient
@@ -180,28 +192,18 @@ class Site:
         extractor = self._extractor(declaration, payload)
         if extractor.weights_sha256 != declaration.weights_sha256:
             raise WeightsError("this site's backbone weights differ from the server's; install the same weights on both sides")
+        patients = sorted(set(self.cohort.patients.tolist()))
         with self._ledger(declaration) as ledger:
-            ledger.declare(
-                run_id=declaration.run_id,
-                schedule=schedule.events(),
-                patients=sorted(set(self.cohort.patients.tolist())),
-                account=policy.account,
-            )
-        blocks = extractor.blocks(self._pool.cohort.pixels, fingerprint=self._pool.fingerprint)
-        cohort = self.cohort
-        with denormals_flushed():
-            features = payload.whitening([block[self._rows] for block in blocks], normalize=declaration.model.norm == "unit")
-        data = SiteFeatures(
-            features=features,
-            labels=cohort.labels,
-            units=cohort.unit_index(declaration.unit),
-            public_images=policy.public_images,
-        )
+            if begins:
+                self._check_enough(ledger.withdrawn(patients))
+            ledger.declare(run_id=declaration.run_id, schedule=schedule.events(), patients=patients, account=policy.account)
+            withdrawn = ledger.withdrawn(patients)
         beside = len(payload.labels) > 0 and declaration.sampler == "separate"
         return Prepared(
             declaration=declaration,
             schedule=schedule,
-            data=mixed(data, payload) if declaration.mixed_images else data,
+            data=self._data(declaration, payload, extractor, withdrawn),
+            withdrawn=withdrawn,
             public=PublicBatches(
                 features=payload.features,
                 labels=payload.labels,
@@ -213,6 +215,63 @@ class Site:
             optimizer={} if declaration.keep_optimizer else None,
             gradient=gradient,
         )
+
+    def _without_withdrawn(self, ledger: Ledger, run_id: str, prepared: Prepared) -> Prepared:
+        """`prepared`, or the run made anew without those who withdrew since; who has withdrawn is asked after the reservation.
+
+        What is kept between rounds begins afresh at every withdrawal, whoever it was: so it says nothing about who is here.
+        """
+        withdrawn = ledger.withdrawn(self.cohort.patients.tolist())
+        if withdrawn.seq == prepared.withdrawn.seq:
+            return prepared
+        declaration = prepared.declaration
+        payload = PublicPayload.read(self._runs.payload(run_id), declaration)
+        data = self._data(declaration, payload, self._extractor(declaration, payload), withdrawn)
+        if prepared.optimizer is not None:
+            prepared.optimizer.clear()
+        self._prepared[run_id] = replace(prepared, data=data, withdrawn=withdrawn)
+        return self._prepared[run_id]
+
+    def _data(
+        self, declaration: Declaration, payload: PublicPayload, extractor: Extractor, withdrawn: Withdrawn
+    ) -> SiteFeatures:
+        """The features of all patients but the withdrawn; every other patient's are what they were with them."""
+        gone = sorted(withdrawn.patients)
+        stay = ~np.isin(self.cohort.patients, gone)
+        rows = self._pool.rows[self.file.index]
+        blocks = self._blocks(extractor, rows[np.isin(self._pool.cohort.patients[rows], gone)])
+        # With nobody left nothing is trained, and stored replies are sent again.
+        features = np.zeros((0, declaration.dims), np.float32)
+        if stay.any():
+            with denormals_flushed():
+                features = payload.whitening(
+                    [block[self._rows[stay]] for block in blocks], normalize=declaration.model.norm == "unit"
+                )
+        data = SiteFeatures(
+            features=features,
+            labels=self.cohort.labels[stay],
+            units=np.unique(self.cohort.unit_index(declaration.unit)[stay], return_inverse=True)[1].astype(np.int64),
+            public_images=self.file.policy.public_images,
+        )
+        return mixed(data, payload) if declaration.mixed_images else data
+
+    def _blocks(self, extractor: Extractor, gone: NDArray[np.int64]) -> tuple[NDArray[np.float32], ...]:
+        """Descriptors of the pool; where they are not on the disk yet, they are made with black patches in place of `gone`."""
+        pixels, fingerprint = self._pool.cohort.pixels, self._pool.fingerprint
+        if len(gone) and not extractor.cached(fingerprint):
+            pixels = pixels.copy()
+            pixels[gone] = 0.0
+            fingerprint = hashlib.sha256(fingerprint.encode() + gone.astype("<i8").tobytes()).hexdigest()
+        return extractor.blocks(pixels, fingerprint=fingerprint)
+
+    def _check_enough(self, withdrawn: Withdrawn) -> None:
+        """Raise DataError where too few patients are left; the server hears of it as of any fault at the site."""
+        left = len(np.unique(self.cohort.patients[~np.isin(self.cohort.patients, sorted(withdrawn.patients))]))
+        if left < self.file.policy.min_patients:
+            raise DataError(
+                f"withdrawals until {withdrawn.at} left {left} patients in the cohort, and min_patients="
+                f"{self.file.policy.min_patients}: the site takes no further part; check [policy] in the site's file"
+            )
 
     def _extractor(self, declaration: Declaration, payload: PublicPayload) -> Extractor:
         """The extraction that the declaration asks for, with the backbone that came with it if one did."""
@@ -241,7 +300,7 @@ class Site:
 
     def _recall(self, run_id: str) -> Prepared:
         declaration = self._declared(run_id)
-        prepared = self._prepare(declaration, PublicPayload.read(self._runs.payload(run_id), declaration))
+        prepared = self._prepare(declaration, PublicPayload.read(self._runs.payload(run_id), declaration), begins=False)
         self._prepared[run_id] = prepared
         return prepared
 
