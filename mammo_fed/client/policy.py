@@ -35,6 +35,7 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "most_noise_shares": 1,
     "weights": ["wheel", "none"],
     "extensions": [],
+    "public_account": False,
 }
 
 
@@ -64,6 +65,8 @@ class SitePolicy:
         hub on the internet), or the path of a file. A network that comes with the declaration needs no entry.
       extensions: what the site runs of other distributions installed here, such as "mechanism:NAME", "accountant:NAME" or
         "backbone:NAME". Nothing else is imported for a run, and a run that needs it is refused.
+      public_account: whether replies say what all runs in the ledger cost these patients and what is left of the budget. Both
+        change when one patient is in the cohorts of two accounts, so that one study's server would learn of another study.
     """
 
     max_epsilon: float
@@ -82,6 +85,7 @@ class SitePolicy:
     most_noise_shares: int = 1
     weights: tuple[str, ...] = ("wheel", "none")
     extensions: tuple[str, ...] = ()
+    public_account: bool = False
 
     def __post_init__(self) -> None:
         if not self.max_epsilon > 0:

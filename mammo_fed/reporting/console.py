@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mammo_fed.reporting.formatting import (
+    account_text,
     budget_text,
     delta_text,
     epsilon_text,
@@ -70,8 +71,8 @@ def privacy_table(record: Record) -> Table:
             Text(readable(site.site)),
             epsilon_text(site.epsilon),
             *([epsilon_text(site.patient_epsilon)] if by_image else []),
-            epsilon_text(site.epsilon_account),
-            budget_text(site.budget_left),
+            _broken(account_text(site.epsilon_account)),
+            _broken(budget_text(site.budget_left)),
             str(site.rounds),
             participation_text(rounds=site.rounds, refused=site.refused),
         )
@@ -118,6 +119,11 @@ def _spread(values: Sequence[float | None]) -> str:
 def _two_lines(auroc: float | None, interval: tuple[float, float] | None) -> str:
     """AUROC with its interval under it, so that a row fits 80 columns."""
     return metric_text(auroc, interval).replace(" [", "\n[")
+
+
+def _broken(text: str) -> str:
+    """Words on lines of their own, so that a row fits 80 columns."""
+    return text.replace(" ", "\n")
 
 
 def _table(title: str) -> Table:

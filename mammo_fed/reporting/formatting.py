@@ -10,6 +10,7 @@ __all__ = [
     "HEADLINE_ORDER",
     "NO_BREAK",
     "SET_TITLES",
+    "account_text",
     "budget_text",
     "delta_text",
     "epsilon_text",
@@ -20,6 +21,7 @@ __all__ = [
     "set_title",
 ]
 
+NOT_PUBLISHED: Final = "not published"
 NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 SET_TITLES: Final = {"val": "Validation", "test": "Test", "external": "External test", "sites": "Sites, pooled"}
 # Which set a headline speaks of: the first of these that the run has. Validation comes last, choices may have been made on it.
@@ -41,6 +43,15 @@ def epsilon_text(epsilon: float, *, decimals: int = 2) -> str:
     return f"{math.ceil(epsilon * parts - 1e-6) / parts:.{decimals}f}".rstrip("0").rstrip(".")
 
 
+def account_text(epsilon: float | None) -> str:
+    """A cost of a site's whole account, or that the site does not publish it.
+
+    >>> [account_text(value) for value in (5.991, None)]
+    ['6', 'not published']
+    """
+    return NOT_PUBLISHED if epsilon is None else epsilon_text(epsilon)
+
+
 def delta_text(delta: float) -> str:
     """Delta in powers of ten where that is exact, else in full.
 
@@ -51,12 +62,14 @@ def delta_text(delta: float) -> str:
     return short if float(short) == delta else f"{delta!r}"
 
 
-def budget_text(epsilon: float, *, decimals: int = 2) -> str:
-    """What is left of a budget, rounded down to so many decimals.
+def budget_text(epsilon: float | None, *, decimals: int = 2) -> str:
+    """What is left of a budget, rounded down to so many decimals; None is not published.
 
-    >>> [budget_text(value) for value in (1.999, 4.0, math.inf)]
-    ['1.99', '4', 'no bound']
+    >>> [budget_text(value) for value in (1.999, 4.0, math.inf, None)]
+    ['1.99', '4', 'no bound', 'not published']
     """
+    if epsilon is None:
+        return NOT_PUBLISHED
     if math.isinf(epsilon):
         return "no bound"
     parts = 10**decimals

@@ -127,6 +127,7 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
             most_noise_shares=settings.federation.num_sites,
             weights=("wheel", "none", "timm", *([settings.model.weights_file] if settings.model.weights_file else [])),
             extensions=tuple(used.key for used in extensions_used(settings)),
+            public_account=pool.cohort.public,
         ),
         folder=str(private),
         ledger=str(private / "ledger" if privacy.ledger == "run" else Path(privacy.ledger).expanduser().resolve() / name),

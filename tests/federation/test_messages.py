@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from dataclasses import replace
+from datetime import UTC
 from typing import Any, get_args
 
 import numpy as np
@@ -35,6 +37,7 @@ from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Upda
 from mammo_fed.federation.protocol.task import RoundTask
 from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.privacy.events import PrivacyEvent, events_to_json
+from mammo_fed.privacy.ledger.cap import CapRaise
 
 EVENT = PrivacyEvent(
     mechanism="gradient",
@@ -58,7 +61,16 @@ PRICED: dict[str, Any] = {
     "ledger_head": "7:" + "a" * 64,
 }
 UPDATE = Update(**PRICED, round_index=2, task_hash="c" * 64, parameters=np.linspace(-1, 1, 7, dtype=np.float32))
-ACCEPTED = Accepted(**PRICED, cap_epsilon=6.0, cap_delta=1e-4, malignant_fraction=0.25, fingerprint="f" * 64)
+RAISE = CapRaise(at="2026-02-01T09:30:00+00:00", from_epsilon=3.0, to_epsilon=6.0)
+ACCEPTED = Accepted(
+    **PRICED,
+    cap_epsilon=6.0,
+    cap_delta=1e-4,
+    cap_since=RAISE.at,
+    cap_raised=(RAISE,),
+    malignant_fraction=0.25,
+    fingerprint="f" * 64,
+)
 REFUSAL = Refusal(site="site-1", public_images=281, public_patients=146, reason="budget")
 TASK = RoundTask(
     run_id="run1",
@@ -88,6 +100,13 @@ site = {
     "public_patients": st.integers(1, 2**40),
 }
 figure = st.floats(0, allow_nan=False)
+times = st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.isoformat(timespec="seconds"))
+raises = st.builds(
+    lambda at, low, step: CapRaise(at=at, from_epsilon=low, to_epsilon=low + step),
+    times,
+    st.floats(0, 1e3),
+    st.just(math.inf) | st.floats(1e-3, 1e3),
+)
 priced = {
     **site,
     "run_id": st.text(max_size=9),
@@ -112,6 +131,8 @@ replies = st.one_of(
         **priced,
         cap_epsilon=figure,
         cap_delta=st.floats(0, 1),
+        cap_since=st.just("") | times,
+        cap_raised=st.lists(raises, max_size=3).map(tuple),
         malignant_fraction=st.none() | st.floats(0, 1),
         fingerprint=st.text(max_size=9),
     ),
@@ -169,6 +190,58 @@ def test_flowers_strategies_find_one_array_record_and_one_number_to_weigh_by():
 @pytest.mark.parametrize("reply", [ACCEPTED, REFUSAL], ids=["accepted", "refusal"])
 def test_only_an_update_carries_an_array(reply):
     assert list(pack_reply(reply).array_records) == []
+
+
+ACCOUNT = ("epsilon_account", "patient_epsilon_account", "budget_left")
+
+
+@pytest.mark.parametrize("reply", [UPDATE, ACCEPTED], ids=["update", "accepted"])
+def test_cap_figures_of_an_account_that_are_not_published_do_not_travel_at_all(reply):
+    packed = pack_reply(replace(reply, **dict.fromkeys(ACCOUNT)))
+    assert not {name.replace("_", "-") for name in ACCOUNT} & packed.config_records[PRIVACY].keys()
+    read = read_reply(packed)
+    assert [getattr(read, name) for name in ACCOUNT] == [None] * 3
+
+
+@pytest.mark.parametrize("name", ACCOUNT)
+def test_cap_figures_of_an_account_travel_all_or_not_at_all(name):
+    with pytest.raises(DataError, match=f"a reply lacks '{name.replace('_', '-')}'"):
+        read_reply(changed(UPDATE, **{name: None}))
+
+
+STEP = {"at": RAISE.at, "from": 3.0, "to": 6.0}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{**STEP, "to": 3.0}],
+        [{**STEP, "to": 2.0}],
+        [{**STEP, "from": -1.0}],
+        [{**STEP, "from": None}],
+        [{**STEP, "to": "inf"}],
+        [{**STEP, "to": True}],
+        [{**STEP, "at": "yesterday"}],
+        [{**STEP, "at": "2026-02-01T09:30:00"}],
+        [{**STEP, "at": "2026-02-01\x1b09:30:00+00:00"}],
+        [{**STEP, "at": 3}],
+        [{**STEP, "by": "Erika"}],
+        [{"at": RAISE.at, "from": 3.0}],
+        [3],
+        {"at": RAISE.at},
+        None,
+    ],
+    ids=str,
+)
+def test_cap_raises_that_no_site_sends_are_refused(steps):
+    with pytest.raises(DataError):
+        read_reply(changed(ACCEPTED, cap_raised=json.dumps(steps)))
+
+
+@pytest.mark.parametrize("since", ["2026", "2026-02-01", "2026-02-01T09:30:00", "2026-02-01 09:30:00+00:00", "soon", 7])
+def test_cap_since_is_a_time_as_a_ledger_writes_it(since):
+    with pytest.raises(DataError, match="cap-since"):
+        read_reply(changed(ACCEPTED, cap_since=since))
 
 
 def test_a_balance_that_is_not_public_does_not_travel_at_all():

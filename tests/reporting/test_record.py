@@ -54,6 +54,9 @@ KEYS = {
             "epsilon_other_site",
             "epsilon_all_colluding",
             "events",
+            "cap_since",
+            "cap_raised",
+            "account_published",
         ),
     },
     "evaluation": {"val", "test", "external"},
@@ -69,7 +72,7 @@ FREE = {"seeds", "versions", "evaluation"}
 ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "mismatches", "unanswered", "ledger_head"} | {
     *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
     *("rejected", "central", "set_sha256", "total", "overlap", "generator_unit", "total_epsilon", "total_delta", "total_unit"),
-    *("chosen", "events", "generator_accountant"),
+    *("chosen", "events", "generator_accountant", "cap_since", "cap_raised", "account_published"),
 }
 
 

@@ -178,6 +178,7 @@ def _values(request: SiteRequest, network: NetworkSettings, data: DataSettings, 
         "public_patients": patients,
         "public_images": images,
         "public_class_balance": data.public,
+        "public_account": False,
         **asdict(request.share),
         **asdict(data),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -47,12 +47,14 @@ __all__ = [
     "refusal",
     "reply_from_bytes",
     "reply_to_bytes",
+    "sent_again",
     "update_without_parameters",
 ]
 
 HEADER_LENGTH: Final = 8
 ARRAYS: Final = ("parameters", "masked")
-REAL: Final = ("epsilon", "epsilon_account", "budget_left", "patient_epsilon_account")
+# Of the whole account: they leave the site only where its policy publishes them.
+OF_ACCOUNT: Final = ("epsilon_account", "budget_left", "patient_epsilon_account")
 # Names in replies that were stored under version 1 of the protocol, which had one kind of reply for all answers.
 RENAMED: Final[Mapping[str, str]] = {"weight": "public_images", "patients": "public_patients"}
 OF_ACCEPTED: Final = ("malignant_fraction", "fingerprint", "cap_epsilon", "cap_delta")
@@ -222,6 +224,13 @@ def update_without_parameters(
     )
 
 
+def sent_again(file: SiteFile, reply: Update | Refusal) -> Update | Refusal:
+    """A stored reply as the policy of today lets it leave: figures of the account that it does not publish are taken out."""
+    if isinstance(reply, Refusal) or file.policy.public_account:
+        return reply
+    return replace(reply, epsilon_account=None, patient_epsilon_account=None, budget_left=None)
+
+
 def refusal(file: SiteFile, reason: Reason) -> Refusal:
     """A reply that says no, with nothing in it that depends on a patient."""
     policy = file.policy
@@ -251,6 +260,13 @@ def _priced(
 ) -> dict[str, Any]:
     """The fields of a priced reply; in a patient's figure `patient_run` counts whole."""
     policy, accountant, delta = file.policy, declaration.accountant, declaration.delta
+    account: dict[str, float | None] = dict.fromkeys(OF_ACCOUNT)
+    if policy.public_account:
+        account = {
+            "epsilon_account": ledger.epsilon(account=policy.account, accountant=accountant, delta=delta),
+            "patient_epsilon_account": ledger.patient_epsilon(run_id=patient_run, account=policy.account, delta=delta),
+            "budget_left": ledger.budget_left(account=policy.account),
+        }
     return {
         "site": file.site,
         "public_images": policy.public_images,
@@ -258,9 +274,7 @@ def _priced(
         "run_id": declaration.run_id,
         "events": events,
         "epsilon": ledger.epsilon(run_id=declaration.run_id, accountant=accountant, delta=delta),
-        "epsilon_account": ledger.epsilon(account=policy.account, accountant=accountant, delta=delta),
-        "patient_epsilon_account": ledger.patient_epsilon(run_id=patient_run, account=policy.account, delta=delta),
-        "budget_left": ledger.budget_left(account=policy.account),
+        **account,
         "ledger_head": ledger.head(),
     }
 
@@ -299,8 +313,8 @@ def _of_version_1(stored: bytes, about: Mapping[str, str]) -> Update | Refusal:
 
 
 def _update(fields: Mapping[str, Any], events: str, **arrays: Any) -> Update:
-    figures = {name: float(fields[name]) for name in REAL}
-    return Update(**{**fields, **figures}, events=events_from_json(events), **arrays)
+    figures = {name: None if fields[name] is None else float(fields[name]) for name in OF_ACCOUNT}
+    return Update(**{**fields, **figures, "epsilon": float(fields["epsilon"])}, events=events_from_json(events), **arrays)
 
 
 def _text(fields: Mapping[str, Any]) -> str:

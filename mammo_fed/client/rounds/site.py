@@ -27,6 +27,7 @@ from mammo_fed.client.rounds.replies import (
     refusal,
     reply_from_bytes,
     reply_to_bytes,
+    sent_again,
     update_without_parameters,
 )
 from mammo_fed.client.rounds.run_memory import RunMemory
@@ -173,7 +174,7 @@ class Site:
                 state=prepared.optimizer,
                 admit=lambda: self._check_enough(ledger.withdrawn(self.cohort.patients.tolist())),
             )
-        return reply_from_bytes(reply)
+        return sent_again(self.file, reply_from_bytes(reply))
 
     def _prepare(self, declaration: Declaration, payload: PublicPayload, *, begins: bool) -> Prepared:
         """Charge the run, or enrol in it who is new in the cohort, and only then look at the patients' images.

@@ -73,6 +73,9 @@ public_patients = $public_patients
 public_images = $public_images
 # Whether the share of malignant images may be published.
 public_class_balance = $public_class_balance
+# Whether replies say what all runs here cost these patients, and what is left of max_epsilon. Both change when a patient of
+# one study is enrolled in another: with true, one study's server can learn that.
+public_account = $public_account
 
 # A hospital with a table of its own has one share. More are for trials: the site is then one part of a common cohort.
 [share]
@@ -131,6 +134,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "public_patients": 100,
     "public_images": 200,
     "public_class_balance": False,
+    "public_account": False,
     "num_sites": 1,
     "how": "uniform",
     "alpha": 1.0,

@@ -28,6 +28,7 @@ from mammo_fed.federation.protocol.version import (
     version_of,
 )
 from mammo_fed.privacy.events import events_from_json, events_to_json
+from mammo_fed.privacy.ledger.cap import check_time, raises_from_json, raises_to_json
 
 __all__ = [
     "ARRAYS",
@@ -68,20 +69,20 @@ LEDGER_HEAD: Final = re.compile(r"([0-9]{1,18}:[0-9a-f]{64})?")
 Fields = Mapping[str, Any]
 
 KIND: Final = "kind"
+# Of a site's whole account: there only if its policy publishes them, and then all of them.
+WITHHELD: Final = ("epsilon-account", "patient-epsilon-account", "budget-left")
 SITE: Final = (KIND, "site", "patients")
 PRICED: Final = (
     *SITE,
     "run-id",
     "events",
     "epsilon",
-    "epsilon-account",
-    "patient-epsilon-account",
-    "budget-left",
+    *WITHHELD,
     "ledger-head",
 )
-# All fields of each kind of reply; "malignant-fraction" may be absent.
+# All fields of each kind of reply; "malignant-fraction" and those of WITHHELD may be absent.
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "accepted": (*PRICED, "cap-epsilon", "cap-delta", "fingerprint", "malignant-fraction"),
+    "accepted": (*PRICED, "cap-epsilon", "cap-delta", "cap-since", "cap-raised", "fingerprint", "malignant-fraction"),
     "update": (*PRICED, "round", "task-hash"),
     "refusal": (*SITE, "reason"),
 }
@@ -182,6 +183,7 @@ def pack_reply(reply: Reply) -> RecordDict:
     else:
         fields |= {KIND: "accepted", **_priced(reply), "fingerprint": reply.fingerprint}
         fields |= {"cap-epsilon": reply.cap_epsilon, "cap-delta": reply.cap_delta}
+        fields |= {"cap-since": reply.cap_since, "cap-raised": raises_to_json(reply.cap_raised)}
         if reply.malignant_fraction is not None:
             fields["malignant-fraction"] = reply.malignant_fraction
     content[PRIVACY] = ConfigRecord(dict(fields))
@@ -236,13 +238,12 @@ def _read(content: RecordDict) -> Reply:
 
 
 def _priced(reply: PricedReply) -> dict[str, str | int | float]:
+    account = (reply.epsilon_account, reply.patient_epsilon_account, reply.budget_left)
     return {
         "run-id": reply.run_id,
         "events": events_to_json(reply.events),
         "epsilon": reply.epsilon,
-        "epsilon-account": reply.epsilon_account,
-        "patient-epsilon-account": reply.patient_epsilon_account,
-        "budget-left": reply.budget_left,
+        **{name: value for name, value in zip(WITHHELD, account, strict=True) if value is not None},
         "ledger-head": reply.ledger_head,
     }
 
@@ -262,23 +263,27 @@ def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
 def _read_priced(fields: Fields) -> dict[str, Any]:
     if not LEDGER_HEAD.fullmatch(str(fields["ledger-head"])):
         raise DataError("a reply has a ledger head that no site sends")
+    published = any(name in fields for name in WITHHELD)
+    account = {name.replace("-", "_"): _real(fields[name]) if published else None for name in WITHHELD}
     return {
         "run_id": str(fields["run-id"]),
         "events": events_from_json(str(fields["events"])),
         "epsilon": _real(fields["epsilon"]),
-        "epsilon_account": _real(fields["epsilon-account"]),
-        "patient_epsilon_account": _real(fields["patient-epsilon-account"]),
-        "budget_left": _real(fields["budget-left"]),
+        **account,
         "ledger_head": str(fields["ledger-head"]),
     }
 
 
 def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
-    fraction = fields.get("malignant-fraction")
+    fraction, since = fields.get("malignant-fraction"), str(fields["cap-since"])
+    if since:
+        check_time("cap-since", since)
     return Accepted(
         **base,
         cap_epsilon=_real(fields["cap-epsilon"]),
         cap_delta=_fraction(fields["cap-delta"]),
+        cap_since=since,
+        cap_raised=raises_from_json(str(fields["cap-raised"])),
         fingerprint=str(fields["fingerprint"]),
         malignant_fraction=None if fraction is None else _fraction(fraction),
     )

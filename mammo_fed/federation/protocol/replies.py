@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.ledger.cap import CapRaise
 
 __all__ = ["Accepted", "PricedReply", "Refusal", "Reply", "SiteReply", "Update"]
 
@@ -38,7 +39,8 @@ class PricedReply(SiteReply):
       run_id: which run it answers.
       events: what the reply has spent; of `Accepted`, the whole schedule.
       epsilon: the site's own cumulative figure for this run.
-      epsilon_account: for everything its ledger knows of these patients.
+      epsilon_account: for everything its ledger knows of these patients. It and the next two depend on who is in the cohorts of
+        the site's other runs: None unless the site's policy publishes them.
       patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images, by PLD.
       budget_left: of the site's own maximum; infinite where there is none.
       ledger_head: where the site's ledger stood, position and seal: proof against a ledger put back from an older copy.
@@ -47,9 +49,9 @@ class PricedReply(SiteReply):
     run_id: str
     events: tuple[PrivacyEvent, ...]
     epsilon: float
-    epsilon_account: float
-    patient_epsilon_account: float
-    budget_left: float
+    epsilon_account: float | None
+    patient_epsilon_account: float | None
+    budget_left: float | None
     ledger_head: str
 
 
@@ -59,12 +61,16 @@ class Accepted(PricedReply):
 
     Attributes:
       cap_epsilon, cap_delta: the most that the site's policy lets all runs on its patients cost; infinite where unbounded.
+      cap_since: when the site's account was given this cap, ISO 8601; "" where its ledger did not note it.
+      cap_raised: every raise of the account's cap, the oldest first.
       fingerprint: content hash of a public cohort, or a random identifier.
       malignant_fraction: of the site's labels where its policy declares it public, else None.
     """
 
     cap_epsilon: float = math.inf
     cap_delta: float = 0.0
+    cap_since: str = ""
+    cap_raised: tuple[CapRaise, ...] = ()
     fingerprint: str = ""
     malignant_fraction: float | None = None
 

@@ -11,6 +11,7 @@ from typing import Final
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.privacy.events import OLDER_RELATIONS, RELATION
 from mammo_fed.reporting.formatting import (
+    account_text,
     budget_text,
     delta_text,
     epsilon_text,
@@ -152,8 +153,8 @@ def _privacy(privacy: PrivacySection) -> Table:
             site.site,
             epsilon_text(site.epsilon),
             *([epsilon_text(site.patient_epsilon)] if by_image else []),
-            epsilon_text(site.epsilon_account),
-            *([epsilon_text(site.patient_epsilon_account)] if by_image and not run_alone else []),
+            account_text(site.epsilon_account),
+            *([account_text(site.patient_epsilon_account)] if by_image and not run_alone else []),
             budget_text(site.budget_left),
             str(site.rounds),
             participation_text(rounds=site.rounds, refused=site.refused),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mammo_fed.errors import DataError
 from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.privacy.events import PrivacyEvent, Unit
+from mammo_fed.privacy.ledger.cap import CapRaise, check_time
 from mammo_fed.privacy.names import Aggregation, LedgerScope, NoiseOrigin
 from mammo_fed.reporting.record.checks import require_count, require_distinct, require_epsilon, require_fraction
 from mammo_fed.reporting.record.provenance import Provenance
@@ -129,7 +130,8 @@ class SitePrivacy:
       site: its name.
       epsilon: of this run: the server's figure or the site's own, whichever is larger; infinite without noise, 0 where the site
         was sent no task or refused the first.
-      epsilon_account: of everything its ledger holds, this run included: a schedule cost.
+      epsilon_account: of everything its ledger holds, this run included: a schedule cost. It and the other two figures of the
+        account are None where `account_published` is false.
       epsilon_after_round: cumulative epsilon of this run after each round that the site was asked and did not refuse.
       patient_epsilon: of a patient with the largest allowed number of images; equals `epsilon` where the unit is the patient.
       mechanism: the mechanism in words, such as "full-batch DP gradient descent".
@@ -139,6 +141,10 @@ class SitePrivacy:
       patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images; infinite in
         records that did not keep it.
       cap_epsilon, cap_delta: the most that the site's policy lets all runs on its patients cost; infinite where unbounded.
+      cap_since: when the site's account was given this cap, ISO 8601; "" where that is not known.
+      cap_raised: every raise of that cap by the site, the oldest first.
+      account_published: whether the site publishes what its account cost (`epsilon_account`, `patient_epsilon_account`) and
+        what is left of it (`budget_left`): figures that depend on who is in the cohorts of its other runs.
       mismatches: rounds after which the site's own epsilon was not the server's.
       unanswered: rounds that are charged though no readable reply came.
       rejected: what the server left out of the site's answers, and why.
@@ -152,14 +158,14 @@ class SitePrivacy:
 
     site: str
     epsilon: float
-    epsilon_account: float
+    epsilon_account: float | None
     epsilon_after_round: tuple[float, ...]
     patient_epsilon: float
     mechanism: str
-    budget_left: float
+    budget_left: float | None
     rounds: int
     refused: bool
-    patient_epsilon_account: float = math.inf
+    patient_epsilon_account: float | None = math.inf
     cap_epsilon: float = math.inf
     cap_delta: float = 0.0
     mismatches: tuple[int, ...] = ()
@@ -169,11 +175,21 @@ class SitePrivacy:
     epsilon_other_site: float = math.inf
     epsilon_all_colluding: float = math.inf
     events: tuple[PrivacyEvent, ...] = ()
+    cap_since: str = ""
+    cap_raised: tuple[CapRaise, ...] = ()
+    account_published: bool = True
 
     def __post_init__(self) -> None:
-        figures = ("epsilon", "epsilon_account", "patient_epsilon", "patient_epsilon_account", "budget_left", "cap_epsilon")
-        for name in (*figures, "epsilon_other_site", "epsilon_all_colluding"):
+        for name in ("epsilon_account", "patient_epsilon_account", "budget_left"):
+            # In a record null is an infinite number; only beside `account_published` it is one that was not given.
+            if not self.account_published or getattr(self, name) is None:
+                object.__setattr__(self, name, math.inf if self.account_published else None)
+            else:
+                require_epsilon(f"privacy.sites.{name}", getattr(self, name))
+        for name in ("epsilon", "patient_epsilon", "cap_epsilon", "epsilon_other_site", "epsilon_all_colluding"):
             require_epsilon(f"privacy.sites.{name}", getattr(self, name))
+        if self.cap_since:
+            check_time("privacy.sites.cap_since", self.cap_since)
         for value in self.epsilon_after_round:
             require_epsilon("privacy.sites.epsilon_after_round", value)
         if self.events and len(self.events) != len(self.epsilon_after_round):

@@ -69,6 +69,7 @@ def guarantee_sentence(
     noise_seed: int | None = None,
     patient_epsilon: float | None = None,
     schedule_cost: float | None = None,
+    account_published: bool = True,
     max_images_per_patient: int | None = None,
     asked: bool = True,
     threat: str = "",
@@ -84,15 +85,16 @@ def guarantee_sentence(
       ledger: "run" for a fresh ledger in the run folder, "site" for one that carries over every run of its site.
       noise_seed: privacy.noise_seed, where noise is "injected".
       patient_epsilon: epsilon of a patient with `max_images_per_patient` images, where the unit is the image: of this run, or
-        of everything in the account.
-      schedule_cost: for ledger "site", the largest price of all that an account has released so far.
+        of everything in the account where that is published.
+      schedule_cost: for ledger "site", the largest price of all that an account has released so far; None if not published.
+      account_published: whether the sites publish figures of their accounts.
       max_images_per_patient: largest number of images of a patient, public by the sites' policies.
       asked: whether any site was asked for anything.
       threat: against whom it holds, where not against everybody; see `threat_text`.
 
     Raises:
       InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, the ledger is
-        "site" and `schedule_cost` is missing, or delta or epsilon is out of range.
+        "site" with published accounts and `schedule_cost` is missing, or delta or epsilon is out of range.
     """
     if not epsilon >= 0 or not 0 < delta < 1:
         raise InvalidSetting(f"epsilon={epsilon} must be at least 0 and delta={delta} in (0, 1); check privacy.delta")
@@ -108,7 +110,7 @@ def guarantee_sentence(
         unbounded = "own figure for this run" if ledger == "run" else "policy for all runs in its ledger"
         return f"None: a site's {unbounded} has no bound, {NONE_GIVEN}"
     price = f"(epsilon={epsilon_text(epsilon)}, delta={delta_text(delta)})-differential privacy"
-    scope = "for this run alone" if ledger == "run" else _over_all_runs(schedule_cost)
+    scope = "for this run alone" if ledger == "run" else _over_all_runs(schedule_cost, published=account_published)
     if unit == "patient":
         who, patient = "Each patient's data (all images)", ""
     elif patient_epsilon is None or max_images_per_patient is None:
@@ -119,7 +121,8 @@ def guarantee_sentence(
     else:
         images = "1 image" if max_images_per_patient == 1 else f"{max_images_per_patient} images"
         who = "Each image, not each patient,"
-        verb = "epsilon is" if ledger == "run" else "no cap is set, and the schedule cost so far is epsilon"
+        what = "the schedule cost so far" if account_published else "this run alone"
+        verb = "epsilon is" if ledger == "run" else f"no cap is set, and {what} is epsilon"
         loose = "at most " if patient_epsilon > LOOSE_ABOVE else ""
         patient = f"; for a patient with {images} {verb} {loose}{epsilon_text(patient_epsilon)}"
     return (
@@ -154,11 +157,14 @@ def shared_noise_sentence(*, other_site: float, all_colluding: float) -> str:
     )
 
 
-def _over_all_runs(schedule_cost: float | None) -> str:
+def _over_all_runs(schedule_cost: float | None, *, published: bool) -> str:
+    over = "over all runs in the site's ledger, by the cap that the ledger enforces"
+    if not published:
+        return over
     if schedule_cost is None:
         raise InvalidSetting("schedule_cost must be given with ledger=site: the cap is no price, and the price is no cap")
     cost = epsilon_text(schedule_cost)
-    return f"over all runs in the site's ledger, by the cap that the ledger enforces (schedule cost so far: epsilon {cost})"
+    return f"{over} (schedule cost so far: epsilon {cost})"
 
 
 def warning_sentences(

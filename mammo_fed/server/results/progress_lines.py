@@ -26,7 +26,8 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
         return [f"{what:<13} epsilon: at most {_cost(largest)} at {len(budget.active)} sites{warning}"]
     parts = []
     for name, site in budget.sites.items():
-        note = f"refused ({site.reason})" if site.reason else f"{_cost(site.epsilon)} (left {_left(site.budget_left)})"
+        left = "" if site.budget_left is None else f" (left {_left(site.budget_left)})"
+        note = f"refused ({site.reason})" if site.reason else f"{_cost(site.epsilon)}{left}"
         parts.append(f"{name} {note}{_amiss(index, site)}")
     return [f"{what:<13} epsilon: " + ", ".join(parts)]
 

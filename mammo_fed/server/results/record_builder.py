@@ -171,10 +171,7 @@ def _provenance(outcome: Outcome) -> Provenance:
         overlap=outcome.overlap,
         settings=outcome.settings,
         run_alone=_run_alone(outcome),
-        patient_epsilons=[
-            (outcome.budget.patient_epsilon if _run_alone(outcome) else outcome.budget.patient_epsilon_account)(spending.site)
-            for spending in charged
-        ],
+        patient_epsilons=[_of_patient_at(outcome.budget, spending.site, run_alone=_run_alone(outcome)) for spending in charged],
     )
 
 
@@ -213,10 +210,9 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
             noise=noise,
             ledger="run" if run_alone else "site",
             noise_seed=privacy.noise_seed,
-            patient_epsilon=max(
-                (site.patient_epsilon if run_alone else site.patient_epsilon_account for site in sites), default=0.0
-            ),
-            schedule_cost=None if run_alone else max((site.epsilon_account for site in charged), default=0.0),
+            patient_epsilon=max((site.patient_epsilon if run_alone else _of_patient(site) for site in sites), default=0.0),
+            schedule_cost=None if run_alone else _schedule_cost(charged),
+            account_published=all(site.account_published for site in charged),
             asked=bool(sites),
             max_images_per_patient=privacy.max_images_per_patient,
             threat=_threat(declaration),
@@ -232,6 +228,22 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
         min_survivors=declaration.min_survivors,
         colluders=declaration.colluders,
     )
+
+
+def _schedule_cost(charged: Sequence[SitePrivacy]) -> float | None:
+    """The largest published cost of an account, None where a site does not publish its own."""
+    costs = [site.epsilon_account for site in charged]
+    return None if None in costs else max((cost for cost in costs if cost is not None), default=0.0)
+
+
+def _of_patient(site: SitePrivacy) -> float:
+    """A patient's figure over all runs, or of this one where the site publishes no more."""
+    return site.patient_epsilon if site.patient_epsilon_account is None else site.patient_epsilon_account
+
+
+def _of_patient_at(budget: BudgetView, site: str, *, run_alone: bool) -> float:
+    account = None if run_alone else budget.patient_epsilon_account(site)
+    return budget.patient_epsilon(site) if account is None else account
 
 
 def _mechanism(outcome: Outcome) -> str:
@@ -268,6 +280,9 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         patient_epsilon_account=outcome.budget.patient_epsilon_account(spending.site),
         cap_epsilon=spending.cap_epsilon,
         cap_delta=spending.cap_delta,
+        cap_since=spending.cap_since,
+        cap_raised=spending.cap_raised,
+        account_published=spending.epsilon_account is not None,
         mismatches=tuple(spending.mismatches),
         unanswered=tuple(spending.unanswered),
         rejected=tuple(

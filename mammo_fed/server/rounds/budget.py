@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from mammo_fed.common.serialization import plain
+from mammo_fed.common.serialization import build, plain
 from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.ledger.cap import CapRaise
 from mammo_fed.privacy.shared_noise import Adversaries, adversary_epsilons
 
 __all__ = ["EXCLUDED", "BudgetView", "SiteSpending", "reason_text"]
@@ -38,10 +39,12 @@ class SiteSpending:
       events: what its replies have spent, and what it may have spent where no readable reply came.
       epsilon_after_round: cumulative epsilon after each round that it was asked and did not refuse: the server's figure, or the
         site's own where that is larger.
-      epsilon_account: the site's own figure for everything its ledger holds, at least this run's.
+      epsilon_account: the site's own figure for everything its ledger holds, at least this run's; None, as the next two, where
+        the site does not publish it.
       budget_left: of the site's own maximum, by its own account and by this run alone: the smaller.
       patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images.
       cap_epsilon, cap_delta: the site's own maximum for all runs on its patients.
+      cap_since, cap_raised: when the site's account was given it, "" where unknown, and every raise.
       answered: events of the rounds with a readable reply.
       unanswered: rounds that are charged though no readable reply came.
       rejected: rounds (DECLARATION_ROUND too) whose answer was left out, and why; the rounds are charged all the same.
@@ -59,14 +62,16 @@ class SiteSpending:
     declared: tuple[PrivacyEvent, ...]
     events: list[PrivacyEvent] = field(default_factory=list)
     epsilon_after_round: list[float] = field(default_factory=list)
-    epsilon_account: float = 0.0
-    budget_left: float = 0.0
+    epsilon_account: float | None = None
+    budget_left: float | None = None
     reason: str = ""
     mismatches: list[int] = field(default_factory=list)
     ledger_head: str = ""
-    patient_epsilon_account: float = 0.0
+    patient_epsilon_account: float | None = None
     cap_epsilon: float = math.inf
     cap_delta: float = 0.0
+    cap_since: str = ""
+    cap_raised: tuple[CapRaise, ...] = ()
     answered: list[PrivacyEvent] = field(default_factory=list)
     unanswered: list[int] = field(default_factory=list)
     rejected: list[tuple[int, RejectionReason]] = field(default_factory=list)
@@ -100,8 +105,11 @@ class SiteSpending:
         events = {name: [PrivacyEvent.from_dict(event) for event in values[name]] for name in EVENTS}
         reals = ("epsilon_account", "budget_left", "patient_epsilon_account", "cap_epsilon", "cap_delta")
         rest: dict[str, Any] = {
-            name: float(value) if name in reals else value for name, value in values.items() if name not in EVENTS
+            name: float(value) if name in reals and value is not None else value
+            for name, value in values.items()
+            if name not in EVENTS
         }
+        rest["cap_raised"] = tuple(build(CapRaise, step, path="cap_raised") for step in values.get("cap_raised", ()))
         rest["epsilon_after_round"] = [float(value) for value in values["epsilon_after_round"]]
         rest["rejected"] = [(int(index), reason) for index, reason in values["rejected"]]
         return cls(**rest, declared=tuple(events["declared"]), events=events["events"], answered=events["answered"])
@@ -110,8 +118,9 @@ class SiteSpending:
         """Note that this run has cost `epsilon` by now; no figure ever falls behind it."""
         largest = max(self.epsilon, epsilon)
         self.epsilon_after_round.append(largest)
-        self.epsilon_account = max(self.epsilon_account, largest)
-        if math.isfinite(self.cap_epsilon):
+        if self.epsilon_account is not None:
+            self.epsilon_account = max(self.epsilon_account, largest)
+        if self.budget_left is not None and math.isfinite(self.cap_epsilon):
             self.budget_left = min(self.budget_left, max(0.0, self.cap_epsilon - largest))
 
 
@@ -171,6 +180,8 @@ class BudgetView:
             patient_epsilon_account=reply.patient_epsilon_account,
             cap_epsilon=reply.cap_epsilon,
             cap_delta=reply.cap_delta,
+            cap_since=reply.cap_since,
+            cap_raised=reply.cap_raised,
         )
 
     def refuse(self, reply: Refusal, *, round_index: int) -> None:
@@ -218,9 +229,10 @@ class BudgetView:
         own = patient_epsilon(spending.events, delta=self._delta, accountant="pld")
         return max(own, spending.epsilon) if all(event.unit == "patient" for event in spending.events) else own
 
-    def patient_epsilon_account(self, site: str) -> float:
-        """The same over all that the site's ledger knows of its patients, never below this run's figure."""
-        return max(self._sites[site].patient_epsilon_account, self.patient_epsilon(site))
+    def patient_epsilon_account(self, site: str) -> float | None:
+        """The same over all that the site's ledger knows of its patients, never below this run's figure; None if withheld."""
+        account = self._sites[site].patient_epsilon_account
+        return None if account is None else max(account, self.patient_epsilon(site))
 
     def adversaries(self, site: str, *, min_survivors: int) -> Adversaries:
         """What this run costs by who looks at it; everybody sees the same where each site adds all of its noise."""
