@@ -29,6 +29,7 @@ from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import MODEL_NAME, Classifier, extractor_spec, read_classifier
 from mammo_fed.models.features import Extractor
 from mammo_fed.privacy.events import full_batch
+from mammo_fed.privacy.patient_identity import patient_index
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.settings import Settings
@@ -120,7 +121,7 @@ class FinishedRun:
         population = Population(
             features=np.concatenate([self._features[mine], self._features_of(held_out)]),
             labels=np.concatenate([cohort.labels, held_out.labels]),
-            patients=np.unique(patients, return_inverse=True)[1].astype(np.int64),
+            patients=patient_index(patients),
             sites=np.concatenate([owners, np.zeros(count, np.int64)]),
             members=np.arange(len(mine) + count) < len(mine),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError
+from mammo_fed.privacy.patient_identity import count_patients, patient_index, require_identifier, respelt
 
 __all__ = ["BENIGN", "MALIGNANT", "Cohort", "concatenate", "fingerprint", "require_both_classes"]
 
@@ -28,7 +28,7 @@ class Cohort:
       name: what people call the set, for messages and the record; never a patient's name.
       pixels: float32, shape (images, size, size), in [0, 1] whatever the source's bit depth.
       labels: int64, shape (images,): MALIGNANT = 1 or BENIGN = 0.
-      patients: str, shape (images,): equal values belong to one patient.
+      patients: str, shape (images,): whose image it is, each patient in one spelling (`patient_identity`).
       images: str, shape (images,): identifier of the patch, unique in the cohort.
       views: str, shape (images,): "CC", "MLO" or "" where unknown.
       splits: str, shape (images,): "train", "val", "test" or "external"; a patient is in one split only.
@@ -58,13 +58,18 @@ class Cohort:
             raise DataError(f"cohort {self.name}: labels {unknown} are unknown; use 1 for malignant and 0 for benign")
         if len(np.unique(self.images)) != count:
             raise DataError(f"cohort {self.name}: two rows have the same image identifier; make them unique")
-        written = set(self.patients.tolist())
-        if len({unicodedata.normalize("NFKC", patient).strip().casefold() for patient in written}) != len(written):
+        self._check_patients()
+
+    def _check_patients(self) -> None:
+        patients = self.patients.tolist()
+        for position, patient in enumerate(patients, start=1):
+            require_identifier(patient, where=f"cohort {self.name}, image {position} of {len(patients)}")
+        if (pair := respelt(patients)) is not None:
             raise DataError(
-                f"cohort {self.name}: two patient identifiers differ only in case, spaces or Unicode form; "
-                "write each patient one way"
+                f"cohort {self.name}: images {pair[0] + 1} and {pair[1] + 1} are of one patient in two spellings, which "
+                "differ only in case, spaces or Unicode form, or in what is not seen; write each patient one way"
             )
-        pairs = set(zip(self.patients.tolist(), self.splits.tolist(), strict=True))
+        pairs = set(zip(patients, self.splits.tolist(), strict=True))
         if len(pairs) != len({patient for patient, _ in pairs}):
             raise DataError(f"cohort {self.name}: a patient is in more than one split; split by patient, not by image")
 
@@ -74,7 +79,7 @@ class Cohort:
     @property
     def num_patients(self) -> int:
         """Number of distinct patients."""
-        return len(np.unique(self.patients))
+        return count_patients(self.patients)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -82,10 +87,13 @@ class Cohort:
         return (int(self.pixels.shape[1]), int(self.pixels.shape[2]))
 
     def unit_index(self, unit: str) -> NDArray[np.int64]:
-        """Dense index of the protected unit of every image, int64, shape (images,), for unit "patient" or "image"."""
+        """Dense index of the protected unit of every image, int64, shape (images,), for unit "patient" or "image".
+
+        All images of a patient have one index, by the identity that the ledger charges by.
+        """
         if unit == "image":
             return np.arange(len(self), dtype=np.int64)
-        return np.unique(self.patients, return_inverse=True)[1].astype(np.int64)
+        return patient_index(self.patients)
 
     @cached_property
     def content_hash(self) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.settings.data import PartitionRule
 
 __all__ = ["MAX_ALPHA", "fold_rows", "partition_rows"]
@@ -31,12 +32,13 @@ def fold_rows(cohort: Cohort, *, folds: int, fold: int) -> NDArray[np.int64]:
     # Slow to import, and a real site never cuts folds.
     from sklearn.model_selection import StratifiedGroupKFold
 
-    fewest = min(len(np.unique(cohort.patients[cohort.labels == label])) for label in (BENIGN, MALIGNANT))
+    people = cohort.unit_index("patient")
+    fewest = min(count_patients(people[cohort.labels == label]) for label in (BENIGN, MALIGNANT))
     if not 2 <= folds <= fewest:
         raise InvalidSetting(f"data.folds={folds} must be from 2 to {fewest}, the patients of the smaller class")
     cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=0)
     order = np.argsort(cohort.images, kind="stable")
-    parts = list(cutter.split(order, cohort.labels[order], cohort.patients[order]))
+    parts = list(cutter.split(order, cohort.labels[order], people[order]))
     rows: NDArray[np.int64] = np.sort(order[parts[fold][1]])
     return rows
 
@@ -66,18 +68,18 @@ def partition_rows(
 
     Source: Dirichlet label skew, arXiv:1909.06335, Sec. 3.
     """
-    ids, index = np.unique(cohort.patients, return_inverse=True)
-    _check(num_patients=len(ids), num_sites=num_sites, how=how, alpha=alpha, seed=seed)
+    index, num_patients = cohort.unit_index("patient"), cohort.num_patients
+    _check(num_patients=num_patients, num_sites=num_sites, how=how, alpha=alpha, seed=seed)
     rng = np.random.default_rng(seed)
     if how == "label":
-        malignant = np.zeros(len(ids), dtype=bool)
+        malignant = np.zeros(num_patients, dtype=bool)
         malignant[index[cohort.labels == MALIGNANT]] = True
         site_of = _by_label(malignant, num_sites, alpha, rng)
     else:
         exponent = alpha if how == "size" else 0.0
-        counts = _without_empty(_apportion(len(ids), np.arange(1, num_sites + 1, dtype=np.float64) ** -exponent))
-        site_of = np.empty(len(ids), dtype=np.int64)
-        site_of[rng.permutation(len(ids))] = np.repeat(np.arange(num_sites), counts)
+        counts = _without_empty(_apportion(num_patients, np.arange(1, num_sites + 1, dtype=np.float64) ** -exponent))
+        site_of = np.empty(num_patients, dtype=np.int64)
+        site_of[rng.permutation(num_patients)] = np.repeat(np.arange(num_sites), counts)
     return tuple(np.flatnonzero(site_of[index] == site).astype(np.int64) for site in range(num_sites))
 
 

@@ -6,13 +6,14 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
+from mammo_fed.privacy.patient_identity import count_patients
 
 __all__ = ["CHECKS", "SMALL_CELL", "Archive", "Finding", "Level", "count_text", "errors_of", "preflight"]
 
@@ -109,6 +110,7 @@ class _Look:
     def __init__(self, cohort: Cohort, archive: Archive, reference: NDArray[np.float32] | None) -> None:
         self.cohort, self.archive, self.reference = cohort, archive, reference
         self.findings = len(cohort) + archive.unlabelled + sum(archive.refused.values())
+        self.units = cohort.unit_index("patient")
         self._rows: dict[str, list[int]] = defaultdict(list)
         for row, patch in enumerate(cohort.pixels):
             self._rows[hashlib.sha256(np.ascontiguousarray(patch).tobytes()).hexdigest()].append(row)
@@ -116,14 +118,14 @@ class _Look:
     def text(self, count: int) -> str:
         return count_text(count, public=self.cohort.public)
 
-    def repeated(self, column: NDArray[np.str_]) -> int:
+    def repeated(self, column: NDArray[Any]) -> int:
         """Patches whose pixels appear under more than one value of a column."""
         return sum(len(rows) for rows in self._rows.values() if len(set(column[rows].tolist())) > 1)
 
     def repeated_within(self) -> int:
         found = 0
         for rows in self._rows.values():
-            found += sum(count for count in Counter(self.cohort.patients[rows].tolist()).values() if count > 1)
+            found += sum(count for count in Counter(self.units[rows].tolist()).values() if count > 1)
         return found
 
     def lost(self, reasons: frozenset[str]) -> int:
@@ -146,7 +148,7 @@ def _annotations(look: _Look) -> tuple[Level, str]:
 
 
 def _across_patients(look: _Look) -> tuple[Level, str]:
-    count = look.repeated(look.cohort.patients)
+    count = look.repeated(look.units)
     return ("error" if count else "ok"), f"{look.text(count)} patches have the same pixels as one of another patient"
 
 
@@ -170,7 +172,7 @@ def _classes(look: _Look) -> tuple[Level, str]:
     labels = look.cohort.labels[train]
     counts = {word: int((labels == label).sum()) for word, label in (("malignant", MALIGNANT), ("benign", BENIGN))}
     patients = {
-        word: len(set(look.cohort.patients[train][labels == label].tolist()))
+        word: count_patients(look.cohort.patients[train][labels == label])
         for word, label in (("malignant", MALIGNANT), ("benign", BENIGN))
     }
     shown = "; ".join(f"{word}: {look.text(counts[word])} images of {look.text(patients[word])} patients" for word in counts)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import unicodedata
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.common.private_files import SECRET_BYTES, check_private, load_or_create_secret
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.privacy.patient_identity import caseless, require_identifier
 
 __all__ = ["Pseudonyms"]
 
 DIGITS: Final = 20
+PATIENT: Final = "patient"
 
 
 class Pseudonyms:
@@ -46,11 +47,22 @@ class Pseudonyms:
     def of(self, kind: str, identifier: str) -> str:
         """The pseudonym of an identifier: 20 hex digits.
 
-        Case, outer spaces and Unicode form make no difference: two spellings of one patient must not become two patients.
+        A patient has one, in whatever spelling the ledger takes for the same patient; of anything else, case, outer spaces and
+        Unicode form make no difference.
 
         Args:
           kind: what it names, such as "patient"; equal identifiers of two kinds have unrelated pseudonyms.
           identifier: the source's own.
+
+        Raises:
+          DataError: If it is a patient's and is blank.
         """
-        normal = unicodedata.normalize("NFKC", identifier).strip().casefold()
+        normal = require_identifier(identifier, where="a patient") if kind == PATIENT else caseless(identifier)
+        return self._digest(kind, normal)
+
+    def earlier_of_patient(self, identifier: str) -> str:
+        """A patient's pseudonym as it was before inner blanks and what is not seen made no difference; mostly the same."""
+        return self._digest(PATIENT, caseless(identifier))
+
+    def _digest(self, kind: str, normal: str) -> str:
         return hmac.new(self._salt, f"{kind}\0{normal}".encode(), hashlib.sha256).hexdigest()[:DIGITS]

@@ -25,6 +25,7 @@ from mammo_fed.data.sources.image_folder import read_image_folder
 from mammo_fed.data.sources.mammo_dp import available_splits, read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.data.sources.synthetic_set import SetProvenance, is_synthetic_set, read_synthetic_set
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.privacy.patient_identity import normal_identifier
 from mammo_fed.settings import DataSettings, SynthesisSettings
 from mammo_fed.settings.data import Partition
 
@@ -112,15 +113,17 @@ def check_disjoint(cohorts: Sequence[Cohort]) -> None:
     """Make sure that no patient is in two splits, across cohorts; a patient may be in two cohorts of one split.
 
     Raises:
-      DataError: If a patient identifier is in two splits; the message names the cohorts.
+      DataError: If a patient is in two splits, in whatever spelling; the message names the cohorts, and a patient of public
+        ones only.
     """
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[Cohort, str]] = {}
     for cohort in cohorts:
         for patient, split in sorted(set(zip(cohort.patients.tolist(), cohort.splits.tolist(), strict=True))):
-            other, other_split = seen.setdefault(patient, (cohort.name, split))
+            other, other_split = seen.setdefault(normal_identifier(patient), (cohort, split))
             if other_split != split:
+                who = f"patient {patient!r}" if cohort.public and other.public else "a patient"
                 raise DataError(
-                    f"patient {patient!r} is in {other} ({other_split}) and in {cohort.name} ({split}); "
+                    f"{who} is in {other.name} ({other_split}) and in {cohort.name} ({split}); "
                     "a patient may be in one split only, check the sources"
                 )
 
@@ -193,8 +196,9 @@ def limit_images_per_patient(cohort: Cohort, rows: NDArray[np.int64], *, most: i
 
     What a patient keeps depends on that patient's own images only, so the bound costs no privacy.
     """
-    order = rows[np.lexsort((cohort.images[rows], cohort.patients[rows]))]
-    _, starts, counts = np.unique(cohort.patients[order], return_index=True, return_counts=True)
+    units = cohort.unit_index("patient")
+    order = rows[np.lexsort((cohort.images[rows], units[rows]))]
+    _, starts, counts = np.unique(units[order], return_index=True, return_counts=True)
     place = np.arange(len(order)) - np.repeat(starts, counts)
     kept: NDArray[np.int64] = np.sort(order[place < most])
     return kept

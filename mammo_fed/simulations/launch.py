@@ -18,6 +18,7 @@ from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.federation.public_start import make_extractor
 from mammo_fed.federation.run_folder import SITES_NAME
+from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.reporting.record.record import RECORD_NAME, Record, read_record
 from mammo_fed.server.app import make_app
 from mammo_fed.server.run import Hooks, share_of
@@ -117,7 +118,7 @@ def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache
             delta=privacy.delta,
             min_patients=1,
             max_images_per_patient=privacy.max_images_per_patient,
-            public_patients=len(set(pool.cohort.patients[rows].tolist())),
+            public_patients=count_patients(pool.cohort.patients[rows]),
             public_images=len(rows),
             public_class_balance=pool.cohort.public,
             units=("patient", "image"),

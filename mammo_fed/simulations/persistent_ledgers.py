@@ -15,6 +15,7 @@ from typing import Any, Final
 from mammo_fed.common.private_files import load_or_create
 from mammo_fed.data.run_cohorts import Pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PrivacyRefused
+from mammo_fed.privacy.patient_identity import normal_identifier
 from mammo_fed.settings import Settings
 
 __all__ = ["MANIFEST_NAME", "site_caps"]
@@ -40,7 +41,7 @@ def site_caps(settings: Settings, pool: Pool) -> tuple[float, ...]:
     folder = Path(settings.privacy.ledger).expanduser().resolve()
     manifest = _manifest(folder, settings, pool, budgets)
     key = bytes.fromhex(manifest["key"])
-    if manifest["patients"] != _digests(pool, key):
+    if manifest["patients"] not in (_digests(pool, key), _digests_by_spelling(pool, key)):
         raise PrivacyRefused(
             f"privacy.ledger={folder} belongs to another division of patients over sites ({_words(manifest['described'])}; now "
             f"{_words(_described(settings))}): the same patients would be charged to fresh ledgers; use those settings, or "
@@ -87,9 +88,15 @@ def _digests(pool: Pool, key: bytes) -> list[str]:
     """One keyed digest of every site's patients: what decides is who is charged where, not how the images were made."""
     digests = []
     for rows in pool.rows:
-        names = json.dumps(sorted(set(pool.cohort.patients[rows].tolist())))
-        digests.append(hmac.digest(key, names.encode(), hashlib.sha256).hex())
+        names = sorted({normal_identifier(patient) for patient in pool.cohort.patients[rows].tolist()})
+        digests.append(hmac.digest(key, json.dumps(names).encode(), hashlib.sha256).hex())
     return digests
+
+
+def _digests_by_spelling(pool: Pool, key: bytes) -> list[str]:
+    """As folders hold them that were written before patients were compared by identity."""
+    spelt = (json.dumps(sorted(set(pool.cohort.patients[rows].tolist()))) for rows in pool.rows)
+    return [hmac.digest(key, names.encode(), hashlib.sha256).hex() for names in spelt]
 
 
 def _described(settings: Settings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.privacy.patient_identity import count_patients, patient_index
 
 __all__ = [
     "Metrics",
@@ -83,7 +84,7 @@ def evaluate_scores(scores: ArrayLike, labels: ArrayLike, patients: ArrayLike, *
     low_high = auroc_interval(score, label, patient, bootstrap=bootstrap, seed=seed)
     positives, negatives = counts_by_score(score, label, np.ones((1, len(score))))
     return Metrics(
-        n_patients=len(np.unique(patient)),
+        n_patients=count_patients(patient),
         n_images=len(score),
         auroc=float(auroc_of_counts(positives, negatives)[0]),
         auroc_ci=low_high,
@@ -153,7 +154,7 @@ def patient_weights(
     if bootstrap < 1:
         raise InvalidSetting(f"bootstrap={bootstrap} must be at least 1; 1000 gives a stable 95 % interval")
     draws = np.random.default_rng(seed)
-    index = np.unique(patients, return_inverse=True)[1]
+    index = patient_index(patients)
     count = int(index.max()) + 1
     malignant = (labels == MALIGNANT).astype(np.float64)
     chunk, found = max(1, CHUNK_ELEMENTS // len(labels)), 0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.training.evaluation import INTERVAL_PERCENT
 from mammo_fed.training.scored import METRICS, PAIRED_METRICS, Scores, metric_values, replicates
 
@@ -138,7 +139,7 @@ def summarise(scores: Scores, *, bootstrap: int = 1000, seed: int) -> Summary:
     """
     points = metric_values(scores, np.ones((1, len(scores.labels))), METRICS)[:, :, 0]
     drawn = replicates(scores, METRICS, bootstrap=bootstrap, seed=seed)
-    return _summary(points, drawn, n_patients=len(np.unique(scores.patients)), n_images=len(scores.labels))
+    return _summary(points, drawn, n_patients=count_patients(scores.patients), n_images=len(scores.labels))
 
 
 def _summary(points: NDArray[np.float64], drawn: NDArray[np.float64], *, n_patients: int, n_images: int) -> Summary:
@@ -182,7 +183,7 @@ def summarise_folds(folds: Sequence[Scores], *, bootstrap: int = 1000, seed: int
     return _summary(
         points,
         drawn,
-        n_patients=sum(len(np.unique(fold.patients)) for fold in folds),
+        n_patients=sum(count_patients(fold.patients) for fold in folds),
         n_images=sum(len(fold.labels) for fold in folds),
     )
 
@@ -242,7 +243,7 @@ def subgroups(scores: Scores, *, bootstrap: int = 1000, seed: int) -> tuple[Subg
         for value in np.unique(values):
             inside = values == value
             benign, malignant = (
-                len(np.unique(scores.patients[inside & (scores.labels == label)])) for label in (BENIGN, MALIGNANT)
+                count_patients(scores.patients[inside & (scores.labels == label)]) for label in (BENIGN, MALIGNANT)
             )
             summary = None
             if min(benign, malignant) >= SMALLEST_CLASS:

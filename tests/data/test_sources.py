@@ -265,7 +265,7 @@ def test_an_odd_label_is_refused_with_row_and_value(tmp_path, label):
         ("P1,absent.png,1,CC,train", "row 2: image='absent.png' does not exist"),
         ("P1,,1,CC,train", "row 2: image='' must be a path"),
         ('P1,"a.png,1,CC,train', "not a well-formed CSV"),
-        ("P1,a.png,1,CC,train\nP1,b.png,1,CC,test", "patient 'P1' is in splits train and test"),
+        ("P1,a.png,1,CC,train\nP1,b.png,1,CC,test", "rows 2 and 3: one patient is in splits train and test"),
         ("P1,a.png,1,CC,train\nP1,./a.png,1,CC,train", "are both image a.png"),
     ],
 )

@@ -11,9 +11,10 @@ from ledger_workers import DELTA, TASK, event, open_ledger
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
 from mammo_fed.privacy.accounting.filters import adaptive_epsilon, as_steps, open_filter
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
-from mammo_fed.privacy.ledger.chain import LedgerKeys, normal_identifier, patient_digests
+from mammo_fed.privacy.ledger.chain import LedgerKeys, patient_digests
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import export_ledger, show_ledger, verify_ledger
+from mammo_fed.privacy.patient_identity import normal_identifier
 
 PATIENTS = ["p1", "p2", "p3"]
 KEYS = LedgerKeys.derive(bytes(32))

@@ -18,6 +18,7 @@ from mammo_fed.errors import InvalidSetting, MammoFedError, RunFailed
 from mammo_fed.federation.identity.certificates import read_authority
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import verify_ledger
+from mammo_fed.privacy.patient_identity import count_patients
 
 __all__ = ["Check", "check_site"]
 
@@ -76,7 +77,7 @@ def _cohort(folder: SiteFolder) -> str:
     if not 0 <= file.index < len(pool.rows):
         raise InvalidSetting(f"index={file.index} must be from 0 to {len(pool.rows) - 1}; check share in {folder.site_file}")
     rows = limit_images_per_patient(pool.cohort, pool.rows[file.index], most=policy.max_images_per_patient)
-    patients = len(set(pool.cohort.patients[rows].tolist()))
+    patients = count_patients(pool.cohort.patients[rows])
     if patients < policy.min_patients:
         raise InvalidSetting(
             f"the cohort has {patients} patients, and min_patients={policy.min_patients}: every run is refused; check "

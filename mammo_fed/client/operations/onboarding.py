@@ -16,6 +16,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.identity.certificates import read_authority
 from mammo_fed.federation.identity.keys import check_site_name, make_private_key, public_key_of
 from mammo_fed.federation.identity.site_template import render_site
+from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.settings import DataSettings
 from mammo_fed.settings.compose import compose_settings
 from mammo_fed.settings.data import Partition
@@ -142,7 +143,7 @@ def _measure(request: SiteRequest, data: DataSettings, cache: Path) -> CohortSiz
             f"--share={request.index + 1}/{request.share.num_sites} is beyond the {len(pool.rows)} shares that this cohort has"
         )
     rows = limit_images_per_patient(pool.cohort, pool.rows[request.index], most=request.max_images_per_patient)
-    return CohortSize(patients=len(set(pool.cohort.patients[rows].tolist())), images=len(rows))
+    return CohortSize(patients=count_patients(pool.cohort.patients[rows]), images=len(rows))
 
 
 def _values(request: SiteRequest, network: NetworkSettings, data: DataSettings, size: CohortSize) -> dict[str, object]:

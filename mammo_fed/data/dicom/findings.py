@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.data.sources.rows import Split
 from mammo_fed.errors import DataError
+from mammo_fed.privacy.patient_identity import require_identifier
 
 __all__ = [
     "REASONS",
@@ -98,7 +99,7 @@ class Finding:
     Attributes:
       image: the mammogram's DICOM file.
       lesion: where it is.
-      patient: the source's identifier of the patient; stays at the site.
+      patient: the source's identifier of the patient, not blank; stays at the site.
       name: the source's identifier of the finding, unique in the source; stays at the site.
       label: MALIGNANT or BENIGN; None where no biopsy says so: such a patch is of use for pretraining only.
       split: which part of the source it belongs to.
@@ -112,6 +113,9 @@ class Finding:
     label: int | None
     split: Split
     view: str = ""
+
+    def __post_init__(self) -> None:
+        require_identifier(self.patient, where="a finding of the source")
 
 
 @dataclass(frozen=True, kw_only=True)

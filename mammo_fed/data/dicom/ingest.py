@@ -15,7 +15,7 @@ from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import REASONS, Finding, Masks, Outline, Reason, SkippedFinding
 from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
 from mammo_fed.data.pseudonyms import Pseudonyms
-from mammo_fed.data.sources.cohort_folder import COHORT_NAME, PATCHES, CohortRow, write_cohort_folder
+from mammo_fed.data.sources.cohort_folder import COHORT_NAME, PATCHES, CohortRow, listed_patients, write_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting, RunFailed
 
 __all__ = ["Ingested", "IngestPlan", "ingest"]
@@ -140,7 +140,8 @@ class _Ingestion:
                 journal.flush()
                 done += len(answers)
                 self._on_progress(done, len(listed))
-        rows = [self._row(found[name], patch) for name, patch in kept.items()]
+        patients = self._patients(finding.patient for finding in found.values())
+        rows = [self._row(found[name], patch, patients[found[name].patient]) for name, patch in kept.items()]
         write_cohort_folder(self._folder, rows, settings=self._settings, reasons=self._refused, public=self._plan.public)
         self._remove_strays({row.name for row in rows})
         labelled = [row for row in rows if row.label is not None]
@@ -202,10 +203,25 @@ class _Ingestion:
         self._refused[reason if reason in REASONS else "damaged"] += 1
         self._on_refusal(name, reason, detail)
 
-    def _row(self, finding: Finding, patch: MadePatch) -> CohortRow:
+    def _patients(self, spellings: Iterable[str]) -> dict[str, str]:
+        """A patient's pseudonym by every spelling: the one that this folder gave before, where a ledger may know it.
+
+        Before inner blanks and what is not seen made no difference, a spelling with them had a pseudonym of its own.
+        """
+        before = listed_patients(self._folder)
+        chosen: dict[str, str] = {}
+        earlier: dict[str, str] = {}
+        for spelling in sorted(set(spellings)):
+            name, old = self._pseudonyms.of("patient", spelling), self._pseudonyms.earlier_of_patient(spelling)
+            chosen[spelling] = name
+            if name not in before and old in before:
+                earlier.setdefault(name, old)
+        return {spelling: earlier.get(name, name) for spelling, name in chosen.items()}
+
+    def _row(self, finding: Finding, patch: MadePatch, patient: str) -> CohortRow:
         return CohortRow(
             name=patch.name,
-            patient=self._pseudonyms.of("patient", finding.patient),
+            patient=patient,
             label=finding.label,
             view=finding.view or patch.view,
             split=finding.split,

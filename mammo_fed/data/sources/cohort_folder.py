@@ -34,6 +34,7 @@ __all__ = [
     "CohortRow",
     "OpenedCohort",
     "check_cohort_folder",
+    "listed_patients",
     "open_cohort_folder",
     "read_cohort_folder",
     "write_cohort_folder",
@@ -123,6 +124,18 @@ def read_cohort_folder(folder: Path, *, split: str | None, public: bool, waived:
     opened = open_cohort_folder(folder, public=public)
     _check_preflight(folder, opened.seal, waived)
     return read_csv(folder / TABLE_NAME, split=split, public=opened.public)
+
+
+def listed_patients(folder: Path) -> frozenset[str]:
+    """Pseudonyms of the patients whom a folder's tables list, whole or not; none where there is no table yet."""
+    found: set[str] = set()
+    for name in (TABLE_NAME, UNLABELLED_NAME):
+        try:
+            found |= {row.get("patient") or "" for row in _read_table(folder / name)}
+        except (OSError, ValueError, csv.Error):
+            # Not there, or damaged: a cohort that is ingested again does not depend on it.
+            continue
+    return frozenset(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.sources.rows import SPLITS, PatchRow, Split, cohort_from_rows
 from mammo_fed.data.sources.tables import path_inside, read_table
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.privacy.patient_identity import normal_identifier, require_identifier
 
-__all__ = ["read_csv"]
+__all__ = ["check_patients", "read_csv"]
 
 _REQUIRED: Final = ("patient", "image", "label")
 _OPTIONAL: Final = ("view", "split")
@@ -25,7 +26,7 @@ def read_csv(table: Path, *, split: str | None, public: bool) -> Cohort:
 
     The table is UTF-8, separated by commas, with a header. Values are taken without surrounding blanks.
 
-      patient  any text; equal values are one patient
+      patient  any text; a patient is written one way in the whole table
       image    path of the PNG, relative to the table's folder, inside it
       label    malignant or 1, benign or 0
       view     CC, MLO or empty; the column may be left out
@@ -35,7 +36,7 @@ def read_csv(table: Path, *, split: str | None, public: bool) -> Cohort:
 
     Args:
       table: the CSV file.
-      split: the rows to read; None reads all. A patient in two splits is refused either way.
+      split: the rows to read; None reads all. A patient in two splits, or in two spellings, is refused either way.
       public: whether the patients' data is declared public.
 
     Returns:
@@ -48,8 +49,9 @@ def read_csv(table: Path, *, split: str | None, public: bool) -> Cohort:
     """
     if split is not None and split not in SPLITS:
         raise InvalidSetting(f"split={split!r} must be one of {', '.join(SPLITS)}; check the split asked for")
-    rows = [_row(table, line, fields) for line, fields in read_table(table, required=_REQUIRED, optional=_OPTIONAL)]
-    _check_patients(table, rows)
+    read = read_table(table, required=_REQUIRED, optional=_OPTIONAL)
+    rows = [_row(table, line, fields) for line, fields in read]
+    check_patients(table, [(line, row.patient, row.split) for (line, _), row in zip(read, rows, strict=True)])
     chosen = [row for row in rows if split in (None, row.split)]
     if not chosen:
         there = ", ".join(sorted({row.split for row in rows})) or "none"
@@ -59,8 +61,7 @@ def read_csv(table: Path, *, split: str | None, public: bool) -> Cohort:
 
 def _row(table: Path, line: int, fields: Mapping[str, str]) -> PatchRow:
     where = f"{table} row {line}"
-    if not fields["patient"]:
-        raise DataError(f"{where}: patient is empty; every row needs the patient's identifier")
+    require_identifier(fields["patient"], where=where)
     if fields["label"] not in _LABELS:
         raise DataError(f"{where}: label={fields['label']!r} must be malignant, benign, 1 or 0; correct the row")
     view = fields.get("view", "")
@@ -81,11 +82,25 @@ def _row(table: Path, line: int, fields: Mapping[str, str]) -> PatchRow:
     )
 
 
-def _check_patients(table: Path, rows: Sequence[PatchRow]) -> None:
-    """Raise DataError if a patient is in two splits, whichever of them is asked for."""
-    split_of: dict[str, str] = {}
-    for row in rows:
-        if split_of.setdefault(row.patient, row.split) != row.split:
+def check_patients(table: Path, rows: Sequence[tuple[int, str, str]]) -> None:
+    """Check that a table writes each patient one way and puts each into one split, whichever split is asked for.
+
+    Args:
+      table: for the message.
+      rows: line, patient and split of every row.
+
+    Raises:
+      DataError: If it does not; the message names both rows and no identifier.
+    """
+    first: dict[str, tuple[int, str, str]] = {}
+    for line, patient, split in rows:
+        other, spelling, other_split = first.setdefault(normal_identifier(patient), (line, patient, split))
+        if spelling != patient:
             raise DataError(
-                f"{table}: patient {row.patient!r} is in splits {split_of[row.patient]} and {row.split}; split by patient"
+                f"{table} rows {other} and {line} are of one patient in two spellings, which "
+                "differ only in case, spaces or Unicode form, or in what is not seen; write each patient one way"
+            )
+        if split != other_split:
+            raise DataError(
+                f"{table} rows {other} and {line}: one patient is in splits {other_split} and {split}; split by patient"
             )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mammo_fed.errors import InvalidSetting, LedgerError
+from mammo_fed.errors import DataError, InvalidSetting, LedgerError
+from mammo_fed.privacy.patient_identity import require_identifier
 
 __all__ = [
     "KEY_BYTES",
@@ -23,7 +22,6 @@ __all__ = [
     "check_reported",
     "extend",
     "head_from_text",
-    "normal_identifier",
     "patient_digests",
     "reply_seal",
     "verified",
@@ -34,10 +32,6 @@ REMEDY: Final = (
 )
 KEY_BYTES: Final = 32
 DIGEST_HEX: Final = 32
-# Default-ignorable characters that are no format characters (Unicode 15, DerivedCoreProperties).
-IGNORABLE: Final = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,38 +156,18 @@ def patient_digests(keys: LedgerKeys, identifiers: Iterable[str]) -> frozenset[s
     whether a patient is among them.
 
     Raises:
-      InvalidSetting: If there is no identifier or one is blank.
+      InvalidSetting: If there is no identifier, or one is blank or no text that can be encoded.
     """
     digests = set()
     for identifier in identifiers:
-        normal = normal_identifier(identifier)
-        if not normal:
-            raise InvalidSetting("a patient identifier is blank; give every image its patient's identifier")
+        try:
+            normal = require_identifier(identifier, where="patients")
+        except DataError as error:
+            raise InvalidSetting(str(error)) from error
         digests.add(_mac(keys.patients, normal.encode()).hex()[:DIGEST_HEX])
     if not digests:
         raise InvalidSetting("patients must name at least one patient; check the site's cohort")
     return frozenset(digests)
-
-
-def normal_identifier(identifier: str) -> str:
-    """An identifier without what people do not see or do not mean: case, width, composition, invisible characters, blanks.
-
-    >>> normal_identifier(" \\uff30-1\\u200b  Left\\t") == normal_identifier("p-1 left")
-    True
-    """
-    # Twice, as each normal form can bring forth what the other step changes.
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _visible(identifier)).casefold())
-    return " ".join(unicodedata.normalize("NFKC", _visible(folded)).split())
-
-
-def _visible(text: str) -> str:
-    """`text` with every kind of blank as a space, and without control and default-ignorable characters."""
-    spaced = (" " if character.isspace() else character for character in text)
-    return "".join(
-        character
-        for character in spaced
-        if unicodedata.category(character) not in ("Cc", "Cf") and not IGNORABLE.match(character)
-    )
 
 
 def reply_seal(keys: LedgerKeys, reply: bytes) -> str:

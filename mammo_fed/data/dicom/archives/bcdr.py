@@ -17,6 +17,7 @@ from mammo_fed.data.cohort import BENIGN, MALIGNANT
 from mammo_fed.data.dicom.findings import Finding, Outline, SkippedFinding
 from mammo_fed.data.sources.tables import read_table
 from mammo_fed.errors import DataError
+from mammo_fed.privacy.patient_identity import require_identifier
 
 __all__ = ["findings"]
 
@@ -43,14 +44,15 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
     """Masses of all outline tables below the folder, table by table.
 
     Raises:
-      DataError: If there is no table, or it is not one of BCDR.
+      DataError: If there is no table, it is not one of BCDR, or a row has no patient.
     """
     tables = sorted(root.rglob(TABLES))
     if not tables:
         raise DataError(f"{root} holds no {TABLES}; give the folder of BCDR that does")
     for table in tables:
-        for _, row in read_table(table, required=REQUIRED, optional=None):
+        for line, row in read_table(table, required=REQUIRED, optional=None):
             if row.get(NODULE, "1") == "1":
+                require_identifier(row["patient_id"], where=f"{table} row {line}")
                 yield _finding(table, row)
 
 

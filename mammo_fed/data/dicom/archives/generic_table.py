@@ -3,7 +3,7 @@
 findings.csv, UTF-8, separated by commas, with a header:
 
   file      the mammogram, relative to the folder, inside it
-  patient   any text; equal values are one patient
+  patient   any text; values that differ in case, blanks and what is not seen are one patient
   label     malignant or 1, benign or 0; empty without a biopsy: the patch is then of use for pretraining only
   top, left, bottom, right   the lesion's box in pixels, bottom and right exclusive; or
   mask      a DICOM file as large as the mammogram, of two values; or
@@ -28,6 +28,7 @@ from mammo_fed.data.dicom.findings import Box, Finding, Lesion, Masks, Outline, 
 from mammo_fed.data.sources.rows import SPLITS, Split
 from mammo_fed.data.sources.tables import path_inside, read_table
 from mammo_fed.errors import DataError
+from mammo_fed.privacy.patient_identity import require_identifier
 
 __all__ = ["TABLE_NAME", "findings"]
 
@@ -52,8 +53,7 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
 
 
 def _finding(folder: Path, where: str, fields: Mapping[str, str], *, name: str) -> Finding:
-    if not fields["patient"]:
-        raise DataError(f"{where}: patient is empty; every row needs the patient's identifier")
+    require_identifier(fields["patient"], where=where)
     if fields["label"] not in LABELS:
         raise DataError(f"{where}: label={fields['label']!r} must be malignant, benign, 1, 0 or empty; correct the row")
     view, split = fields.get("view", ""), fields.get("split", "train")
