@@ -29,14 +29,14 @@ from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import MODEL_NAME, Classifier, extractor_spec, read_classifier
 from mammo_fed.models.features import Extractor
 from mammo_fed.privacy.events import full_batch
-from mammo_fed.privacy.patient_identity import patient_index
+from mammo_fed.privacy.patient_identity import normal_identifier, patient_index
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.settings import Settings
 from mammo_fed.training.local import LocalSteps, SiteFeatures
 from mammo_fed.training.recipe import resolve
 
-__all__ = ["FinishedRun"]
+__all__ = ["FinishedRun", "split_patients"]
 
 # Held-out patients of the same kind as the members, in this order of preference; "external" is another population.
 HELD_OUT: Final = ("test", "val")
@@ -139,12 +139,13 @@ class FinishedRun:
         privacy, rows = self.settings.privacy, self._rows(file)
         cohort = self.pool.cohort.select(rows)
         schedule = replace(self._planned(file), rounds=messages - self._means)
+        units = cohort.unit_index(privacy.unit)
         return Subject(
             site=file.site,
             data=SiteFeatures(
                 features=self._features[rows],
                 labels=cohort.labels,
-                units=cohort.unit_index(privacy.unit),
+                units=units,
                 public_images=file.policy.public_images,
             ),
             blank=self._blank,
@@ -155,6 +156,7 @@ class FinishedRun:
             steps=self._steps,
             start=self._start,
             noise=privacy.noise,
+            split_patients=split_patients(cohort.patients, units) if privacy.unit == "patient" else 0,
         )
 
     def _planned(self, file: SiteFile) -> Schedule:
@@ -223,6 +225,19 @@ class FinishedRun:
             label_smoothing=privacy.label_smoothing,
             proximal=federation.proximal_mu if federation.strategy == "FedProx" else 0.0,
         )
+
+
+def split_patients(patients: NDArray[Any], units: NDArray[np.int64]) -> int:
+    """How many patients are more than one unit, patients compared as the ledger compares them, whatever made the units.
+
+    Args:
+      patients: identifiers, shape (images,).
+      units: int64, shape (images,).
+    """
+    of_patient: dict[str, set[int]] = {}
+    for patient, unit in zip(patients.tolist(), units.tolist(), strict=True):
+        of_patient.setdefault(normal_identifier(str(patient)), set()).add(unit)
+    return sum(len(found) > 1 for found in of_patient.values())
 
 
 def _require_plain(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from mammo_fed.audit.canaries import CANARIES, CanaryKind
 from mammo_fed.audit.membership import Membership
+from mammo_fed.audit.noise.adversary import NoiseResult, audit_noise
 from mammo_fed.audit.subject import Mechanism, Subject, sensitivity
 from mammo_fed.audit.trials import CanaryResult, Progress, audit_canary
 from mammo_fed.common.serialization import plain
@@ -38,6 +39,8 @@ class AuditReport:
       messages: what the site sent: the mean and one reply a round.
       sensitivity: largest move of each release by one hostile unit, over its clipping norm; at most 1 is right.
       canaries: one result for each canary.
+      noise: what the noise itself looks like.
+      split_patients: patients who were several units of the site.
       membership: inference on the released model; None where it was not asked for.
       seconds: how long it took.
     """
@@ -52,8 +55,10 @@ class AuditReport:
     messages: int
     sensitivity: Mapping[str, float]
     canaries: tuple[CanaryResult, ...]
+    noise: NoiseResult
     membership: Membership | None
     seconds: float
+    split_patients: int = 0
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -61,6 +66,8 @@ class AuditReport:
         found = []
         if not self.epsilon >= self.priced * (1 - TOLERANCE):
             found.append(f"the stated epsilon {self.epsilon:.4f} is below the price of the site's releases, {self.priced:.4f}")
+        if self.split_patients:
+            found.append(f"{self.split_patients} patients of the site were more than one privacy unit each")
         found += [
             f"one unit moves the {name} by {move:.3g} times its clipping norm"
             for name, move in self.sensitivity.items()
@@ -71,6 +78,7 @@ class AuditReport:
             for result in self.canaries
             if result.rejected
         ]
+        found += self.noise.faults
         return tuple(found)
 
     @property
@@ -95,13 +103,13 @@ def audit_subject(
     jobs: int = 1,
     progress: Progress = lambda *_: None,
 ) -> AuditReport:
-    """Gate and canaries on one site. It releases nothing and charges nothing: trials are thrown away.
+    """Gate, canaries and a look at the noise of one site. It releases nothing and charges nothing: trials are thrown away.
 
     Args:
       subject: the site, what it runs, and what that is said to cost.
       run_id: name of the run.
-      trials: evaluated runs on each side for the gradient canary. The others, weaker by nature, get a third, but 500 if that is
-        more and so many were asked for.
+      trials: evaluated runs on each side for the gradient canary, and runs in which the noise is looked at. The other canaries,
+        weaker by nature, get a third, but 500 if that is more and so many were asked for.
       canaries: which.
       seed: of the canaries' seats.
       mechanism: the code under audit; the sites' own unless a test says otherwise.
@@ -115,6 +123,7 @@ def audit_subject(
         audit_canary(subject, kind, trials=_share(kind, trials), seed=seed, mechanism=code, jobs=jobs, progress=progress)
         for kind in canaries
     )
+    noise = audit_noise(subject, runs=trials, mechanism=code, jobs=jobs, progress=progress)
     return AuditReport(
         run_id=run_id,
         site=subject.site,
@@ -126,7 +135,9 @@ def audit_subject(
         messages=subject.schedule.rounds + (subject.schedule.mean_event is not None),
         sensitivity=moves,
         canaries=results,
+        noise=noise,
         membership=None,
+        split_patients=subject.split_patients,
         seconds=time.perf_counter() - started,
     )
 

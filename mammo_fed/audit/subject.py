@@ -58,6 +58,7 @@ class Subject:
       steps: hyper-parameters that the run's server sent.
       start: float32, shape (head.num_parameters,): the head before the first round, public.
       noise: how the site draws: "secure" (on a public grid) or "float".
+      split_patients: patients of whom some images were filed under another unit than the others; 0 where each is one unit.
     """
 
     site: str
@@ -70,6 +71,7 @@ class Subject:
     steps: LocalSteps
     start: Floats32
     noise: NoiseMode
+    split_patients: int = 0
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.training.local import SiteFeatures
 
-__all__ = ["CanaryResult", "Progress", "audit_canary", "run_trial"]
+__all__ = ["CanaryResult", "Progress", "answer", "audit_canary", "run_trial"]
 
 # Called with what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -66,7 +66,7 @@ def run_trial(mechanism: Mechanism, subject: Subject, data: SiteFeatures, canary
     play = canary.play()
     question, total = next(play), 0.0
     while True:
-        reply = _answer(mechanism, subject, data, question, source)
+        reply = answer(mechanism, subject, data, question, source)
         total += evidence(question, reply)
         try:
             question = play.send(reply)
@@ -144,10 +144,10 @@ def _some_runs(
         )
 
 
-def _answer(
+def answer(
     mechanism: Mechanism, subject: Subject, data: SiteFeatures, question: Question, source: NoiseSource
 ) -> NDArray[np.float32]:
-    """The site's reply to one question, as client.site makes it."""
+    """The site's reply to one question, float32, as mammo_fed.client.rounds makes it on `data`."""
     where = {"site": subject.site, "round_index": question.round_index}
     noise = source.draws(subject.noise, **where, purpose="noise")  # type: ignore[arg-type]
     if question.steps is None:

@@ -18,6 +18,7 @@ from rich.text import Text
 from mammo_fed.audit.canaries import CANARIES, CanaryKind
 from mammo_fed.audit.finished_run import FinishedRun
 from mammo_fed.audit.membership import FEWEST_SHADOWS, Membership
+from mammo_fed.audit.noise.adversary import FALSE_ALARM
 from mammo_fed.audit.report import AuditReport, audit_subject
 from mammo_fed.audit.trials import Progress as OnProgress
 from mammo_fed.cli.options import REPORT_NAME, SHADOWS
@@ -52,7 +53,8 @@ def audit_run(
     Args:
       run: folder of the run, with its configuration, record, model and sites.
       site: name of the site whose messages are seen; None takes the one with the fewest (public) patients.
-      trials: scored runs on each side, see mammo_fed.audit.report; None is 1500 in closed form, 500 under Poisson DP-SGD.
+      trials: scored runs on each side, and runs in which the noise is looked at, see mammo_fed.audit.report; None is 1500 in
+        closed form, 500 under Poisson DP-SGD.
       canaries: which.
       shadows: models for the likelihood ratio of membership inference; 0 leaves membership inference out.
       seed: of everything but the noise.
@@ -145,6 +147,7 @@ def _tables(report: AuditReport) -> Group:
     parts: list[Any] = [Text(claim), _canary_table(report)]
     if report.membership is not None:
         parts.append(_membership_table(report.membership))
+    parts.append(Text(_noise_text(report)))
     moves = ", ".join(f"{name} {move:.6f}" for name, move in report.sensitivity.items())
     parts.append(Text(f"Largest move by one unit, over its clipping norm: {moves}. {report.seconds:.0f} seconds."))
     if report.passed:
@@ -172,6 +175,17 @@ def _canary_table(report: AuditReport) -> Table:
             "REFUTED" if found.rejected else "stands",
         )
     return table
+
+
+def _noise_text(report: AuditReport) -> str:
+    """What the checks of the noise say in one sentence; their faults are among the report's."""
+    noise = report.noise
+    failed = [check.name for check in noise.checks if check.failed]
+    said = f"{len(failed)} FAILED: {', '.join(failed)}" if failed else "all passed"
+    return (
+        f"Noise: {noise.draws:,} draws of {noise.runs:,} runs of two sites, {len(noise.checks)} checks of its size, shape, "
+        f"repeats and samples; {said}. Sound noise fails one in fewer than 1 of {1 / FALSE_ALARM:,.0f} audits."
+    )
 
 
 def _membership_table(found: Membership) -> Table:

@@ -83,7 +83,9 @@ def add_audit_options(audit: argparse.ArgumentParser) -> None:
     """Add the options of `audit`."""
     audit.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run that holds its sites")
     audit.add_argument("--site", help="whose messages the adversary sees; default the smallest site")
-    audit.add_argument("--trials", type=int, help="scored runs with and without each canary; default 1500, under dp_sgd 500")
+    audit.add_argument(
+        "--trials", type=int, help="scored runs with and without each canary, and of the noise; default 1500, under dp_sgd 500"
+    )
     audit.add_argument("--canary", choices=CANARIES, action="append", help="default all; may be given several times")
     audit.add_argument("--shadows", type=int, default=SHADOWS, help="models for membership inference; 0 leaves it out")
     audit.add_argument("--seed", type=int, default=0, help="whose seat the canary takes; never the noise")

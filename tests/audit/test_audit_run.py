@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mammo_fed.audit.canaries import CANARIES
-from mammo_fed.audit.finished_run import FinishedRun
+from mammo_fed.audit.finished_run import FinishedRun, split_patients
+from mammo_fed.audit.noise.adversary import NOISE_CHECKS
 from mammo_fed.cli.options import CANARIES as CHOICES
+from mammo_fed.data.cohort import Cohort
+from mammo_fed.privacy.noise.integer_grid import discrete_gaussian
 
 QUICK = ("--trials", "30", "--shadows", "8", "--jobs", "1")
 
@@ -77,6 +81,53 @@ def test_audit_sees_the_features_that_the_run_trained_on(finished):
     recorded = {site.site: (site.images, site.patients) for site in finished.record.data.sites}
     assert sizes == recorded
     assert run.smallest.site == "site-4"
+
+
+def test_audit_fails_a_site_that_files_a_patients_later_images_under_another_identity(finished, cli, monkeypatch):
+    """A fault on the way from the cohort to the mechanism: gate and canaries take the units as they are."""
+
+    def split(cohort, unit):
+        later = np.array([patient in cohort.patients[:row] for row, patient in enumerate(cohort.patients)])
+        names = np.char.add(cohort.patients.astype(str), np.where(later, "/later", ""))
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+    monkeypatch.setattr(Cohort, "unit_index", split)
+    code, out, err = cli("audit", finished.folder, *QUICK, "--canary", "blank", "--shadows", "0", "--json")
+    assert code == 1, err
+    assert any("more than one privacy unit" in fault for fault in json.loads(out)["faults"])
+
+
+@pytest.mark.parametrize(
+    ("patients", "units", "split"),
+    [
+        (["P1", "P1", "P2"], [0, 0, 1], 0),
+        (["P1", "P1", "P2"], [0, 1, 2], 1),
+        (["DOE JANE", "DOE  JANE"], [0, 1], 1),
+        (["P-1", "P-1\u200b", "p-1", "Q"], [0, 1, 0, 2], 1),
+        (["P\u00ad1", "P1", "R", "R"], [0, 0, 1, 2], 1),
+    ],
+)
+def test_identity_of_a_patient_in_two_units_is_counted_by_the_audit_as_the_ledger_compares(patients, units, split):
+    assert split_patients(np.array(patients), np.array(units)) == split
+
+
+def test_audit_shows_what_the_noise_looks_like_and_names_each_failed_relation(finished, cli, monkeypatch):
+    code, out, _ = cli("audit", finished.folder, *QUICK, "--canary", "blank", "--shadows", "0")
+    assert code == 0
+    assert "16 checks of its size, shape, repeats and samples; all passed" in " ".join(out.split())
+
+    def capped(count, *, sigma, words):
+        noise = discrete_gaussian(count, sigma=sigma, words=words)
+        while (beyond := np.abs(noise) > 2.5 * sigma).any():
+            noise[beyond] = discrete_gaussian(int(beyond.sum()), sigma=sigma, words=words)
+        return noise
+
+    monkeypatch.setattr("mammo_fed.privacy.noise.integer_grid.discrete_gaussian", capped)
+    code, out, _ = cli("audit", finished.folder, *QUICK, "--canary", "blank", "--shadows", "0", "--json")
+    assert code == 1
+    report = json.loads(out)
+    assert any("check of its support" in fault for fault in report["faults"])
+    assert [check["name"] for check in report["noise"]["checks"]] == list(NOISE_CHECKS)
 
 
 def test_audit_of_sampled_steps_uses_their_own_curve(succeed, cli):

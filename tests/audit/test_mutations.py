@@ -1,5 +1,6 @@
 """Faults that the gate or the audit must catch; each test says which of them does."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,13 @@ def test_mutation_half_noise_is_caught_by_the_audit(make_subject, seeded, noise)
     subject, code = make_subject(noise=noise), seeded(**with_noise(0.5))
     assert max(sensitivity(subject, code).values()) <= SLACK
     assert refuted(subject, code)
+
+
+@pytest.mark.parametrize("noise", ["secure", "float"])
+def test_mutation_noise_smaller_by_the_root_of_2_breaks_the_relation_and_fails_the_audit(make_subject, seeded, noise):
+    subject, code = make_subject(noise=noise), seeded(**with_noise(math.sqrt(0.5)))
+    report = audit_subject(subject, run_id="r", trials=50, canaries=(), seed=0, mechanism=code)
+    assert any("check of its scale" in fault for fault in report.faults)
 
 
 def test_mutation_noise_twenty_percent_too_low_is_caught_by_the_audit(make_subject, seeded):
@@ -109,6 +117,27 @@ def test_mutation_per_image_clipping_under_a_patient_claim_is_caught_by_the_gate
     assert refuted(subject, code, trials=100)
 
 
+@pytest.mark.parametrize("sample_rate", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_mutation_one_patient_under_two_units_breaks_the_identity_of_gate_and_audit(make_subject, seeded, sample_rate):
+    """The later half of each patient's images is filed under a second unit, on the way from the cohort to the mechanism."""
+
+    def split(site):
+        images = np.arange(len(site.units))
+        rank = images - np.searchsorted(site.units, site.units)
+        later = rank >= np.bincount(site.units)[site.units] / 2
+        return replace(site, units=np.unique(2 * site.units + later, return_inverse=True)[1].astype(np.int64))
+
+    code = seeded(
+        mean=lambda site, **rest: release_mean(split(site), **rest),
+        train=lambda site, flat, **rest: train_head(split(site), flat, **rest),
+    )
+    subject = make_subject(rounds=1, sample_rate=sample_rate)
+    moves = sensitivity(subject, code)
+    assert moves["gradient"] > 1.9
+    assert moves["mean"] > 1.9
+    assert refuted(subject, code, trials=200)
+
+
 @pytest.mark.parametrize("noise", ["secure", "float"])
 def test_mutation_one_seed_for_all_rounds_is_caught_by_the_audit(make_subject, seeded, noise):
     class OneSeed(NoiseSource):
@@ -141,6 +170,18 @@ def test_mutation_sampling_claimed_but_not_done_is_caught_by_the_audit(make_subj
     assert max(moves.values()) <= SLACK, "the gate takes full batches anyway: it cannot see this"
     assert refuted(subject, seeded(train=everybody), trials=100)
     assert not refuted(subject, seeded(), trials=40)
+
+
+def test_mutation_sampling_rate_doubled_breaks_the_relation_and_fails_the_audit(make_subject, seeded):
+    def twice(site, flat, *, event, **rest):
+        """Twice as many patients in a step, with the noise and the denominator of the declared step."""
+        rate = min(1.0, 2 * event.sample_rate)
+        crowded = replace(site, public_images=max(1, int(site.public_images * event.sample_rate / rate)))
+        return train_head(crowded, flat, event=replace(event, sample_rate=rate), **rest)
+
+    subject, code = make_subject(rounds=2, sample_rate=0.25), seeded(train=twice)
+    report = audit_subject(subject, run_id="r", trials=60, canaries=(), seed=0, mechanism=code)
+    assert any("check of its sampling rate" in fault for fault in report.faults)
 
 
 def reset_every_round(subject):
