@@ -35,6 +35,7 @@ __all__ = [
     "evaluation_cohorts",
     "limit_images_per_patient",
     "load_pool",
+    "patients_of",
     "synthetic_cohort",
     "synthetic_provenance",
     "synthetic_source",
@@ -90,6 +91,26 @@ def _load_pool(data: DataSettings, partition: Partition, cache_root: Path) -> Po
 def _pool(cohort: Cohort, rows: tuple[NDArray[np.int64], ...], cache_root: Path) -> Pool:
     key = None if cohort.public else load_or_create_secret(cache_root / "fingerprint.key")
     return Pool(cohort=cohort, rows=rows, fingerprint=fingerprint(cohort, key=key))
+
+
+def patients_of(data: DataSettings, partition: Partition, *, index: int, cache: ArrayCache) -> frozenset[str]:
+    """Identifiers of a site's patients: its share of those who are trained on, and all whom its own table keeps apart.
+
+    Args:
+      data, partition, cache: as of `load_pool`.
+      index: the site's share.
+
+    Raises:
+      DataError: If the source cannot be read.
+      InvalidSetting: If there is no such share.
+    """
+    pool = load_pool(data, partition, cache=cache)
+    if not 0 <= index < len(pool.rows):
+        raise InvalidSetting(f"index={index} must be from 0 to {len(pool.rows) - 1}; check share in the site's file")
+    found = set(pool.cohort.patients[pool.rows[index]].tolist())
+    if data.source in ("csv", "cohort"):
+        found |= set(_read_from(data.source, _root(data), None, data.public, data.waived).patients.tolist())
+    return frozenset(found)
 
 
 def evaluation_cohorts(data: DataSettings, partition: Partition, *, cache: ArrayCache) -> dict[str, Cohort]:

@@ -20,6 +20,11 @@ For trials: data=phantom or data=mammo_dp with --share 2/4 takes the second of f
 site-client init SITE --name hospital-a --server fed.example.org:8443 --ca ca.crt --max-epsilon 6 data=csv data.root=table.csv
 """
 
+WITHDRAW: Final = """
+FILE holds the hospital's identifiers, or the cohort's pseudonyms. It is for good: there is no command that takes it back.
+What was charged stays charged, and models that were trained before are not undone.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failure, 2 bad input, 3 refused for privacy, 130 interrupted)."""
@@ -72,6 +77,14 @@ def _add_rotate_key_options(rotate: argparse.ArgumentParser) -> None:
     ends.add_argument("--undo", action="store_true", help="go back to the old key")
 
 
+def _add_withdraw_options(withdraw: argparse.ArgumentParser) -> None:
+    _add_folder(withdraw)
+    withdraw.epilog = WITHDRAW
+    withdraw.add_argument("--patients", required=True, type=Path, metavar="FILE", help="one identifier a line, UTF-8")
+    withdraw.add_argument("--salt", type=Path, metavar="FILE", help="key of the cohort's pseudonyms (COHORT.salt)")
+    withdraw.add_argument("--dry-run", action="store_true", help="say whom the file names, write nothing")
+
+
 COMMANDS: Final = (
     Command(
         "init",
@@ -108,6 +121,12 @@ COMMANDS: Final = (
         "make a new key pair; the old one is kept until --done",
         _add_rotate_key_options,
         "mammo_fed.client.operations.commands.keys:rotate_key",
+    ),
+    Command(
+        "withdraw",
+        "patients withdrew their consent: leave them out of all later rounds and runs",
+        _add_withdraw_options,
+        "mammo_fed.client.operations.commands.withdraw:withdraw",
     ),
 )
 

@@ -216,13 +216,14 @@ class Ledger:
             elif not hmac.compare_digest(paid.reply_seal, seal):
                 raise LedgerError("the round has another reply stored; send the stored one")
 
-    def withdraw(self, people: Iterable[Collection[str]]) -> int:
+    def withdraw(self, people: Iterable[Collection[str]], *, dry_run: bool = False) -> int:
         """Take patients out of everything that is reserved or declared from now on, for good; durable on return.
 
         What they were charged stays charged. Naming somebody again changes nothing and adds no entry.
 
         Args:
           people: every identity of each patient: a hospital's identifier, a pseudonym; at least one each.
+          dry_run: count only.
 
         Returns:
           How many of them had not withdrawn before.
@@ -236,7 +237,8 @@ class Ledger:
             details = entry_details(state.withdrawals, digests)
             if details is None:
                 return 0
-            self._append("withdrawn", details)
+            if not dry_run:
+                self._append("withdrawn", details)
             return int(details["patients"])
 
     def withdrawn(self, patients: Iterable[str]) -> Withdrawn:
