@@ -27,6 +27,7 @@ __all__ = ["metrics_table", "one_line", "privacy_table", "results_table", "sweep
 
 def results_table(record: Record) -> Group:
     """What was gained and what was guaranteed: the metrics, the privacy table and the guarantee, for `rich` to print."""
+    withdrawals = [Text(readable(sentence)) for sentence in record.privacy.withdrawals]
     warnings = [Text(f"WARNING: {readable(sentence)}", style="bold red") for sentence in record.privacy.warnings]
     guarantee = Text(f"Guarantee: {readable(record.privacy.guarantee)}")
     central = record.federation.central
@@ -34,7 +35,7 @@ def results_table(record: Record) -> Group:
     # Procedural images cost nothing and need no line.
     costs = record.synthesis.provenance.epsilon > 0 and record.synthesis.total
     synthetic = [Text(f"Synthetic images: {readable(record.synthesis.total)}")] if costs else []
-    return Group(metrics_table(record), privacy_table(record), *warnings, guarantee, *synthetic, *site_level)
+    return Group(metrics_table(record), privacy_table(record), *warnings, *withdrawals, guarantee, *synthetic, *site_level)
 
 
 def metrics_table(record: Record) -> Table:

@@ -59,6 +59,7 @@ PRICED: dict[str, Any] = {
     "patient_epsilon_account": 3.5,
     "budget_left": math.inf,
     "ledger_head": "7:" + "a" * 64,
+    "withdrawn_at": "2026-03-01",
 }
 UPDATE = Update(**PRICED, round_index=2, task_hash="c" * 64, parameters=np.linspace(-1, 1, 7, dtype=np.float32))
 RAISE = CapRaise(at="2026-02-01T09:30:00+00:00", from_epsilon=3.0, to_epsilon=6.0)
@@ -116,6 +117,7 @@ priced = {
     "patient_epsilon_account": figure,
     "budget_left": figure,
     "ledger_head": st.just("") | st.from_regex(r"[0-9]{1,18}:[0-9a-f]{64}", fullmatch=True),
+    "withdrawn_at": st.just("") | st.dates().map(str),
 }
 replies = st.one_of(
     st.builds(
@@ -256,7 +258,10 @@ def test_a_balance_that_is_not_public_does_not_travel_at_all():
     ("reply", "name"),
     [
         *((UPDATE, name) for name in ("kind", "site", "run_id", "round", "task_hash", "events", "epsilon", "patients")),
-        *((ACCEPTED, name) for name in ("run_id", "fingerprint", "cap_epsilon", "ledger_head", "patient_epsilon_account")),
+        *(
+            (ACCEPTED, name)
+            for name in ("run_id", "fingerprint", "withdrawn_at", "cap_epsilon", "ledger_head", "patient_epsilon_account")
+        ),
         (REFUSAL, "reason"),
     ],
 )
@@ -297,6 +302,10 @@ def test_a_reply_that_lacks_a_record_is_refused(record):
         (UPDATE, {"epsilon": True}),
         (UPDATE, {"budget_left": b"6"}),
         (UPDATE, {"ledger_head": "7"}),
+        (UPDATE, {"withdrawn_at": "2026-03-01T09:30:00"}),
+        (UPDATE, {"withdrawn_at": "20260301"}),
+        (ACCEPTED, {"withdrawn_at": "Erika on 2026-03-01"}),
+        (ACCEPTED, {"withdrawn_at": 20260301}),
         (REFUSAL, {"reason": "because of Erika"}),
         (REFUSAL, {"reason": ""}),
         (ACCEPTED, {"malignant_fraction": "half"}),

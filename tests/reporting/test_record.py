@@ -57,6 +57,8 @@ KEYS = {
             "cap_since",
             "cap_raised",
             "account_published",
+            "withdrawn_at",
+            "withdrawn_rounds",
         ),
     },
     "evaluation": {"val", "test", "external"},
@@ -73,6 +75,7 @@ ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "misma
     *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
     *("rejected", "central", "set_sha256", "total", "overlap", "generator_unit", "total_epsilon", "total_delta", "total_unit"),
     *("chosen", "events", "generator_accountant", "cap_since", "cap_raised", "account_published"),
+    *("withdrawn_at", "withdrawn_rounds"),
 }
 
 

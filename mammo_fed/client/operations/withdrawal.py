@@ -15,7 +15,7 @@ from mammo_fed.data.dicom.ingest import SALT_CHECK_NAME
 from mammo_fed.data.pseudonyms import Pseudonyms
 from mammo_fed.data.run_cohorts import patients_of
 from mammo_fed.errors import InvalidSetting, MammoFedError
-from mammo_fed.privacy.ledger.chain import normal_identifier
+from mammo_fed.privacy.patient_identity import normal_identifier
 
 __all__ = ["NamedPatient", "Withdrawal", "read_patients", "site_salt", "withdraw_patients"]
 
@@ -183,10 +183,10 @@ def _noted(file: SiteFile, people: Sequence[Collection[str]], *, dry_run: bool) 
 
 
 def _identities(identifier: str, pseudonyms: Pseudonyms | None) -> tuple[str, ...]:
-    """All that a patient may be called in the site's cohorts: the hospital's identifier, or a pseudonym of it."""
+    """All that a patient may be called in the site's cohorts: the hospital's identifier, or a pseudonym of today or before."""
     if pseudonyms is None:
         return (identifier,)
-    return (identifier, pseudonyms.of("patient", identifier))
+    return (identifier, pseudonyms.of("patient", identifier), pseudonyms.earlier_of_patient(identifier))
 
 
 def _cohort(file: SiteFile) -> tuple[frozenset[str] | None, str]:

@@ -276,6 +276,7 @@ def _priced(
         "epsilon": ledger.epsilon(run_id=declaration.run_id, accountant=accountant, delta=delta),
         **account,
         "ledger_head": ledger.head(),
+        "withdrawn_at": ledger.withdrawn(()).at,
     }
 
 

@@ -29,6 +29,7 @@ from mammo_fed.federation.protocol.version import (
 )
 from mammo_fed.privacy.events import events_from_json, events_to_json
 from mammo_fed.privacy.ledger.cap import check_time, raises_from_json, raises_to_json
+from mammo_fed.privacy.ledger.withdrawals import check_date
 
 __all__ = [
     "ARRAYS",
@@ -79,6 +80,7 @@ PRICED: Final = (
     "epsilon",
     *WITHHELD,
     "ledger-head",
+    "withdrawn-at",
 )
 # All fields of each kind of reply; "malignant-fraction" and those of WITHHELD may be absent.
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -245,6 +247,7 @@ def _priced(reply: PricedReply) -> dict[str, str | int | float]:
         "epsilon": reply.epsilon,
         **{name: value for name, value in zip(WITHHELD, account, strict=True) if value is not None},
         "ledger-head": reply.ledger_head,
+        "withdrawn-at": reply.withdrawn_at,
     }
 
 
@@ -263,6 +266,7 @@ def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
 def _read_priced(fields: Fields) -> dict[str, Any]:
     if not LEDGER_HEAD.fullmatch(str(fields["ledger-head"])):
         raise DataError("a reply has a ledger head that no site sends")
+    check_date("a reply has a field withdrawn-at", fields["withdrawn-at"])
     published = any(name in fields for name in WITHHELD)
     account = {name.replace("-", "_"): _real(fields[name]) if published else None for name in WITHHELD}
     return {
@@ -271,6 +275,7 @@ def _read_priced(fields: Fields) -> dict[str, Any]:
         "epsilon": _real(fields["epsilon"]),
         **account,
         "ledger_head": str(fields["ledger-head"]),
+        "withdrawn_at": str(fields["withdrawn-at"]),
     }
 
 

@@ -44,6 +44,8 @@ class PricedReply(SiteReply):
       patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images, by PLD.
       budget_left: of the site's own maximum; infinite where there is none.
       ledger_head: where the site's ledger stood, position and seal: proof against a ledger put back from an older copy.
+      withdrawn_at: ISO date of the last withdrawal of consent in the site's ledger, whoever it was and whether or not in this
+        cohort; "" where nobody ever withdrew.
     """
 
     run_id: str
@@ -53,6 +55,7 @@ class PricedReply(SiteReply):
     patient_epsilon_account: float | None
     budget_left: float | None
     ledger_head: str
+    withdrawn_at: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final
 
-__all__ = ["Withdrawals", "Withdrawn", "entry_details"]
+from mammo_fed.errors import DataError
+
+__all__ = ["Withdrawals", "Withdrawn", "check_date", "entry_details"]
 
 # An ISO 8601 time begins with its date.
 DATE_CHARACTERS: Final = 10
@@ -64,3 +67,16 @@ def entry_details(known: Withdrawals, people: Iterable[frozenset[str]]) -> dict[
     if not new:
         return None
     return {"patients": len(set(new)), "digests": sorted(frozenset().union(*new) - known.digests)}
+
+
+def check_date(name: str, value: Any) -> None:
+    """Raise DataError unless `value` is a date as a ledger gives it, or "" where nobody withdrew.
+
+    >>> check_date("withdrawn_at", "2026-03-01")
+    """
+    try:
+        known = value == "" or date.fromisoformat(value).isoformat() == value
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise DataError(f"{name}={value!r:.80} must be a date such as 2026-03-01, or empty")

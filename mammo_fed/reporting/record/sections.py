@@ -10,10 +10,12 @@ from mammo_fed.errors import DataError
 from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.ledger.cap import CapRaise, check_time
+from mammo_fed.privacy.ledger.withdrawals import check_date
 from mammo_fed.privacy.names import Aggregation, LedgerScope, NoiseOrigin
 from mammo_fed.reporting.record.checks import require_count, require_distinct, require_epsilon, require_fraction
 from mammo_fed.reporting.record.provenance import Provenance
 from mammo_fed.reporting.record.statements import warning_sentences
+from mammo_fed.reporting.record.withdrawals import withdrawal_sentence
 
 if TYPE_CHECKING:
     from mammo_fed.training.evaluation import Metrics
@@ -154,6 +156,8 @@ class SitePrivacy:
       epsilon_all_colluding: of this run against a server that controls all other sites; as the one before.
       events: what each entry of `epsilon_after_round` added, from which the figures of this run can be computed again; empty
         in records that did not keep them.
+      withdrawn_at: ISO date of the last withdrawal of consent in the site's ledger, whoever it was; "" for none.
+      withdrawn_rounds: rounds of this run from which on a withdrawal was in force; empty where all came before it.
     """
 
     site: str
@@ -178,6 +182,8 @@ class SitePrivacy:
     cap_since: str = ""
     cap_raised: tuple[CapRaise, ...] = ()
     account_published: bool = True
+    withdrawn_at: str = ""
+    withdrawn_rounds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epsilon_account", "patient_epsilon_account", "budget_left"):
@@ -199,7 +205,8 @@ class SitePrivacy:
             )
         require_count("privacy.sites.rounds", self.rounds)
         require_fraction("privacy.sites.cap_delta", self.cap_delta)
-        for name in ("mismatches", "unanswered"):
+        check_date("privacy.sites.withdrawn_at", self.withdrawn_at)
+        for name in ("mismatches", "unanswered", "withdrawn_rounds"):
             for value in getattr(self, name):
                 require_count(f"privacy.sites.{name}", value)
 
@@ -256,6 +263,12 @@ class PrivacySection:
     def guaranteed(self) -> bool:
         """Whether the run gives a guarantee at all: finite epsilon, and noise nobody can draw again."""
         return self.noise == "operating system" and math.isfinite(self.guaranteed_epsilon)
+
+    @property
+    def withdrawals(self) -> tuple[str, ...]:
+        """Since when patients who withdrew their consent take no part, a sentence for each site where somebody did."""
+        said = (withdrawal_sentence(site=site.site, at=site.withdrawn_at, rounds=site.withdrawn_rounds) for site in self.sites)
+        return tuple(sentence for sentence in said if sentence)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -260,7 +260,8 @@ def not_covered_sentences(
     return (
         f"Evaluation metrics are computed on validation and test patients without differential privacy ({whose}).",
         "Counts of patients and images per site, the weights made from them, the largest number of images per patient and, "
-        "where shown, the share of malignant images are public by declaration of the site.",
+        "where shown, the share of malignant images are public by declaration of the site; so is the date of the last "
+        "withdrawal of consent in its ledger, whoever it was and whether or not in this cohort.",
         "Hyper-parameters (features, clipping norms, learning rates, numbers of steps) were chosen without differential "
         "privacy; what that choice reveals about the patients it was made on is not in epsilon.",
         *chosen,

@@ -297,6 +297,8 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         epsilon_other_site=seen_by.other_site,
         epsilon_all_colluding=seen_by.all_colluding,
         events=tuple(spending.events),
+        withdrawn_at=spending.withdrawn_at,
+        withdrawn_rounds=tuple(spending.withdrawn_rounds),
     )
 
 

@@ -51,6 +51,8 @@ class SiteSpending:
       reason: why it refused, "" if it never did; EXCLUDED if the server did.
       mismatches: rounds in which the site's figure was not the server's.
       ledger_head: what the site last said of where its ledger stood.
+      withdrawn_at: ISO date of the last withdrawal of consent that the site spoke of, "" for none.
+      withdrawn_rounds: rounds whose reply was the first to speak of a later withdrawal than all before.
       protocol_version: that the site speaks, where `reason` is "version"; nothing else is known of it then.
     """
 
@@ -67,6 +69,8 @@ class SiteSpending:
     reason: str = ""
     mismatches: list[int] = field(default_factory=list)
     ledger_head: str = ""
+    withdrawn_at: str = ""
+    withdrawn_rounds: list[int] = field(default_factory=list)
     patient_epsilon_account: float | None = None
     cap_epsilon: float = math.inf
     cap_delta: float = 0.0
@@ -177,6 +181,7 @@ class BudgetView:
             epsilon_account=reply.epsilon_account,
             budget_left=reply.budget_left,
             ledger_head=reply.ledger_head,
+            withdrawn_at=reply.withdrawn_at,
             patient_epsilon_account=reply.patient_epsilon_account,
             cap_epsilon=reply.cap_epsilon,
             cap_delta=reply.cap_delta,
@@ -214,6 +219,10 @@ class BudgetView:
         spending.epsilon_account, spending.budget_left = reply.epsilon_account, reply.budget_left
         spending.patient_epsilon_account = reply.patient_epsilon_account
         spending.ledger_head = reply.ledger_head
+        # A stored reply that is sent again speaks of an earlier time.
+        if reply.withdrawn_at > spending.withdrawn_at:
+            spending.withdrawn_at = reply.withdrawn_at
+            spending.withdrawn_rounds.append(round_index)
         spending.reach(max(own, reply.epsilon))
 
     def charge_unanswered(self, site: str, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
