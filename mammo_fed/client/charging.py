@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from mammo_fed.client.policy import SiteFile
-from mammo_fed.common.private_files import write_private
+from mammo_fed.common.private_files import exclusive, write_private
 from mammo_fed.errors import LedgerError, WithdrawnMeanwhile
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.journal import storage_errors
+from mammo_fed.privacy.ledger.lease import Lease
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.names import FilterKind
 
-__all__ = ["Charge", "LedgerMemory", "TrainingState", "charged_once", "site_ledger"]
+__all__ = ["Charge", "LeaseHolder", "LedgerMemory", "TrainingState", "charged_once", "site_ledger"]
 
 TrainingState: TypeAlias = MutableMapping[str, Any]
 """What training takes up from the task before and leaves for the next one, in this process's memory."""
@@ -46,6 +47,20 @@ class Charge:
     events: tuple[PrivacyEvent, ...]
 
 
+class LeaseHolder(Protocol):
+    """Where a training that is resumed from its folder keeps the mark that the ledger gave it last."""
+
+    def claim(self) -> Lease:
+        """The step from the mark that is kept to a new one, which is kept too before this returns."""
+
+    def granted(self) -> None:
+        """The ledger has the new mark."""
+
+    @property
+    def token(self) -> str:
+        """The latest mark that was granted."""
+
+
 def charged_once(
     ledger: Ledger,
     charge: Charge,
@@ -54,6 +69,7 @@ def charged_once(
     failed: Callable[[], bytes] | None,
     state: TrainingState | None,
     admit: Callable[[], None] = lambda: None,
+    holder: LeaseHolder | None = None,
 ) -> bytes:
     """The reply to a task: the stored one if there is one, else the one that `train` makes, paid for before and stored after.
 
@@ -71,6 +87,8 @@ def charged_once(
         reservation open: the same task may be resumed later, by a training that continues exactly where it stopped.
       state: replaced by what `train` made of its copy once the reply is stored; None where nothing is kept.
       admit: called for a task without a reply, before anything is reserved; raises where the site does not train at all.
+      holder: of the ledger's marks, where `failed` is None and what `train` resumes from lies on a disk that can be copied: of
+        two copies one goes on.
 
     Returns:
       The reply as it was stored.
@@ -85,7 +103,10 @@ def charged_once(
         return stored
     admit()
     while True:
-        reservation = ledger.reserve(run_id=run_id, round_index=round_index, task_hash=task_hash, events=charge.events)
+        claim: dict[str, Any] = {} if holder is None else {"lease": holder.claim()}
+        reservation = ledger.reserve(run_id=run_id, round_index=round_index, task_hash=task_hash, events=charge.events, **claim)
+        if holder is not None:
+            holder.granted()
         failure, reply = None, b"" if failed is None else failed()
         # A deep copy: optimizers change their moments in place.
         attempt = copy.deepcopy(state)
@@ -96,7 +117,7 @@ def charged_once(
                 raise
             failure = error
         try:
-            ledger.settle(reservation, reply)
+            ledger.settle(reservation, reply, *(() if holder is None else (holder.token,)))
         except WithdrawnMeanwhile:
             continue
         break
@@ -136,7 +157,7 @@ def site_ledger(file: SiteFile, *, usual: FilterKind) -> Iterator[Ledger]:
 
 
 class LedgerMemory:
-    """The head that the site's ledger had when it was last used, in a file of the site's private folder.
+    """The head that a ledger had when it was last used, in a file outside its folder: of a site, in the site's private folder.
 
     The file is written after the ledger: a crash between the two leaves an older head, which is still part of the ledger.
     """
@@ -170,3 +191,18 @@ class LedgerMemory:
                 return
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._path, f"{head}\n")
+
+    def advance(self, ledger: Ledger) -> None:
+        """Remember where `ledger` ends now, unless another copy of it was remembered since.
+
+        Of two copies of one ledger the first to come here goes on; before this returns, nothing that the new entries pay for
+        may be shown.
+
+        Raises:
+          LedgerError: If `ledger` does not hold what is remembered.
+        """
+        with storage_errors():
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with exclusive(self._path.with_name(f".{self._path.name}.lock")):
+                self.check_holds(ledger)
+                self.keep(ledger)

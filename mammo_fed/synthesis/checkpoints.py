@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mammo_fed.common.private_files import write_private
+from mammo_fed.common.private_files import sync_folder, write_private
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.synthesis.adversarial import Adversaries, Losses
 
-__all__ = ["checkpoint_path", "checkpoint_steps", "read_average", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Custody",
+    "checkpoint_path",
+    "checkpoint_steps",
+    "publish_drafts",
+    "read_average",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 FORMAT: Final = "mammo-fed gan checkpoint 1"
 FOLDER: Final = "checkpoints"
 PREFIX: Final = "step_"
+DRAFT: Final = ".draft"
+
+
+class Custody(Protocol):
+    """Who answers for the checkpoints of a training that was paid for: of all copies of a folder, one goes on."""
+
+    def mark(self, *, token: str, content_sha256: str, step: int) -> None:
+        """Note a checkpoint before it has its name; raises where another copy of the training went on."""
+
+    def check(self, *, content_sha256: str, step: int) -> None:
+        """Raise unless this is the newest checkpoint that was noted; step 0 and "" where there is none."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -35,8 +56,19 @@ def checkpoint_steps(run: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def write_checkpoint(run: Path, adversaries: Adversaries, losses: Sequence[Losses], *, settings_sha256: str) -> Path:
-    """Write networks, optimizers and losses so far; on the disk when this returns."""
+def write_checkpoint(
+    run: Path,
+    adversaries: Adversaries,
+    losses: Sequence[Losses],
+    *,
+    settings_sha256: str,
+    custody: Custody | None = None,
+) -> Path:
+    """Write networks, optimizers and losses so far; on the disk when this returns.
+
+    With a `custody` the file has a draft's name until it was noted there. A crash between the two leaves a draft, which
+    `publish_drafts` gives its name or removes, as it was noted or not.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in _modules(adversaries).items():
         tensors |= {
@@ -54,7 +86,31 @@ def write_checkpoint(run: Path, adversaries: Adversaries, losses: Sequence[Losse
     path = checkpoint_path(run, adversaries.step)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = {"format": FORMAT, "step": str(adversaries.step), "settings": settings_sha256}
-    return write_private(path, save(tensors, metadata=about))
+    content = save(tensors, metadata=about)
+    if custody is None:
+        return write_private(path, content)
+    token = secrets.token_hex(16)
+    draft = write_private(path.with_name(f".{path.name}.{token}{DRAFT}"), content)
+    custody.mark(token=token, content_sha256=hashlib.sha256(content).hexdigest(), step=adversaries.step)
+    return _publish(draft, path)
+
+
+def publish_drafts(run: Path, tokens: Iterable[str]) -> None:
+    """Give drafts that were noted under one of `tokens` their names, and remove all others: nobody paid for showing those."""
+    known = set(tokens)
+    folder = run / FOLDER
+    for draft in sorted(folder.glob(f".{PREFIX}*{DRAFT}")) if folder.is_dir() else ():
+        name, _, token = draft.name.removeprefix(".").removesuffix(DRAFT).rpartition(".")
+        if token in known:
+            _publish(draft, folder / name)
+        else:
+            draft.unlink()
+
+
+def _publish(draft: Path, path: Path) -> Path:
+    draft.replace(path)
+    sync_folder(path.parent)
+    return path
 
 
 def read_checkpoint(run: Path, step: int, adversaries: Adversaries, *, settings_sha256: str) -> list[Losses]:

@@ -1,13 +1,14 @@
 """A generator's training from first step to last, over interruptions: nothing is shown that no checkpoint holds.
 
 Why that order: under privacy a step that is taken again after a crash has fresh noise. Were a sample of the lost step on the
-disk, somebody would hold two draws of a release that was paid for once. So losses, samples and scalars
-are written after the checkpoint that holds them, and from it.
+disk, or its losses on a screen, somebody would hold two draws of a release that was paid for once. So losses, samples, scalars
+and what is told while it trains come after the checkpoint that holds them, and from it.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from PIL import Image
 from mammo_fed.common.private_files import write_atomically, write_private
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries, Losses, RealGradient
-from mammo_fed.synthesis.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint
+from mammo_fed.synthesis.checkpoints import Custody, checkpoint_path, checkpoint_steps, read_checkpoint, write_checkpoint
 from mammo_fed.synthesis.mcgan import Generator
 from mammo_fed.synthesis.sampling import draw_images
 from mammo_fed.synthesis.scalars import Scalars, open_scalars
@@ -33,7 +34,8 @@ LOSSES_NAME: Final = "losses.csv"
 SAMPLES_NAME: Final = "samples"
 GRID_SIDE: Final = 8
 
-GanProgress = Callable[[int, int, Losses], None]
+GanProgress = Callable[[int, int, Losses | None], None]
+"""Told (steps done, steps in all, losses of the newest checkpoint or None): of later steps nothing but their number."""
 
 
 def train_gan(
@@ -43,6 +45,7 @@ def train_gan(
     *,
     progress: GanProgress = lambda *_: None,
     tensorboard: bool = False,
+    custody: Custody | None = None,
 ) -> Adversaries:
     """Train until the last step, from the newest checkpoint of `folder` if it has one.
 
@@ -53,31 +56,44 @@ def train_gan(
       settings: of the training.
       real: the real images' part of the discriminator's gradient; see mammo_fed.synthesis.real_gradients.
       folder: of the training; checkpoints, losses and samples go there.
-      progress: called after every step with (step, steps, its losses).
+      progress: called after every step with (step, steps, losses of the newest checkpoint, None before the first). The losses
+        of a step that no checkpoint holds yet are told to nobody: after a crash that step is taken again, with fresh noise.
       tensorboard: whether TensorBoard's scalars go there too; needs the extra `mammo-fed[tensorboard]`.
+      custody: who answers for checkpoints, where the training was paid for.
 
     Raises:
       InvalidSetting: If the folder's checkpoints were written under other settings, or TensorBoard is asked for and not there.
       DataError: If its newest checkpoint is damaged.
+      LedgerError: If another copy of the folder went on, or its newest checkpoint is not the one that was noted.
     """
     scalars = open_scalars(folder) if tensorboard else None
     if settings.threads:
         torch.set_num_threads(settings.threads)
     adversaries = Adversaries(settings.gan, seed=settings.seed)
     identity = settings.sha256()
-    losses: list[Losses] = []
-    if steps := checkpoint_steps(folder):
-        losses = read_checkpoint(folder, steps[-1], adversaries, settings_sha256=identity)
+    losses = _resumed(folder, adversaries, settings_sha256=identity, custody=custody)
     with _Shown(folder, settings, scalars) as shown:
         shown.update(adversaries, losses)
         while adversaries.step < settings.gan.steps:
             losses.append(adversaries.advance(real))
-            progress(adversaries.step, settings.gan.steps, losses[-1])
             if adversaries.step % settings.gan.checkpoint_every == 0 or adversaries.step == settings.gan.steps:
-                write_checkpoint(folder, adversaries, losses, settings_sha256=identity)
+                write_checkpoint(folder, adversaries, losses, settings_sha256=identity, custody=custody)
                 shown.update(adversaries, losses)
                 _forget(folder, keep=settings.gan.keep_checkpoints)
+            progress(adversaries.step, settings.gan.steps, losses[shown.last - 1] if shown.last else None)
     return adversaries
+
+
+def _resumed(folder: Path, adversaries: Adversaries, *, settings_sha256: str, custody: Custody | None) -> list[Losses]:
+    """Bring `adversaries` to the newest checkpoint of the folder, if it has one; returns the losses until then."""
+    losses: list[Losses] = []
+    digest, steps = "", checkpoint_steps(folder)
+    if steps:
+        losses = read_checkpoint(folder, steps[-1], adversaries, settings_sha256=settings_sha256)
+        digest = hashlib.sha256(checkpoint_path(folder, steps[-1]).read_bytes()).hexdigest()
+    if custody is not None:
+        custody.check(content_sha256=digest, step=adversaries.step)
+    return losses
 
 
 @dataclass

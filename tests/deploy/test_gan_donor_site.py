@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mammo_fed.client.generator.export import sample_set
 from mammo_fed.client.generator.training import start_training
 from mammo_fed.client.generator.training_folder import read_training
 from mammo_fed.data.sources.synthetic_set import read_provenance
-from mammo_fed.errors import InvalidSetting, PolicyRefused, PrivacyRefused
+from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
 from mammo_fed.settings.compose import compose_gan
 
 TINY = (
@@ -110,3 +111,45 @@ def test_gan_training_at_a_site_goes_on_there_only(hospital, tmp_path):
     assert values["at_site"]
     with pytest.raises(InvalidSetting, match="another site"):
         start_training(wanted, tmp_path / "run")
+
+
+def test_gan_resume_twice_at_a_site_is_refused_to_the_second_copy_by_its_ledger(hospital, tmp_path):
+    """No copy of the ledger lies in the folder: both copies ask the site's."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, steps, losses):
+        if done == 3:
+            raise Stopped
+
+    wanted, run, other = settings("privacy.target_epsilon=2"), tmp_path / "run", tmp_path / "copy"
+    with pytest.raises(Stopped):
+        start_training(wanted, run, site_folder=hospital.path, progress=stop)
+    shutil.copytree(run, other)
+    with pytest.raises(Stopped):
+        start_training(wanted, run, site_folder=hospital.path, progress=stop)
+    with pytest.raises(LedgerError, match="went on in another copy"):
+        start_training(wanted, other, site_folder=hospital.path)
+    start_training(wanted, run, site_folder=hospital.path)
+    for refused in (
+        lambda: start_training(wanted, other, site_folder=hospital.path),
+        lambda: sample_set(wanted, other, tmp_path / "other-set", count=4, seed=0),
+    ):
+        with pytest.raises(LedgerError, match="another copy"):
+            refused()
+    sample_set(wanted, run, tmp_path / "set", count=4, seed=0)
+
+
+def test_gan_resume_twice_sampling_asks_the_ledger_of_the_site_wherever_it_is(hospital, tmp_path):
+    wanted, run = settings("privacy.target_epsilon=2"), tmp_path / "run"
+    start_training(wanted, run, site_folder=hospital.path)
+    moved = hospital.path.rename(hospital.path.with_name("moved"))
+    site = moved / "site.toml"
+    site.write_text(site.read_text().replace(str(hospital.path), str(moved)))
+    with pytest.raises(InvalidSetting, match="--site FOLDER"):
+        sample_set(wanted, run, tmp_path / "set", count=4, seed=0)
+    sample_set(wanted, run, tmp_path / "set", count=4, seed=0, site_folder=moved)
+    start_training(settings(), tmp_path / "public")
+    with pytest.raises(InvalidSetting, match="no site's"):
+        sample_set(settings(), tmp_path / "public", tmp_path / "again", count=4, seed=0, site_folder=moved)

@@ -26,7 +26,8 @@ settings are given as key=value; `--cfg job` prints them all. The most used:
   donor.num_sites=4 donor.index=0                       one hospital of a simulated federation
   seed=0   threads=2   hydra.run.dir=FOLDER
 
---resume FOLDER continues a training that was interrupted. Losses and samples lie in the folder.
+--resume FOLDER continues a training that was interrupted. Losses and samples lie in the folder, as of its newest checkpoint.
+With privacy one ledger pays for one generator: of two copies of a folder one goes on, and the other is refused.
 Patients who are not public need --site: their site's policy and ledger then hold.
 """
 EVALUATE: Final = """
@@ -51,7 +52,10 @@ def add_sample_options(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("--output", type=Path, required=True, metavar="SET", help="new folder of the set")
     sample.add_argument("--count", type=int, default=3000, help="images, half of them malignant; default 3000")
     sample.add_argument("--seed", type=int, default=0, help="of the latent numbers")
-    sample.add_argument("--step", type=int, help="another step than the last; the provenance says that it was chosen")
+    sample.add_argument("--step", type=int, help="another step that the ledger settled; the provenance says that it was chosen")
+    sample.add_argument(
+        "--site", type=Path, metavar="FOLDER", help="whose ledger paid for it; default the folder that `gan train` had"
+    )
     sample.add_argument("--licence", help="of the images; default that of the donor's data set")
 
 

@@ -30,6 +30,7 @@ def sample_command(options: argparse.Namespace, console: Console) -> int:
             seed=options.seed,
             step=options.step,
             licence=options.licence,
+            site_folder=options.site,
             progress=lambda done, total: bar.update(done, total, ""),
         )
     _say_provenance(provenance, options, console, folder=options.output)

@@ -52,8 +52,13 @@ def train(
         write_atomically(folder / "config.yaml", composed.yaml)
     with Bar(console, "steps", quiet=json_only) as bar:
 
-        def show(step: int, steps: int, losses: Losses) -> None:
-            bar.update(step, steps, f"step {step} of {steps}: generator {losses.generator:.3f}, fake {losses.fake:.3f}")
+        def show(step: int, steps: int, losses: Losses | None) -> None:
+            held = (
+                ""
+                if losses is None
+                else f"; checkpoint {losses.step}: generator {losses.generator:.3f}, fake {losses.fake:.3f}"
+            )
+            bar.update(step, steps, f"step {step} of {steps}{held}")
 
         start_training(composed.settings, folder, site_folder=site_folder, progress=show, tensorboard=tensorboard)
     promised = _promise(read_training(folder), composed)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from mammo_fed.client.generator.custody import Settled, check_paid, settled_generators, site_of
 from mammo_fed.client.generator.training_folder import Training, last_step, load_average, read_training
 from mammo_fed.data.sources.mammo_dp import read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.data.sources.synthetic_set import (
@@ -16,6 +17,7 @@ from mammo_fed.data.sources.synthetic_set import (
     image_digests,
     write_synthetic_set,
 )
+from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import events_to_json
 from mammo_fed.settings.gan import GanSettings
@@ -37,6 +39,7 @@ def sample_set(
     seed: int,
     step: int | None = None,
     licence: str | None = None,
+    site_folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> SetProvenance:
     """Draw a synthetic set from a finished training and write it with its provenance; post-processing, charged nothing.
@@ -48,15 +51,27 @@ def sample_set(
       count, seed: number of images, and of their latent numbers.
       step: another step than the last; the provenance says that it was chosen.
       licence: of the images; None is that of the data that was trained on.
+      site_folder: of the site whose ledger was charged; None is where it was when the training was resumed last. A training
+        without privacy has no ledger.
       progress: called with (images done, images in all).
 
     Raises:
+      InvalidSetting: If it is not known where the site's folder is, or one is given for a training without a site.
       DataError: If the training is not finished, or has no checkpoint of `step`.
+      LedgerError: If the ledger that was charged did not settle the generator of that step.
     """
     training = read_training(run)
+    if site_folder is not None:
+        site_of(training, site_folder)
+    settled = None if training.event is None else _settled(settings, run, training, site_folder=site_folder)
     last = last_step(settings, run)
     chosen = last if step is None else step
     average, digest = load_average(settings, run, chosen)
+    if settled is not None and chosen != last and settled.checkpoints.get(chosen) != digest:
+        raise LedgerError(
+            f"--step={chosen} is a generator that the ledger did not settle: there may be another one of that step; leave "
+            "--step out for the last"
+        )
     pixels, labels = draw_images(average, count=count, seed=seed, progress=progress)
     provenance = SetProvenance(
         generator=GeneratorOrigin(
@@ -72,6 +87,18 @@ def sample_set(
         licence=licence or LICENCES.get(training.donor.source, UNKNOWN_LICENCE),
     )
     return write_synthetic_set(output, pixels, labels, provenance=provenance)
+
+
+def _settled(settings: GanSettings, run: Path, training: Training, *, site_folder: Path | None) -> Settled:
+    """The generators that may be drawn from: those that the training's ledger settled, if the folder holds the last of them."""
+    settled = settled_generators(settings, run, training, site_folder=site_folder)
+    if settled is None:
+        last_step(settings, run)
+        raise LedgerError(
+            f"the ledger has settled no generator of {run}: end the training with `mammo-fed gan train --resume {run}`"
+        )
+    check_paid(settings, run, settled)
+    return settled
 
 
 def _promise(settings: GanSettings, training: Training) -> SetPrivacy | None:

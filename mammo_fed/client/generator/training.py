@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from mammo_fed.client.charging import Charge, TrainingState, charged_once, site_ledger
+from mammo_fed.client.charging import Charge, TrainingState, charged_once
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.generator.cohort import check_policy, settings_at, training_cohort
-from mammo_fed.client.generator.training_folder import Training, begin_training, last_step, load_average, new_private_folder
+from mammo_fed.client.generator.custody import Settled, TrainingLease, check_paid, training_ledger
+from mammo_fed.client.generator.training_folder import Training, begin_training, load_average, new_private_folder
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import file_lock
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient
-from mammo_fed.errors import LedgerError
-from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries
+from mammo_fed.synthesis.checkpoints import checkpoint_steps
 from mammo_fed.synthesis.real_gradients import plain_gradients, private_gradients, real_images
 from mammo_fed.synthesis.sampling import weights_sha256
 from mammo_fed.synthesis.scalars import require_tensorboard
@@ -32,8 +30,6 @@ from mammo_fed.synthesis.training import GanProgress, train_gan
 __all__ = ["start_training"]
 
 LOCK_NAME: Final = ".lock"
-LEDGER_NAME: Final = "ledger"
-LEDGER_SITE: Final = "donor"
 
 
 def start_training(
@@ -55,7 +51,7 @@ def start_training(
       settings: of the training.
       folder: of the training; made here, readable by its owner only.
       site_folder: of the site whose cohort, policy and ledger are used; None takes the public cohort of the settings.
-      progress: called after every step.
+      progress: called after every step, and told of what a checkpoint holds alone; as of `train_gan`.
       tensorboard: as of `train_gan`.
 
     Raises:
@@ -75,7 +71,7 @@ def start_training(
     new_private_folder(folder)
     train = partial(train_gan, settings, folder=folder, progress=progress, tensorboard=tensorboard)
     with file_lock(folder / LOCK_NAME, what="mammo-fed gan train"):
-        training = begin_training(settings, folder, cohort=cohort, source=source, site=site)
+        training = begin_training(settings, folder, cohort=cohort, source=source, site=site, site_folder=site_folder)
         real = real_images(cohort, image_size=settings.gan.image_size, unit=settings.privacy.unit)
         if training.event is None:
             train(plain_gradients(real, batch_size=settings.gan.batch_size))
@@ -95,38 +91,27 @@ def _charged(
     settings: GanSettings,
     folder: Path,
     training: Training,
-    train: Callable[[], Adversaries],
+    train: Callable[..., Adversaries],
     *,
     cohort: Cohort,
     site: SiteFile | None,
 ) -> None:
     """Declare the training, charge it once, and see that the folder holds the generator that was paid for."""
-    events = training.events
-    with _ledger(settings, folder, site) as ledger:
-        account = {} if site is None else {"account": site.policy.account}
-        ledger.declare(run_id=training.run_id, schedule=events, patients=sorted(set(cohort.patients.tolist())), **account)
+    task = Charge(run_id=training.run_id, round_index=0, task_hash=settings.sha256(), events=training.events)
+    with training_ledger(settings, folder, training, site) as (ledger, remember):
+        reply = ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=task.task_hash)
+        if reply is None:
+            account = {} if site is None else {"account": site.policy.account}
+            patients = sorted(set(cohort.patients.tolist()))
+            ledger.declare(run_id=training.run_id, schedule=task.events, patients=patients, **account)
+            lease = TrainingLease(folder, run_id=training.run_id, ledger=ledger, remember=remember)
 
-        def train_to_the_end(_: TrainingState | None) -> bytes:
-            return json.dumps({"generator_sha256": weights_sha256(train().average)}).encode()
+            def train_to_the_end(_: TrainingState | None) -> bytes:
+                last = weights_sha256(train(custody=lease).average)
+                kept = {step: load_average(settings, folder, step)[1] for step in checkpoint_steps(folder)}
+                return Settled(last=last, checkpoints=kept).reply()
 
-        # A training that was interrupted goes on from its last checkpoint, under the same reservation.
-        reply = charged_once(
-            ledger,
-            Charge(run_id=training.run_id, round_index=0, task_hash=settings.sha256(), events=events),
-            train=train_to_the_end,
-            failed=None,
-            state=None,
-        )
-    if load_average(settings, folder, last_step(settings, folder))[1] != json.loads(reply)["generator_sha256"]:
-        raise LedgerError(f"{folder} does not hold the generator that was paid for; restore it from a backup")
-
-
-@contextmanager
-def _ledger(settings: GanSettings, folder: Path, site: SiteFile | None) -> Iterator[Ledger]:
-    if site is not None:
-        with site_ledger(site, usual="declared") as ledger:
-            yield ledger
-        return
-    budget = Budget(max_epsilon=settings.privacy.target_epsilon, delta=settings.privacy.delta)
-    with Ledger.open(folder / LEDGER_NAME, site=LEDGER_SITE, budget=budget, filter="declared") as ledger:
-        yield ledger
+            # A training that was interrupted goes on from its last checkpoint, under the same reservation.
+            reply = charged_once(ledger, task, train=train_to_the_end, failed=None, state=None, holder=lease)
+            remember()
+    check_paid(settings, folder, Settled.from_reply(reply))

@@ -43,6 +43,7 @@ class Training:
       injected: whether its noise can be drawn again.
       at_site: whether a site's own ledger is charged; else one in the training's folder.
       cohort: fingerprint of the patients' images, keyed where they are not public; it stays here.
+      site_folder: of that site when the training was resumed last, "" where it is none or not known; it stays here.
     """
 
     run_id: str
@@ -53,6 +54,7 @@ class Training:
     injected: bool
     at_site: bool
     cohort: str
+    site_folder: str = ""
 
     @property
     def events(self) -> tuple[PrivacyEvent, ...]:
@@ -66,7 +68,13 @@ class Training:
 
 
 def begin_training(
-    settings: GanSettings, folder: Path, *, cohort: Cohort, source: TrainingCohort, site: SiteFile | None
+    settings: GanSettings,
+    folder: Path,
+    *,
+    cohort: Cohort,
+    source: TrainingCohort,
+    site: SiteFile | None,
+    site_folder: Path | None,
 ) -> Training:
     """What was decided when the training in `folder` began; decided now where it holds none.
 
@@ -76,6 +84,7 @@ def begin_training(
       cohort: the masses that it learns from, after the limit on a patient's images.
       source: where they come from.
       site: whose they are, or None.
+      site_folder: of that site.
 
     Raises:
       InvalidSetting: If the folder holds another training.
@@ -84,6 +93,7 @@ def begin_training(
     """
     identity = settings.sha256()
     path = folder / TRAINING_NAME
+    place = "" if site_folder is None else str(site_folder.absolute())
     public_images = site.policy.public_images if site else len(cohort)
     if path.exists():
         found = read_training(folder)
@@ -94,6 +104,9 @@ def begin_training(
             )
         if found.cohort != source.fingerprint:
             raise DataError(f"the images are not those that {folder} began with; choose another folder")
+        if found.site_folder != place:
+            found = replace(found, site_folder=place)
+            _write(path, found)
         return found
     if checkpoint_steps(folder):
         raise LedgerError(
@@ -116,9 +129,14 @@ def begin_training(
         injected=settings.privacy.noise_seed is not None,
         at_site=site is not None,
         cohort=source.fingerprint,
+        site_folder=place,
     )
-    write_private(path, (json.dumps(training.as_dict(), indent=2) + "\n").encode())
+    _write(path, training)
     return training
+
+
+def _write(path: Path, training: Training) -> None:
+    write_private(path, (json.dumps(training.as_dict(), indent=2) + "\n").encode())
 
 
 def read_training(folder: Path) -> Training:
@@ -133,7 +151,8 @@ def read_training(folder: Path) -> Training:
         if values.pop("format") != FORMAT:
             raise DataError(f"{path} is of another version; train again in another folder")
         event = values.pop("event")
-        found = build(Training, {**values, "event": None}, path="")
+        # Trainings of an earlier version do not say where their site was.
+        found = build(Training, {"site_folder": "", **values, "event": None}, path="")
         return replace(found, event=None if event is None else PrivacyEvent.from_dict(event))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); give the folder of `mammo-fed gan train`") from error

@@ -16,6 +16,7 @@ what was trained before somebody withdrew is not settled any more.
 
 from __future__ import annotations
 
+import copy
 import hmac
 import math
 from collections import Counter
@@ -33,6 +34,7 @@ from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, check_name
 from mammo_fed.privacy.ledger import rules
 from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
 from mammo_fed.privacy.ledger.journal import Journal
+from mammo_fed.privacy.ledger.lease import GONE_ON, Lease, LeaseState, check_lease
 from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
 from mammo_fed.privacy.ledger.rules import VERSION, Budget, LedgerState, Reservation
 from mammo_fed.privacy.ledger.withdrawals import Withdrawn, entry_details
@@ -164,7 +166,15 @@ class Ledger:
                 return None
             return self._journal.reply(paid.settled, seal=paid.reply_seal)
 
-    def reserve(self, *, run_id: str, round_index: int, task_hash: str, events: Sequence[PrivacyEvent]) -> Reservation:
+    def reserve(
+        self,
+        *,
+        run_id: str,
+        round_index: int,
+        task_hash: str,
+        events: Sequence[PrivacyEvent],
+        lease: Lease | None = None,
+    ) -> Reservation:
         """Charge a round before any patient is touched; durable on return. A reservation without a reply is given again.
 
         Args:
@@ -172,11 +182,13 @@ class Ledger:
           round_index: its round, >= 0.
           task_hash: hash of the task's content.
           events: what the task may do: part of the declared schedule, not yet reserved.
+          lease: the step from mark to mark of a task that can be resumed from copies; None for one that starts from nothing.
 
         Raises:
           PrivacyRefused: If the account would pass its budget; others may have charged it since the run was declared.
           PolicyRefused: If the events were not declared or are reserved already.
-          LedgerError: If the run was not declared, the round has its reply or another task, or the ledger is damaged or full.
+          LedgerError: If the run was not declared, the round has its reply or another task, somebody else went on with it, or
+            the ledger is damaged or full.
         """
         events = tuple(events)
         if round_index < 0 or not events:
@@ -189,20 +201,50 @@ class Ledger:
             if round_index in run.rounds:
                 paid = run.rounds[round_index]
                 rules.check_resumed(paid, task_hash=task_hash, events=events)
+                check_lease(paid.lease, lease)
                 # This entry costs no budget: it proves that the disk can be written before anything is trained again.
-                self._append("resumed", {"reservation": paid.reservation.seq})
+                self._append("resumed", {"reservation": paid.reservation.seq, **_marked(lease)})
                 return replace(paid.reservation, withdrawn=state.withdrawals.seq)
+            check_lease(LeaseState(), lease)
             rules.check_reservation(state.account_of(run_id), run=run, asked=as_steps(events), budget=self._budget)
             details = {"run": run_id, "round": round_index, "task": task_hash, "events": [event.as_dict() for event in events]}
+            details |= _marked(lease)
             entry = self._append("reserved", details)
             return replace(state.rounds[entry.seq].reservation, withdrawn=state.withdrawals.seq)
 
-    def settle(self, reservation: Reservation, reply: bytes) -> None:
+    def lease(self, *, run_id: str, round_index: int) -> LeaseState:
+        """The marks of a round, none where it is not reserved; see `mammo_fed.privacy.ledger.lease`."""
+        with self._exclusive() as state:
+            run = state.runs.get(run_id)
+            paid = run.rounds.get(round_index) if run else None
+            return LeaseState() if paid is None else copy.deepcopy(paid.lease)
+
+    def checkpoint(self, *, run_id: str, round_index: int, lease: Lease) -> None:
+        """Note a state from which a reserved round may be resumed; durable on return, only then may anything of it be shown.
+
+        Raises:
+          LedgerError: If the round is not reserved or has its reply, somebody else went on with it, or the disk is full.
+        """
+        with self._exclusive() as state:
+            run = state.runs.get(run_id)
+            paid = run.rounds.get(round_index) if run else None
+            if paid is None or paid.settled is not None:
+                raise LedgerError(f"round {round_index} must be reserved and without a reply; reserve it before it is resumed")
+            check_lease(paid.lease, lease)
+            self._append("checkpoint", {"reservation": paid.reservation.seq, **_marked(lease)})
+
+    def settle(self, reservation: Reservation, reply: bytes, lease: str = "") -> None:
         """Store the one reply that `reservation` pays for; durable on return, only then may it be sent. Twice is harmless.
+
+        Args:
+          reservation: of the round.
+          reply: its bytes.
+          lease: the round's latest mark, "" where it has none.
 
         Raises:
           WithdrawnMeanwhile: If a patient withdrew since the reservation was given; reserve again, and train without them.
-          LedgerError: If the reservation is not in this ledger or has another reply (send that), or the disk is full.
+          LedgerError: If the reservation is not in this ledger or has another reply (send that), somebody else went on with the
+            round, or the disk is full.
         """
         seal = reply_seal(self._journal.keys, reply)
         with self._exclusive() as state:
@@ -212,6 +254,8 @@ class Ledger:
             if paid.settled is None:
                 if state.withdrawals.seq > reservation.withdrawn:
                     raise WithdrawnMeanwhile("a patient withdrew since the round was reserved; reserve it again")
+                if paid.lease.latest != lease:
+                    raise LedgerError(GONE_ON)
                 self._append("settled", {"reservation": reservation.seq, "reply": seal, "bytes": len(reply)}, reply=reply)
             elif not hmac.compare_digest(paid.reply_seal, seal):
                 raise LedgerError("the round has another reply stored; send the stored one")
@@ -345,6 +389,10 @@ class Ledger:
                 self._state.apply(self._unread[0])
                 del self._unread[0]
             yield self._state
+
+
+def _marked(lease: Lease | None) -> dict[str, Any]:
+    return {} if lease is None else lease.details()
 
 
 def _now() -> str:

@@ -41,7 +41,7 @@ class LedgerEntry:
 
     Attributes:
       seq: position, 0 for the first.
-      kind: opened, declared, enrolled, reserved, resumed, settled or withdrawn.
+      kind: opened, declared, enrolled, reserved, resumed, checkpoint, settled or withdrawn.
       at: when, ISO 8601 in UTC.
       details: the rest, plain values.
       mac: seal, 64 hex digits.

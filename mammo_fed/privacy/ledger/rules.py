@@ -15,6 +15,7 @@ from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, Privacy
 from mammo_fed.privacy.accounting.filters import PrivacyFilter, Steps, adaptive_epsilon, as_steps, open_filter, schedule_epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.ledger.chain import Entry
+from mammo_fed.privacy.ledger.lease import LeaseState
 from mammo_fed.privacy.ledger.withdrawals import Withdrawals
 from mammo_fed.privacy.names import FilterKind
 
@@ -65,11 +66,12 @@ class Reservation:
 
 @dataclass(kw_only=True)
 class Round:
-    """One round's reservation, and the entry and seal of its reply once that is stored."""
+    """One round's reservation, the marks of who resumed it, and the entry and seal of its reply once that is stored."""
 
     reservation: Reservation
     settled: int | None = None
     reply_seal: str = ""
+    lease: LeaseState = field(default_factory=LeaseState)
 
 
 @dataclass(kw_only=True)
@@ -187,7 +189,9 @@ class LedgerState:
             settled.settled, settled.reply_seal = entry.seq, details["reply"]
         elif entry.kind == "withdrawn":
             self.withdrawals = self.withdrawals.after(entry.seq, details)
-        elif entry.kind != "resumed":
+        elif entry.kind in ("resumed", "checkpoint"):
+            self.rounds[details["reservation"]].lease.apply(details)
+        else:
             raise LedgerError(f"ledger entry {entry.seq} was written by a newer mammo-fed; install that version")
 
     def _declare(self, details: Mapping[str, Any]) -> None:
@@ -217,6 +221,7 @@ class LedgerState:
         )
         reserved, run = as_steps(events), self.runs[reservation.run_id]
         run.rounds[reservation.round_index] = self.rounds[seq] = Round(reservation=reservation)
+        self.rounds[seq].lease.apply(details)
         run.reserved += reserved
         self.account_of(run.run_id).reserved += reserved
 
