@@ -26,7 +26,7 @@ DESCRIPTION: Final = {
     "gradient": "a patient whose gradient and features reach their clips, in directions of its own; a server that sends what "
     "shows it best",
     "mislabelled": "a patient of the site with the wrong label; a server that follows the protocol",
-    "blank": "a patient of the site whose images are black; a server that follows the protocol",
+    "blank": "a patient of the site whose images are black but for one faint pixel; a server that follows the protocol",
 }
 
 

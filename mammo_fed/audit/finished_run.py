@@ -28,6 +28,7 @@ from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import MODEL_NAME, Classifier, extractor_spec, read_classifier
 from mammo_fed.models.features import Extractor
+from mammo_fed.models.whitening import contributing_rows
 from mammo_fed.privacy.events import full_batch
 from mammo_fed.privacy.patient_identity import normal_identifier, patient_index
 from mammo_fed.privacy.schedule import Schedule
@@ -40,6 +41,8 @@ __all__ = ["FinishedRun", "split_patients"]
 
 # Held-out patients of the same kind as the members, in this order of preference; "external" is another population.
 HELD_OUT: Final = ("test", "val")
+# One grey value above black in an image of eight bits.
+FAINTEST: Final = 1 / 255
 
 
 class FinishedRun:
@@ -193,19 +196,24 @@ class FinishedRun:
 
     @cached_property
     def _features(self) -> NDArray[np.float32]:
-        """Whitened features of the whole pool."""
-        blocks = self._extractor.blocks(self.pool.cohort.pixels, fingerprint=self.pool.fingerprint)
-        return self._classifier.features(blocks)
+        """Whitened features of the whole pool, as its sites' releases take them."""
+        cohort = self.pool.cohort
+        blocks = self._extractor.blocks(cohort.pixels, fingerprint=self.pool.fingerprint)
+        return contributing_rows(self._classifier.features(blocks), cohort.present)
 
     def _features_of(self, cohort: Cohort) -> NDArray[np.float32]:
         """Whitened features of a held-out set; only a public one has a fingerprint to be cached under."""
         if cohort.public:
-            return self._classifier.features(self._extractor.blocks(cohort.pixels, fingerprint=fingerprint(cohort, key=None)))
-        return self._classifier.features(self._extractor.compute(cohort.pixels, flips=self.settings.model.flips))
+            blocks = self._extractor.blocks(cohort.pixels, fingerprint=fingerprint(cohort, key=None))
+        else:
+            blocks = self._extractor.compute(cohort.pixels, flips=self.settings.model.flips)
+        return contributing_rows(self._classifier.features(blocks), cohort.present)
 
     @cached_property
     def _blank(self) -> NDArray[np.float32]:
         pixels = np.zeros((1, *self.pool.cohort.image_size), np.float32)
+        # An image that is black all over contributes nothing, and nobody could find it.
+        pixels[0, 0, 0] = FAINTEST
         blank: NDArray[np.float32] = self._classifier.features(
             self._extractor.compute(pixels, flips=self.settings.model.flips)
         )[0]

@@ -50,7 +50,7 @@ class Subject:
     Attributes:
       site: its name.
       data: its training images as the run saw them.
-      blank: float32, shape (dims,): the feature of an image that is black everywhere.
+      blank: float32, shape (dims,): the feature of an image that is black but for one faint pixel.
       schedule: every release of the site in the run; this is what the trials repeat.
       claim: what the run says of it; this is what the trials try to refute.
       head: shape of the trained head.

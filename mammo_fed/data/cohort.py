@@ -86,6 +86,16 @@ class Cohort:
         """Height and width in pixels."""
         return (int(self.pixels.shape[1]), int(self.pixels.shape[2]))
 
+    @cached_property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether an image shows anything, bool, shape (images,): one of which every pixel is zero contributes nothing.
+
+        Here alone it is decided, for every release: the neighbouring cohort that is priced is that of a unit which contributes
+        nothing, and a black image is one that is not there. Sizes count it all the same: they are constants.
+        """
+        shown: NDArray[np.bool_] = np.any(self.pixels != 0, axis=(1, 2))
+        return shown
+
     def unit_index(self, unit: str) -> NDArray[np.int64]:
         """Dense index of the protected unit of every image, int64, shape (images,), for unit "patient" or "image".
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError, InvalidSetting
 
-__all__ = ["Whitening", "centre_and_normalise", "finite_rows", "fit_whitening", "unit_rows"]
+__all__ = ["Whitening", "centre_and_normalise", "contributing_rows", "finite_rows", "fit_whitening", "unit_rows"]
 
 FLOOR: Final = 1e-6
 TINY: Final = 1e-12
@@ -146,6 +146,20 @@ def finite_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Rows as they are, float32; a row that is not finite becomes zero."""
     kept: NDArray[np.float32] = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0).astype(np.float32)
     return kept
+
+
+def contributing_rows(features: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Features as they enter releases: zeros, which every mechanism counts as nothing, for images that show nothing.
+
+    A network gives a black image a descriptor like any other, which would be a contribution of its own.
+
+    Args:
+      features: float32, shape (images, dims) or (images, views, dims).
+      present: bool, shape (images,); see mammo_fed.data.cohort.Cohort.present.
+    """
+    if present.all():
+        return features
+    return np.where(present.reshape(-1, *[1] * (features.ndim - 1)), features, np.float32(0))
 
 
 def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

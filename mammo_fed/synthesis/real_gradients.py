@@ -34,7 +34,7 @@ class RealImages:
       images: float32 in [-1, 1], shape (images, 1, side, side).
       labels: int64, shape (images,).
       units: int64, shape (images,), dense index of the protected unit.
-      present: bool, shape (images,): False for an image that is zero all over, which belongs to nobody.
+      present: bool, shape (images,): False for an image that is zero all over, which contributes nothing.
     """
 
     images: Tensor
@@ -50,7 +50,7 @@ def real_images(cohort: Cohort, *, image_size: int, unit: Unit) -> RealImages:
         images=to_range(images)[:, None],
         labels=torch.from_numpy(np.array(cohort.labels)),
         units=cohort.unit_index(unit),
-        present=np.any(cohort.pixels != 0, axis=(1, 2)),
+        present=cohort.present,
     )
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from mammo_fed.audit.gate import HOSTILE, largest_move, noiseless
+from mammo_fed.audit.gate import HOSTILE, PIXEL_KINDS, largest_move, largest_pixel_move, noiseless
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.synthesis.adversarial import Adversaries, real_loss
-from mammo_fed.synthesis.real_gradients import RealImages, private_gradients
+from mammo_fed.synthesis.real_gradients import RealImages, private_gradients, real_images
 
 SIDE = 32
 DIMS = SIDE * SIDE
@@ -36,10 +36,19 @@ class Quiet(NoiseSource):
         return noiseless(mode)
 
 
-def release_of(settings, unit, mode, *, gradients=private_gradients):
-    """The clipped sum of one discriminator step, as a function of a cohort's images."""
+def release_of(settings, unit, mode, *, gradients=private_gradients, pixels=False):
+    """The clipped sum of one discriminator step, as a function of images at the network's size, or of a cohort."""
 
     def release(features, labels, units):
+        real = RealImages(
+            images=torch.from_numpy(np.array(features)).view(-1, 1, SIDE, SIDE),
+            labels=torch.from_numpy(np.array(labels)),
+            units=units,
+            present=np.any(features != 0, axis=1),
+        )
+        return summed(real)
+
+    def summed(real):
         event = PrivacyEvent(
             mechanism="gradient",
             noise_multiplier=1.0 if mode == "float" else 0.0,
@@ -49,19 +58,16 @@ def release_of(settings, unit, mode, *, gradients=private_gradients):
             clipping_norm=CLIP,
             max_images_per_patient=16,
         )
-        real = RealImages(
-            images=torch.from_numpy(np.array(features)).view(-1, 1, SIDE, SIDE),
-            labels=torch.from_numpy(np.array(labels)),
-            units=units,
-            present=np.any(features != 0, axis=1),
-        )
         step = gradients(real, event=event, public_units=1, noise=Quiet(injected_seed=None), mode=mode)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.gan.precision == "bfloat16"):
             found, shown = step.step(Adversaries(settings.gan, seed=0), 3)
         assert shown is None
         return torch.cat([gradient.flatten() for gradient in found]).numpy()
 
-    return release
+    def of_cohort(cohort):
+        return summed(real_images(cohort, image_size=SIDE, unit=unit))
+
+    return of_cohort if pixels else release
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -71,6 +77,16 @@ def test_gate_holds_for_every_loss_of_the_discriminator(gan_settings, loss, unit
     assert set(moves) == set(HOSTILE)
     assert max(moves.values()) <= CLIP * SLACK
     assert moves["ordinary"] > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("unit", "mode"), [("patient", "secure"), ("image", "float")])
+def test_relation_holds_from_the_pixels_on_for_every_loss_of_the_discriminator(gan_settings, loss, unit, mode):
+    moves = largest_pixel_move(release_of(gan_settings(*LOSSES[loss]), unit, mode, pixels=True), unit=unit)
+    assert set(moves) == set(PIXEL_KINDS)
+    assert max(moves.values()) <= CLIP * SLACK
+    assert max(moves[kind] for kind in ("black", "negative_zero", "nan", "one_nan")) == 0, moves
+    assert min(moves["ordinary"], moves["faint"]) > 0
 
 
 def test_gate_holds_in_floating_point(gan_settings):

@@ -44,6 +44,7 @@ from mammo_fed.federation.secure_aggregation.double_masks import Parcel, secure_
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor, denormals_flushed
 from mammo_fed.models.networks import network_spec, write_flat_network
+from mammo_fed.models.whitening import contributing_rows
 from mammo_fed.privacy.events import full_batch
 from mammo_fed.privacy.ledger.ledger import Ledger, Withdrawn
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
@@ -249,7 +250,7 @@ class Site:
                     [block[self._rows[stay]] for block in blocks], normalize=declaration.model.norm == "unit"
                 )
         data = SiteFeatures(
-            features=features,
+            features=contributing_rows(features, self.cohort.present[stay]),
             labels=self.cohort.labels[stay],
             units=np.unique(self.cohort.unit_index(declaration.unit)[stay], return_inverse=True)[1].astype(np.int64),
             public_images=self.file.policy.public_images,
