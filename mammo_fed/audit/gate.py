@@ -297,4 +297,5 @@ def _pictures(count: int, *, side: int, seed: int) -> NDArray[np.float32]:
     place, width, bright = rng.uniform(0.3, 0.7, (count, 2)), rng.uniform(0.05, 0.3, count), rng.uniform(0.2, 0.6, count)
     squares = (down - place[:, 0, None, None]) ** 2 + (across - place[:, 1, None, None]) ** 2
     spots = bright[:, None, None] * np.exp(-squares / width[:, None, None] ** 2)
-    return np.clip(spots + rng.uniform(0.1, 0.3, (count, side, side)), 0.0, 1.0).astype(np.float32)
+    pictures: NDArray[np.float32] = np.clip(spots + rng.uniform(0.1, 0.3, (count, side, side)), 0.0, 1.0).astype(np.float32)
+    return pictures

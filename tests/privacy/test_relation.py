@@ -1,13 +1,19 @@
-"""The neighbouring relation: what records, ledgers and messages call it."""
+"""The neighbouring relation: what records, ledgers and messages call it, and what another relation would cost."""
 
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dp_accounting import NeighboringRelation
+from dp_accounting.pld import privacy_loss_distribution as pld
 
 from mammo_fed.errors import InvalidSetting
+from mammo_fed.privacy.accounting.calibration import calibrate
+from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import RELATION, PrivacyEvent, events_from_json, events_to_json
 from mammo_fed.reporting.pages.run_page import Curves, write_page
 from mammo_fed.reporting.record.record import guarantee_sentence, read_record
@@ -61,3 +67,36 @@ def test_relation_in_the_guarantee_is_a_unit_that_contributes_nothing_beside_pub
     )
     assert f"neighbouring cohorts differ in one {unit} contributing nothing, cohort sizes are public constants" in said
     assert "zero" not in said
+
+
+ROW = r"\| (full batch|Poisson), (\d+)(?: of rate ([\d.]+))? \| (1e-\d) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|"
+ROWS = re.findall(ROW, (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8"))
+
+
+def test_relation_table_of_the_docs_has_both_targets_deltas_and_kinds_of_steps():
+    assert len({(kind, delta, target) for kind, _, _, delta, target, _, _ in ROWS}) == len(ROWS) == 8
+
+
+@pytest.mark.parametrize("row", ROWS, ids=" ".join)
+def test_relation_table_of_the_docs_is_what_the_accountants_say(row):
+    kind, count, rate, *figures = row
+    delta, target, replaced, factor = (float(figure) for figure in figures)
+    steps = replace(EVENT, steps=int(count), sample_rate=float(rate or 1.0))
+    noise = calibrate(
+        lambda multiplier: (replace(steps, noise_multiplier=multiplier),),
+        target_epsilon=target,
+        delta=delta,
+        accountant="pld",
+    )
+    if kind == "full batch":
+        found = epsilon([replace(steps, noise_multiplier=noise / 2)], delta=delta, accountant="pld")
+    else:
+        step = pld.from_gaussian_mechanism(
+            noise,
+            sampling_prob=steps.sample_rate,
+            neighboring_relation=NeighboringRelation.REPLACE_ONE,
+            value_discretization_interval=1e-3,
+        )
+        found = step.self_compose(steps.steps).get_epsilon_for_delta(delta)
+    assert found == pytest.approx(replaced, abs=0.006)
+    assert found / target == pytest.approx(factor, abs=0.006)
