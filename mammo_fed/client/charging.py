@@ -9,7 +9,7 @@ while a patient withdrew is dropped, and trained again under the same reservatio
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from mammo_fed.errors import LedgerError, WithdrawnMeanwhile
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.journal import storage_errors
 from mammo_fed.privacy.ledger.lease import Lease
-from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger.ledger import Budget, Ledger, Withdrawn
 from mammo_fed.privacy.names import FilterKind
 
-__all__ = ["Charge", "LeaseHolder", "LedgerMemory", "TrainingState", "charged_once", "site_ledger"]
+__all__ = ["Charge", "LeaseHolder", "LedgerMemory", "TrainingState", "charged_once", "site_ledger", "withdrawn_at_site"]
 
 TrainingState: TypeAlias = MutableMapping[str, Any]
 """What training takes up from the task before and leaves for the next one, in this process's memory."""
@@ -154,6 +154,20 @@ def site_ledger(file: SiteFile, *, usual: FilterKind) -> Iterator[Ledger]:
             yield ledger
         finally:
             memory.keep(ledger)
+
+
+def withdrawn_at_site(file: SiteFile, patients: Iterable[str]) -> Withdrawn:
+    """Which of `patients` have withdrawn by the site's ledger; makes none where there is none yet.
+
+    Raises:
+      LedgerError: As of `site_ledger`.
+    """
+    ledger = Path(file.ledger)
+    if not (ledger.is_dir() and any(ledger.iterdir())):
+        LedgerMemory(Path(file.folder) / "ledger-head").check_exists(ledger)
+        return Withdrawn(seq=-1, at="", patients=frozenset())
+    with site_ledger(file, usual="declared") as opened:
+        return opened.withdrawn(patients)
 
 
 class LedgerMemory:

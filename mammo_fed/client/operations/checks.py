@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.client.charging import LedgerMemory
+from mammo_fed.client.charging import LedgerMemory, withdrawn_at_site
 from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.policy import SiteFile
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
-from mammo_fed.errors import InvalidSetting, MammoFedError, RunFailed
+from mammo_fed.errors import InvalidSetting, LedgerError, MammoFedError, RunFailed
 from mammo_fed.federation.identity.certificates import read_authority
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import verify_ledger
@@ -78,15 +79,25 @@ def _cohort(folder: SiteFolder) -> str:
         raise InvalidSetting(f"index={file.index} must be from 0 to {len(pool.rows) - 1}; check share in {folder.site_file}")
     rows = limit_images_per_patient(pool.cohort, pool.rows[file.index], most=policy.max_images_per_patient)
     patients = count_patients(pool.cohort.patients[rows])
-    if patients < policy.min_patients:
+    withdrawn = _withdrawn(file, pool.cohort.patients[rows].tolist())
+    if patients - withdrawn < policy.min_patients:
         raise InvalidSetting(
-            f"the cohort has {patients} patients, and min_patients={policy.min_patients}: every run is refused; check "
-            f"[policy] in {folder.site_file}"
+            f"the cohort has {patients - withdrawn} patients who take part, and min_patients={policy.min_patients}: every run is "
+            f"refused; check [policy] in {folder.site_file}"
         )
+    left_out = f", of whom {withdrawn} have withdrawn" if withdrawn else ""
     return (
-        f"{patients} patients, {len(rows)} images; declared public: {policy.public_patients} patients, "
+        f"{patients} patients{left_out}, {len(rows)} images; declared public: {policy.public_patients} patients, "
         f"{policy.public_images} images"
     )
+
+
+def _withdrawn(file: SiteFile, patients: list[str]) -> int:
+    """How many of the cohort have withdrawn; 0 where the ledger cannot say, which the look at the ledger reports."""
+    try:
+        return len(withdrawn_at_site(file, patients).patients)
+    except LedgerError:
+        return 0
 
 
 def _ledger(folder: SiteFolder) -> str:
