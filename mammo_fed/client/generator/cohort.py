@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mammo_fed.client.charging import withdrawn_at_site
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache, default_cache_root
@@ -16,7 +17,7 @@ from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.settings.data import Partition
 from mammo_fed.settings.gan import GanSettings
 
-__all__ = ["TrainingCohort", "check_policy", "settings_at", "training_cohort", "training_partition"]
+__all__ = ["TrainingCohort", "check_policy", "settings_at", "training_cohort", "training_partition", "without_withdrawn"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,14 +25,16 @@ class TrainingCohort:
     """The masses that a generator learns from.
 
     Attributes:
-      cohort: all of them.
+      cohort: all of them, withdrawn patients' too: what is said of the cohort must not tell who withdrew.
       source: where they come from.
-      fingerprint: of them, keyed with a secret of this place unless they are public.
+      fingerprint: of all of them, keyed with a secret of this place unless they are public.
+      taking_part: those of patients who have not withdrawn.
     """
 
     cohort: Cohort
     source: str
     fingerprint: str
+    taking_part: Cohort
 
 
 def training_cohort(settings: GanSettings, site: SiteFile | None) -> TrainingCohort:
@@ -52,11 +55,25 @@ def training_cohort(settings: GanSettings, site: SiteFile | None) -> TrainingCoh
         )
     rows = pool.rows[site.index if site else settings.donor.index]
     cohort = pool.cohort.select(rows, name=site.site if site else settings.donor.name)
-    if len(np.unique(cohort.labels)) != 2:
+    taking_part = without_withdrawn(cohort, site)
+    if len(np.unique(taking_part.labels)) != 2:
         # Without its value: only whoever runs this at the site reads that a class is missing.
         raise DataError("a conditional generator needs malignant and benign images; choose another cohort")
     key = None if cohort.public else load_or_create_secret(cache.root / "fingerprint.key")
-    return TrainingCohort(cohort=cohort, source=data.source, fingerprint=fingerprint(cohort, key=key))
+    return TrainingCohort(cohort=cohort, source=data.source, fingerprint=fingerprint(cohort, key=key), taking_part=taking_part)
+
+
+def without_withdrawn(cohort: Cohort, site: SiteFile | None) -> Cohort:
+    """The masses of all patients who have not withdrawn at their site; all of them where no site answers for them.
+
+    Raises:
+      DataError: If nobody is left.
+      LedgerError: If the site's ledger cannot say who withdrew.
+    """
+    if site is None:
+        return cohort
+    gone = withdrawn_at_site(site, cohort.patients.tolist()).patients
+    return cohort.select(~np.isin(cohort.patients, sorted(gone))) if gone else cohort
 
 
 def training_partition(settings: GanSettings) -> Partition:

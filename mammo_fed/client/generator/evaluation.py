@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.client.folder import SiteFolder
-from mammo_fed.client.generator.cohort import training_cohort, training_partition
+from mammo_fed.client.generator.cohort import training_cohort, training_partition, without_withdrawn
 from mammo_fed.common.private_files import new_folder, write_private
 from mammo_fed.common.serialization import RECORD, dumps, plain
 from mammo_fed.data.cache import ArrayCache, default_cache_root
@@ -103,9 +103,9 @@ def evaluate_sets(
       DataError: If a set or the masses cannot be read, or the source keeps no patients apart.
     """
     site = None if site_folder is None else SiteFolder.open(site_folder).file
-    train = training_cohort(settings, site).cohort
+    train = training_cohort(settings, site).taking_part
     share = site.share if site else training_partition(settings)
-    held_out = _held_out(settings if site is None else replace(settings, data=site.data), share=share)
+    held_out = without_withdrawn(_held_out(settings if site is None else replace(settings, data=site.data), share=share), site)
     read = [_read(folder) for folder in sets]
     smallest = min(train.image_size[0], held_out.image_size[0], *(cohort.image_size[0] for _, cohort, _ in read))
     at = side or max(smallest, LEAST)

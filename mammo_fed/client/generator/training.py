@@ -14,13 +14,15 @@ from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.generator.cohort import check_policy, settings_at, training_cohort
 from mammo_fed.client.generator.custody import Settled, TrainingLease, check_paid, training_ledger
 from mammo_fed.client.generator.training_folder import Training, begin_training, load_average, new_private_folder
+from mammo_fed.client.generator.withdrawals import heeding_withdrawals
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import file_lock
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient
+from mammo_fed.privacy.ledger.ledger import Ledger
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.settings.gan import GanSettings
-from mammo_fed.synthesis.adversarial import Adversaries
+from mammo_fed.synthesis.adversarial import Adversaries, RealGradient
 from mammo_fed.synthesis.checkpoints import checkpoint_steps
 from mammo_fed.synthesis.real_gradients import plain_gradients, private_gradients, real_images
 from mammo_fed.synthesis.sampling import weights_sha256
@@ -47,6 +49,9 @@ def start_training(
     which every step is one Gaussian mechanism. Without, there is none.
     Neighbouring cohorts: one unit contributes nothing, sizes public.
 
+    A patient who withdraws at the site has no part in any step from the next one on, whether the training runs, is resumed or
+    begins; steps that were taken before stay in the generator, and stay charged.
+
     Args:
       settings: of the training.
       folder: of the training; made here, readable by its owner only.
@@ -64,7 +69,7 @@ def start_training(
     site = None if site_folder is None else SiteFolder.open(site_folder).file
     settings = settings_at(settings, site)
     source = training_cohort(settings, site)
-    cohort = source.cohort
+    cohort = source.taking_part
     most = settings.privacy.max_images_per_patient
     cohort = cohort.select(limit_images_per_patient(cohort, np.arange(len(cohort)), most=most))
     check_policy(settings, site, cohort)
@@ -83,7 +88,14 @@ def start_training(
             noise=NoiseSource(injected_seed=settings.privacy.noise_seed),
             mode=settings.privacy.noise,
         )
-        _charged(settings, folder, training, partial(train, gradients), cohort=cohort, site=site)
+        heeded = partial(
+            heeding_withdrawals,
+            gradients,
+            cohort=cohort,
+            real=real,
+            min_patients=0 if site is None else site.policy.min_patients,
+        )
+        _charged(settings, folder, training, train, gradients=heeded, cohort=cohort, site=site)
     return training
 
 
@@ -93,6 +105,7 @@ def _charged(
     training: Training,
     train: Callable[..., Adversaries],
     *,
+    gradients: Callable[[Ledger], RealGradient],
     cohort: Cohort,
     site: SiteFile | None,
 ) -> None:
@@ -107,7 +120,7 @@ def _charged(
             lease = TrainingLease(folder, run_id=training.run_id, ledger=ledger, remember=remember)
 
             def train_to_the_end(_: TrainingState | None) -> bytes:
-                last = weights_sha256(train(custody=lease).average)
+                last = weights_sha256(train(gradients(ledger), custody=lease).average)
                 kept = {step: load_average(settings, folder, step)[1] for step in checkpoint_steps(folder)}
                 return Settled(last=last, checkpoints=kept).reply()
 

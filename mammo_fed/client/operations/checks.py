@@ -82,8 +82,8 @@ def _cohort(folder: SiteFolder) -> str:
     withdrawn = _withdrawn(file, pool.cohort.patients[rows].tolist())
     if patients - withdrawn < policy.min_patients:
         raise InvalidSetting(
-            f"the cohort has {patients - withdrawn} patients who take part, and min_patients={policy.min_patients}: every run is "
-            f"refused; check [policy] in {folder.site_file}"
+            f"the cohort has {patients - withdrawn} patients who take part, and min_patients={policy.min_patients}: every "
+            f"run is refused; check [policy] in {folder.site_file}"
         )
     left_out = f", of whom {withdrawn} have withdrawn" if withdrawn else ""
     return (
