@@ -186,7 +186,10 @@ def _identities(identifier: str, pseudonyms: Pseudonyms | None) -> tuple[str, ..
     """All that a patient may be called in the site's cohorts: the hospital's identifier, or a pseudonym of today or before."""
     if pseudonyms is None:
         return (identifier,)
-    return (identifier, pseudonyms.of("patient", identifier), pseudonyms.earlier_of_patient(identifier))
+    # Without repeats: for most identifiers the two pseudonyms are one.
+    return tuple(
+        {identifier: None, pseudonyms.of("patient", identifier): None, pseudonyms.earlier_of_patient(identifier): None}
+    )
 
 
 def _cohort(file: SiteFile) -> tuple[frozenset[str] | None, str]:
