@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from mammo_fed.common.private_files import load_or_create
+from mammo_fed.common.private_files import load_or_create, write_private
 from mammo_fed.data.run_cohorts import Pool
 from mammo_fed.errors import InvalidSetting, LedgerError, PrivacyRefused
 from mammo_fed.privacy.patient_identity import normal_identifier
@@ -29,7 +29,8 @@ def site_caps(settings: Settings, pool: Pool) -> tuple[float, ...]:
     """The largest epsilon of every simulated site: of this run, or of all runs where `privacy.ledger` is a folder.
 
     A folder keeps a ledger manifest from its first use: which patients are at which site (keyed digests), delta, the caps.
-    The caps are `federation.site_budgets`, or else the first run's target; later runs may give smaller ones for themselves.
+    The caps are `federation.site_budgets`, or else the first run's target. As at a real site they are promises: a run may give
+    smaller ones, which hold from then on, and nothing loosens them; a simulation has no operator who could raise them.
 
     Raises:
       PrivacyRefused: If the folder belongs to another division of patients over sites, another delta, or smaller caps: the
@@ -56,9 +57,24 @@ def site_caps(settings: Settings, pool: Pool) -> tuple[float, ...]:
     if settings.federation.site_budgets and any(given > cap for given, cap in zip(budgets, caps, strict=True)):
         raise PrivacyRefused(
             f"federation.site_budgets={list(budgets)} must not loosen the caps {list(caps)} of privacy.ledger={folder}; "
-            "give at most those"
+            "give at most those; what was promised is not raised in a simulation: use another folder"
         )
-    return budgets if settings.federation.site_budgets else caps
+    if not settings.federation.site_budgets or budgets == caps:
+        return caps
+    _lower(folder / MANIFEST_NAME, manifest, budgets)
+    return budgets
+
+
+def _lower(path: Path, manifest: Mapping[str, Any], budgets: tuple[float, ...]) -> None:
+    """Write down smaller caps, which the ledgers note as well: a record quotes them over all runs."""
+    try:
+        write_private(path, json.dumps({**manifest, "caps": _caps_as_json(budgets)}, indent=2) + "\n")
+    except OSError as error:
+        raise InvalidSetting(f"{path} cannot be written ({error.strerror}); make its folder writable") from error
+
+
+def _caps_as_json(caps: tuple[float, ...]) -> list[float | None]:
+    return [None if math.isinf(cap) else cap for cap in caps]
 
 
 def _manifest(folder: Path, settings: Settings, pool: Pool, budgets: tuple[float, ...]) -> Mapping[str, Any]:
@@ -70,7 +86,7 @@ def _manifest(folder: Path, settings: Settings, pool: Pool, budgets: tuple[float
         "key": key.hex(),
         "patients": _digests(pool, key),
         "delta": settings.privacy.delta,
-        "caps": [None if math.isinf(cap) else cap for cap in budgets],
+        "caps": _caps_as_json(budgets),
     }
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -40,6 +40,12 @@ def show(options: argparse.Namespace, console: Console) -> int:
             f"charged against the budget {rounded_up(account.charged)} ({account.filter})",
             highlight=False,
         )
+        for name, cap in account.caps.items():
+            raises = "".join(f"; raised at {step.at} from {step.from_epsilon:g} to {step.to_epsilon:g}" for step in cap.raised)
+            out.print(
+                f"promised as {name}: all runs at most {cap.max_epsilon:g} at delta {cap.delta:g}, since {cap.since}{raises}",
+                highlight=False,
+            )
         if account.unit == "image":
             out.print(
                 f"the budget is for an image; a patient with the largest allowed number of images has paid "

@@ -17,6 +17,7 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import InvalidSetting, LedgerError, MammoFedError, RunFailed
 from mammo_fed.federation.identity.certificates import read_authority
+from mammo_fed.privacy.ledger.cap import check_promised
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import verify_ledger
 from mammo_fed.privacy.patient_identity import count_patients
@@ -110,8 +111,11 @@ def _ledger(folder: SiteFolder) -> str:
     budget = Budget(max_epsilon=policy.max_epsilon, delta=policy.delta)
     with Ledger.open(ledger, site=folder.file.site, budget=budget, filter="gdp", adopt=True) as opened:
         memory.check_holds(opened)
-        left = opened.budget_left(account=policy.account)
-    return f"verified; {left:.3f} of epsilon {policy.max_epsilon:g} left in account {policy.account}"
+        left, promised = opened.budget_left(account=policy.account), opened.cap_in_force(account=policy.account)
+    if promised is not None:
+        check_promised(dict([promised]), max_epsilon=policy.max_epsilon, delta=policy.delta)
+    since = f", promised since {promised[1].since}" if promised else ""
+    return f"verified; {left:.3f} of epsilon {policy.max_epsilon:g} left in account {policy.account}{since}"
 
 
 def _authority(folder: SiteFolder) -> str:

@@ -25,6 +25,14 @@ FILE holds the hospital's identifiers, or the cohort's pseudonyms. It is for goo
 What was charged stays charged, and models that were trained before are not undone.
 """
 
+RAISE_CAP: Final = """
+The first run notes max_epsilon in the ledger: from then on it is what patients were promised, and a larger max_epsilon in
+site.toml is refused. This command writes a raise into the ledger, then into site.toml; it works while the site runs. Every
+later record says since when the cap holds and lists each raise. A smaller max_epsilon needs no command, and holds for good.
+
+site-client raise-cap SITE --max-epsilon 8
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failure, 2 bad input, 3 refused for privacy, 130 interrupted)."""
@@ -85,6 +93,15 @@ def _add_withdraw_options(withdraw: argparse.ArgumentParser) -> None:
     withdraw.add_argument("--dry-run", action="store_true", help="say whom the file names, write nothing")
 
 
+def _add_raise_cap_options(cap: argparse.ArgumentParser) -> None:
+    _add_folder(cap)
+    cap.add_argument(
+        "--max-epsilon", type=float, required=True, metavar="E", help="of all runs ever together, above what was promised"
+    )
+    cap.add_argument("--account", metavar="NAME", help="of the ledger (all whose cap is smaller)")
+    cap.epilog = RAISE_CAP
+
+
 COMMANDS: Final = (
     Command(
         "init",
@@ -127,6 +144,12 @@ COMMANDS: Final = (
         "patients withdrew their consent: leave them out of all later rounds and runs",
         _add_withdraw_options,
         "mammo_fed.client.operations.commands.withdraw:withdraw",
+    ),
+    Command(
+        "raise-cap",
+        "allow all runs together to cost more than patients were promised; every later record says so",
+        _add_raise_cap_options,
+        "mammo_fed.client.operations.commands.cap:raise_cap",
     ),
 )
 

@@ -179,7 +179,7 @@ def _values(request: SiteRequest, network: NetworkSettings, data: DataSettings, 
         "public_patients": patients,
         "public_images": images,
         "public_class_balance": data.public,
-        "public_account": False,
+        "public_account": data.public,
         **asdict(request.share),
         **asdict(data),
     }

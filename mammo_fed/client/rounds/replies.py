@@ -202,10 +202,13 @@ def accepted(
 ) -> Accepted:
     """The answer to a declaration that `ledger` has priced: `events` are the whole schedule."""
     policy = file.policy
+    cap = ledger.cap(account=policy.account)
     return Accepted(
         **_priced(file, ledger, declaration, events, patient_run=None),
         cap_epsilon=policy.max_epsilon,
         cap_delta=policy.delta,
+        cap_since=cap.since if cap else "",
+        cap_raised=cap.raised if cap else (),
         fingerprint=fingerprint(cohort, key=None) if cohort.public else secrets.token_hex(32),
         malignant_fraction=float(cohort.labels.mean()) if policy.public_class_balance else None,
     )

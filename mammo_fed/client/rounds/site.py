@@ -194,6 +194,7 @@ class Site:
         extractor = self._extractor(declaration, payload)
         if extractor.weights_sha256 != declaration.weights_sha256:
             raise WeightsError("this site's backbone weights differ from the server's; install the same weights on both sides")
+        self._check_possible(extractor, declaration, payload)
         patients = sorted(set(self.cohort.patients.tolist()))
         with self._ledger(declaration) as ledger:
             if begins:
@@ -265,6 +266,13 @@ class Site:
             pixels[gone] = 0.0
             fingerprint = hashlib.sha256(fingerprint.encode() + gone.astype("<i8").tobytes()).hexdigest()
         return extractor.blocks(pixels, fingerprint=fingerprint)
+
+    def _check_possible(self, extractor: Extractor, declaration: Declaration, payload: PublicPayload) -> None:
+        """Describe a black patch as the patients' will be: settings that cannot be are refused before they are charged."""
+        pixels = self._pool.cohort.pixels
+        if not extractor.cached(self._pool.fingerprint):
+            black = extractor.compute(np.zeros((1, *pixels.shape[1:]), np.float32), flips=extractor.spec.flips)
+            payload.whitening(black, normalize=declaration.model.norm == "unit")
 
     def _check_enough(self, withdrawn: Withdrawn) -> None:
         """Raise DataError where too few patients are left; the server hears of it as of any fault at the site."""

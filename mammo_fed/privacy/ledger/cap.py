@@ -1,17 +1,36 @@
-"""The cap that an account promises its patients: how much, at which delta, since when, and every raise. No files, no clock."""
+"""The cap that an account promises its patients: how much, at which delta, since when, and every raise. No files, no clock.
+
+The first declaration under an account's name notes the policy's cap in the ledger; from then on it is a promise. A declaration
+under a smaller cap lowers it for good, as its record quotes that cap over all runs. Only an entry of the operator's raises it.
+Each name keeps the history of its own: what is told of one study's account does not say which others it merged with. Patients
+whose accounts merged hold the promises of all, so that the smallest decides.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from mammo_fed.errors import DataError
+from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 
-__all__ = ["Cap", "CapRaise", "raises_from_json", "raises_to_json"]
+__all__ = [
+    "Cap",
+    "CapRaise",
+    "Caps",
+    "after_promise",
+    "after_raise",
+    "cap_in_force",
+    "check_promised",
+    "check_raise",
+    "check_time",
+    "promise",
+    "raises_from_json",
+    "raises_to_json",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +80,74 @@ class Cap:
         """The cap once the operator has raised it."""
         step = CapRaise(at=at, from_epsilon=self.max_epsilon, to_epsilon=max_epsilon)
         return replace(self, max_epsilon=max_epsilon, since=at, raised=(*self.raised, step))
+
+
+Caps = Mapping[str, Cap]
+"""The cap of every account by the account's own name; an account of a ledger that did not note caps yet is absent."""
+
+
+def cap_in_force(caps: Caps) -> tuple[str, Cap] | None:
+    """The smallest of `caps` and whose it is, None where none was noted: what holds for patients of all these accounts."""
+    return min(caps.items(), key=lambda item: item[1].max_epsilon, default=None)
+
+
+def check_promised(caps: Caps, *, max_epsilon: float, delta: float) -> None:
+    """Check that a policy's cap is none above what the patients of merged accounts were promised.
+
+    Raises:
+      PolicyRefused: If it is, or if it is read at another delta: the same cap at a larger delta admits more.
+    """
+    found = cap_in_force(caps)
+    if found is not None and max_epsilon > found[1].max_epsilon:
+        name, cap = found
+        raise PolicyRefused(
+            f"max_epsilon={max_epsilon:g} must be at most {cap.max_epsilon:g}: the patients of account {name} were promised "
+            f"{cap.max_epsilon:g} since {cap.since}; give that in the site's policy, or raise it with `site-client raise-cap "
+            f"SITE --max-epsilon {max_epsilon:g}`, which every later record will say"
+        )
+    for name, cap in caps.items():
+        if cap.delta != delta:
+            raise PolicyRefused(
+                f"delta={delta:g} must be {cap.delta:g}, at which account {name} has promised its cap since {cap.since}; "
+                "check delta in the site's policy (privacy.delta in a simulation)"
+            )
+
+
+def promise(*, max_epsilon: float, delta: float) -> dict[str, Any]:
+    """What a declaration's entry says of the cap under which it was accepted."""
+    return {"max_epsilon": to_json(max_epsilon), "delta": delta}
+
+
+def after_promise(caps: Caps, account: str, promised: Mapping[str, Any] | None, *, at: str) -> dict[str, Cap]:
+    """`caps` once a declaration of `account` was accepted at time `at`; None promised is one of before caps were noted."""
+    if promised is None:
+        return dict(caps)
+    max_epsilon, known = from_json(promised["max_epsilon"]), caps.get(account)
+    new = Cap(max_epsilon=max_epsilon, delta=promised["delta"], since=at)
+    return {**caps, account: new if known is None else known.lowered(max_epsilon, at=at)}
+
+
+def check_raise(cap: Cap | None, *, account: str, promised: float, max_epsilon: float) -> float:
+    """The cap that a raise to `max_epsilon` starts from: the noted one, else the policy's, `promised`.
+
+    Raises:
+      InvalidSetting: If `max_epsilon` is not above it.
+    """
+    before = promised if cap is None else cap.max_epsilon
+    if not max_epsilon > before:
+        since = "by the site's policy" if cap is None else f"since {cap.since}"
+        raise InvalidSetting(
+            f"--max-epsilon={max_epsilon:g} must be above {before:g}, the cap that account {account} promises {since}; "
+            "a smaller cap needs no raise: set max_epsilon in the site's policy"
+        )
+    return before
+
+
+def after_raise(caps: Caps, details: Mapping[str, Any], *, delta: float) -> dict[str, Cap]:
+    """`caps` after an entry of a raise; `delta` is that of an account whose cap was not noted before."""
+    account, at = details["account"], details["at"]
+    known = caps.get(account) or Cap(max_epsilon=from_json(details["from"]), delta=delta, since=at)
+    return {**caps, account: known.raised_to(from_json(details["to"]), at=at)}
 
 
 def raises_to_json(raises: Sequence[CapRaise]) -> str:

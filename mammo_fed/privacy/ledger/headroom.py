@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Final
 
 from mammo_fed.privacy.accounting.composition import gaussian_epsilon
 from mammo_fed.privacy.accounting.filters import Steps
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.ledger.rules import Account, Budget, check_declaration, composed, declaration_price
+from mammo_fed.privacy.ledger.cap import cap_in_force
+from mammo_fed.privacy.ledger.rules import (
+    Account,
+    Budget,
+    check_budget_kept,
+    check_declaration,
+    composed,
+    declaration_price,
+)
 
 __all__ = ["after_run", "headroom"]
 
@@ -21,8 +30,9 @@ def after_run(account: Account, schedule: Steps, *, budget: Budget) -> Account:
     """The account once a run with this schedule has been declared and has done all of it.
 
     Raises:
-      PrivacyRefused: If the account's filter does not admit the run under `budget`.
+      PrivacyRefused: If the account's filter does not admit the run under `budget`, or its patients were promised less.
     """
+    check_budget_kept(account, budget=budget)
     check_declaration(account, run=None, schedule=schedule, budget=budget)
     after = composed([account])
     after.adaptive = account.adaptive or bool(account.reserved)
@@ -34,8 +44,11 @@ def headroom(account: Account, *, budget: Budget) -> float:
     """Epsilon of the largest single full-batch release that the account's filter still admits as a run of its own.
 
     It is more than the difference of the epsilons, because privacy losses add up in squares; 0.0 if nothing fits, infinite
-    without a cap.
+    without a cap. A cap that the account has promised holds where it is smaller than the budget's.
     """
+    promised = cap_in_force(account.caps)
+    if promised is not None:
+        budget = replace(budget, max_epsilon=min(budget.max_epsilon, promised[1].max_epsilon))
     if math.isinf(budget.max_epsilon):
         return math.inf
 

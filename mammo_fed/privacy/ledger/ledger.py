@@ -32,6 +32,7 @@ from mammo_fed.errors import InvalidSetting, LedgerError, WithdrawnMeanwhile
 from mammo_fed.privacy.accounting.filters import as_steps, patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, check_name
 from mammo_fed.privacy.ledger import rules
+from mammo_fed.privacy.ledger.cap import Cap, CapRaise, cap_in_force, check_raise, promise, to_json
 from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.lease import GONE_ON, Lease, LeaseState, check_lease
@@ -119,7 +120,8 @@ class Ledger:
 
         Raises:
           PrivacyRefused: If the account's charges and the schedule are above the budget.
-          PolicyRefused: If the account is charged by another filter, in another unit or at another delta.
+          PolicyRefused: If the account is charged by another filter, in another unit or at another delta, or its patients were
+            promised a smaller cap.
           LedgerError: If the run was declared with another schedule or account, or the ledger is damaged or not writable.
           InvalidSetting: If an argument is out of its range.
         """
@@ -135,16 +137,21 @@ class Ledger:
                 rules.check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
             touched = state.touched(account, cohort)
             joined = rules.join(touched, account=account, kind=self._filter, adopt=self._adopt, unit=unit, budget=self._budget)
-            # Patients who join the cohort of a declared run bring charges only where another account knows them.
-            if run is None or len(touched) > 1:
+            known = joined.caps.get(account)
+            lowers = known is None or self._budget.max_epsilon < known.max_epsilon
+            # Patients who join the cohort of a declared run bring charges only where another account knows them. A cap that is
+            # told of from now on must hold for what was charged before.
+            if run is None or len(touched) > 1 or lowers:
                 rules.check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
             details: dict[str, Any] = {
                 "run": run_id,
                 "merged": [name for other in touched if other is not state.account(account) for name in other.names],
                 "patients": sorted(cohort - joined.patients),
+                "account": account,
+                "cap": promise(max_epsilon=self._budget.max_epsilon, delta=self._budget.delta),
             }
             if run is None:
-                details |= {"account": account, "filter": asdict(joined.privacy_filter), "delta": joined.delta}
+                details |= {"filter": asdict(joined.privacy_filter), "delta": joined.delta}
                 self._append("declared", {**details, "schedule": [event.as_dict() for event in schedule]})
             else:
                 # Always: the ledger's head is reported to the server, and must not say whether somebody was new.
@@ -186,7 +193,7 @@ class Ledger:
 
         Raises:
           PrivacyRefused: If the account would pass its budget; others may have charged it since the run was declared.
-          PolicyRefused: If the events were not declared or are reserved already.
+          PolicyRefused: If the events were not declared or are reserved already, or the patients were promised a smaller cap.
           LedgerError: If the run was not declared, the round has its reply or another task, somebody else went on with it, or
             the ledger is damaged or full.
         """
@@ -259,6 +266,50 @@ class Ledger:
                 self._append("settled", {"reservation": reservation.seq, "reply": seal, "bytes": len(reply)}, reply=reply)
             elif not hmac.compare_digest(paid.reply_seal, seal):
                 raise LedgerError("the round has another reply stored; send the stored one")
+
+    def raise_cap(self, *, max_epsilon: float, account: str | None = None) -> dict[str, CapRaise]:
+        """Raise what was promised to the patients of an account, or of all whose cap is smaller; one entry for each name.
+
+        What was declared or answered before stays as it was told. Names of accounts that merged are raised each for itself: the
+        smallest of their caps decides.
+
+        Args:
+          max_epsilon: the new cap, above the one in force; infinite where there is to be none.
+          account: the only name to raise.
+
+        Returns:
+          The raises by account.
+
+        Raises:
+          InvalidSetting: If there is no such account, or no cap is below `max_epsilon`.
+          LedgerError: If the ledger is damaged or not writable.
+        """
+        with self._exclusive() as state:
+            caps = {name: each.caps.get(name) for each in state.accounts for name in each.names}
+            if (account is not None and account not in caps) or not caps:
+                raise InvalidSetting(f"--account={account} must be one of the ledger's: {', '.join(caps) or 'it has none yet'}")
+            raises = {}
+            below = [name for name, cap in caps.items() if max_epsilon > self._promised(cap)]
+            for name in [account] if account is not None else below or list(caps):
+                before = check_raise(caps[name], account=name, promised=self._budget.max_epsilon, max_epsilon=max_epsilon)
+                known = state.account(name)
+                delta = self._budget.delta if known is None or known.delta is None else known.delta
+                details = {"account": name, "from": before, "to": to_json(max_epsilon), "delta": delta}
+                entry = self._append("cap_raised", details)
+                raises[name] = CapRaise(at=entry.details()["at"], from_epsilon=before, to_epsilon=max_epsilon)
+            return raises
+
+    def cap(self, *, account: str = DEFAULT_ACCOUNT) -> Cap | None:
+        """What was promised under the name `account`; None where it is unknown or no cap was noted yet."""
+        with self._exclusive() as state:
+            known = state.account(account)
+            return known.caps.get(account) if known else None
+
+    def cap_in_force(self, *, account: str = DEFAULT_ACCOUNT) -> tuple[str, Cap] | None:
+        """The smallest cap of the account and all that merged into it, and under which name it was promised."""
+        with self._exclusive() as state:
+            known = state.account(account)
+            return cap_in_force(known.caps) if known else None
 
     def withdraw(self, people: Iterable[Collection[str]], *, dry_run: bool = False) -> int:
         """Take patients out of everything that is reserved or declared from now on, for good; durable on return.
@@ -371,6 +422,9 @@ class Ledger:
         with self._exclusive():
             entries = self._journal.entries()
         return map(published, entries)
+
+    def _promised(self, cap: Cap | None) -> float:
+        return self._budget.max_epsilon if cap is None else cap.max_epsilon
 
     def _digests(self, identities: Iterable[str]) -> frozenset[str]:
         return patient_digests(self._journal.keys, identities)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from mammo_fed.errors import LedgerError
 from mammo_fed.privacy.accounting.filters import patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.events import Unit
+from mammo_fed.privacy.ledger.cap import Cap
 from mammo_fed.privacy.ledger.chain import REMEDY, Entry, check_reported
 from mammo_fed.privacy.ledger.journal import PARTS, Journal
 from mammo_fed.privacy.ledger.rules import Account, LedgerState, charged_epsilon
@@ -41,7 +42,7 @@ class LedgerEntry:
 
     Attributes:
       seq: position, 0 for the first.
-      kind: opened, declared, enrolled, reserved, resumed, checkpoint, settled or withdrawn.
+      kind: opened, declared, enrolled, reserved, resumed, checkpoint, settled, withdrawn or cap_raised.
       at: when, ISO 8601 in UTC.
       details: the rest, plain values.
       mac: seal, 64 hex digits.
@@ -80,6 +81,7 @@ class AccountSummary:
       patient_epsilon: the same for a patient with the largest allowed number of images, by PLD.
       charged: epsilon in the filter's own currency, to be compared with the budget.
       opened_delta: at which the account's budget is read; None in a ledger that did not note it.
+      caps: what was promised under each of its names; the smallest holds. Empty in a ledger that did not note it.
       runs: its runs, the oldest first.
     """
 
@@ -92,6 +94,7 @@ class AccountSummary:
     patient_epsilon: float
     charged: float
     opened_delta: float | None
+    caps: Mapping[str, Cap]
     runs: tuple[RunSummary, ...]
 
 
@@ -253,5 +256,6 @@ def _summarize(state: LedgerState, account: Account, *, delta: float, accountant
         patient_epsilon=patient_schedule_epsilon(account.reserved, delta=delta),
         charged=charged_epsilon(account, delta=delta),
         opened_delta=account.delta,
+        caps=account.caps,
         runs=tuple(runs),
     )

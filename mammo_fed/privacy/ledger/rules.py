@@ -14,6 +14,7 @@ from typing import Any, Final
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
 from mammo_fed.privacy.accounting.filters import PrivacyFilter, Steps, adaptive_epsilon, as_steps, open_filter, schedule_epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
+from mammo_fed.privacy.ledger.cap import Cap, after_promise, after_raise, check_promised
 from mammo_fed.privacy.ledger.chain import Entry
 from mammo_fed.privacy.ledger.lease import LeaseState
 from mammo_fed.privacy.ledger.withdrawals import Withdrawals
@@ -28,8 +29,8 @@ __all__ = [
     "Round",
     "Run",
     "charged_epsilon",
+    "check_budget_kept",
     "check_declaration",
-    "check_delta_kept",
     "check_reservation",
     "check_resumed",
     "check_same_run",
@@ -41,8 +42,6 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-
-TOLERANCE: Final = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +102,7 @@ class Account:
       delta: at which its budget is read, fixed when it opens; None in ledgers that did not note it.
       declared: steps of all schedules. reserved: steps of all reservations.
       adaptive: whether steps joined it, by a schedule or by a merger, after something was reserved.
+      caps: what was promised under each of its names; empty in ledgers that did not note it.
     """
 
     names: tuple[str, ...]
@@ -113,6 +113,7 @@ class Account:
     declared: Steps = field(default_factory=Counter)
     reserved: Steps = field(default_factory=Counter)
     adaptive: bool = False
+    caps: dict[str, Cap] = field(default_factory=dict)
 
 
 def composed(accounts: Sequence[Account]) -> Account:
@@ -127,6 +128,7 @@ def composed(accounts: Sequence[Account]) -> Account:
         declared=sum((account.declared for account in accounts), Counter()),
         reserved=reserved,
         adaptive=any(account.adaptive for account in accounts) or (len(accounts) > 1 and bool(reserved)),
+        caps={name: cap for account in accounts for name, cap in account.caps.items()},
     )
 
 
@@ -181,7 +183,11 @@ class LedgerState:
         elif entry.kind == "declared":
             self._declare(details)
         elif entry.kind == "enrolled":
-            self._enrol(self.runs[details["run"]].account, details)
+            account = self._enrol(self.runs[details["run"]].account, details)
+            account.caps = after_promise(account.caps, details.get("account", ""), details.get("cap"), at=details["at"])
+        elif entry.kind == "cap_raised":
+            account = self._accounts[details["account"]]
+            account.caps = after_raise(account.caps, details, delta=details["delta"])
         elif entry.kind == "reserved":
             self._reserve(entry.seq, details)
         elif entry.kind == "settled":
@@ -204,6 +210,7 @@ class LedgerState:
         run = Run(run_id=details["run"], account=name, schedule=schedule, declared=as_steps(schedule))
         self.runs[run.run_id] = run
         account = self._enrol(name, details)
+        account.caps = after_promise(account.caps, name, details.get("cap"), at=details["at"])
         account.adaptive |= bool(account.reserved)
         account.declared += run.declared
 
@@ -249,8 +256,8 @@ class Budget:
             raise InvalidSetting(f"delta={self.delta} must be above 0 and below 1; check the site's policy")
 
     def admits(self, epsilon: float) -> bool:
-        """Whether `epsilon` is within the budget, up to a relative 1e-6 for rounding."""
-        return epsilon <= self.max_epsilon * (1 + TOLERANCE)
+        """Whether a price is within the budget, to the last bit: every price is rounded up, and calibration aims below it."""
+        return epsilon <= self.max_epsilon
 
 
 def schedule_unit(schedule: Sequence[PrivacyEvent]) -> Unit:
@@ -279,7 +286,7 @@ def join(touched: Sequence[Account], *, account: str, kind: FilterKind, adopt: b
       budget: the site's.
 
     Raises:
-      PolicyRefused: If the accounts are not charged in one filter, unit and delta, or not in these.
+      PolicyRefused: If the accounts are not charged in one filter, unit and delta, or not in these, or promised a smaller cap.
     """
     if not touched:
         opened = open_filter(kind, max_epsilon=budget.max_epsilon, delta=budget.delta)
@@ -292,20 +299,21 @@ def join(touched: Sequence[Account], *, account: str, kind: FilterKind, adopt: b
             "check filter in the site's policy"
         )
     for other in touched:
-        check_delta_kept(other, budget=budget)
+        check_budget_kept(other, budget=budget)
     if any(other.unit != unit for other in touched):
         raise PolicyRefused(f"unit={unit} must be the unit that the account is charged in; check privacy.unit")
     return composed(touched)
 
 
-def check_delta_kept(account: Account, *, budget: Budget) -> None:
-    """Raise PolicyRefused where the budget is read at another delta than the account opened with."""
+def check_budget_kept(account: Account, *, budget: Budget) -> None:
+    """Raise PolicyRefused where the budget is above what was promised, or at another delta than the account opened with."""
     if account.delta not in (None, budget.delta):
         # The same cap at a larger delta admits more: the first delta is what the patients were told.
         raise PolicyRefused(
             f"delta={budget.delta:g} must be {account.delta:g}, the delta that the account opened with; "
             "check delta in the site's policy (privacy.delta in a simulation)"
         )
+    check_promised(account.caps, max_epsilon=budget.max_epsilon, delta=budget.delta)
 
 
 def check_declaration(account: Account, *, run: Run | None, schedule: Steps, budget: Budget) -> None:
@@ -338,10 +346,11 @@ def check_reservation(account: Account, *, run: Run, asked: Steps, budget: Budge
     """Check that a reservation is part of what its run declared, and that the account stays within `budget` with it.
 
     Raises:
-      PolicyRefused: If the steps were not declared or are reserved already, or the policy's delta has changed.
+      PolicyRefused: If the steps were not declared or are reserved already, or the policy has another delta or a cap above the
+        one that was promised.
       PrivacyRefused: If the budget does not allow them.
     """
-    check_delta_kept(account, budget=budget)
+    check_budget_kept(account, budget=budget)
     if asked - run.remaining:
         raise PolicyRefused("the events of the round must be declared and not yet reserved; check the task's schedule")
     if account.privacy_filter.kind == "declared":

@@ -23,6 +23,7 @@ from mammo_fed.reporting.formatting import (
 from mammo_fed.reporting.pages.rendering import Card, Figure, Table, render
 from mammo_fed.reporting.pages.run_figures import course_figures, curve_figures
 from mammo_fed.reporting.plots.score_plots import ScoredSet
+from mammo_fed.reporting.record.cap_words import CapHistory, cap_words
 from mammo_fed.reporting.record.record import PrivacySection, Record
 
 __all__ = ["PAGE_NAME", "Curves", "write_page"]
@@ -177,6 +178,7 @@ def _terms(privacy: PrivacySection) -> list[tuple[str, str]]:
         ("Schedule", f"rounds: {privacy.rounds}, local steps in each: {privacy.local_steps}"),
         ("Noise", privacy.noise),
         ("Accountant", privacy.accountant),
+        *([("Cap of all runs", caps)] if privacy.ledger == "site" and (caps := _caps(privacy)) else []),
         ("Neighbouring cohorts", _relation(privacy.relation)),
     ]
 
@@ -186,6 +188,12 @@ def _relation(relation: str) -> str:
         return relation
     name = relation if relation == RELATION else f"{relation}, now called {RELATION}"
     return f"{name}: {RELATION_MEANING}"
+
+
+def _caps(privacy: PrivacySection) -> str:
+    """Since when the caps of sites that were charged hold, and every raise."""
+    charged = [site for site in privacy.sites if site.epsilon > 0]
+    return cap_words([CapHistory(site=site.site, since=site.cap_since, raised=site.cap_raised) for site in charged])
 
 
 def _figures(record: Record, curves: Curves) -> list[Figure]:

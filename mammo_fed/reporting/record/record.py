@@ -56,6 +56,7 @@ SCHEMA_VERSION: Final = 1
 RECORD_NAME: Final = "record.json"
 # What two runs of the same settings may differ in.
 PASSING: Final = ("run_id", "versions", "started", "finished", "seconds")
+OF_LEDGER: Final = ("ledger_head", "cap_since", "cap_raised")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def read_record(folder: Path | str) -> Record:
 def comparable(record: Record) -> dict[str, Any]:
     """What two runs of the same settings must agree on: the record without run id, versions, times and seals of ledgers."""
     values = {name: value for name, value in record.as_dict().items() if name not in PASSING}
-    sites = [{name: value for name, value in site.items() if name != "ledger_head"} for site in values["privacy"]["sites"]]
+    sites = [{name: value for name, value in site.items() if name not in OF_LEDGER} for site in values["privacy"]["sites"]]
     values["privacy"] = {**values["privacy"], "sites": sites}
     values["federation"] = {name: value for name, value in values["federation"].items() if name != "seconds_per_round"}
     return values

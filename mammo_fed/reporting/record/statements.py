@@ -11,6 +11,7 @@ from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.names import LedgerScope, NoiseOrigin
 from mammo_fed.reporting.formatting import delta_text, epsilon_text
+from mammo_fed.reporting.record.cap_words import CapHistory, account_sentences, cap_words
 from mammo_fed.reporting.record.provenance import Provenance
 
 __all__ = [
@@ -70,6 +71,7 @@ def guarantee_sentence(
     patient_epsilon: float | None = None,
     schedule_cost: float | None = None,
     account_published: bool = True,
+    caps: Sequence[CapHistory] = (),
     max_images_per_patient: int | None = None,
     asked: bool = True,
     threat: str = "",
@@ -88,6 +90,7 @@ def guarantee_sentence(
         of everything in the account where that is published.
       schedule_cost: for ledger "site", the largest price of all that an account has released so far; None if not published.
       account_published: whether the sites publish figures of their accounts.
+      caps: for ledger "site", since when the caps of the sites that took part hold, and every raise.
       max_images_per_patient: largest number of images of a patient, public by the sites' policies.
       asked: whether any site was asked for anything.
       threat: against whom it holds, where not against everybody; see `threat_text`.
@@ -110,7 +113,7 @@ def guarantee_sentence(
         unbounded = "own figure for this run" if ledger == "run" else "policy for all runs in its ledger"
         return f"None: a site's {unbounded} has no bound, {NONE_GIVEN}"
     price = f"(epsilon={epsilon_text(epsilon)}, delta={delta_text(delta)})-differential privacy"
-    scope = "for this run alone" if ledger == "run" else _over_all_runs(schedule_cost, published=account_published)
+    scope = "for this run alone" if ledger == "run" else _over_all_runs(schedule_cost, account_published, caps)
     if unit == "patient":
         who, patient = "Each patient's data (all images)", ""
     elif patient_epsilon is None or max_images_per_patient is None:
@@ -157,14 +160,14 @@ def shared_noise_sentence(*, other_site: float, all_colluding: float) -> str:
     )
 
 
-def _over_all_runs(schedule_cost: float | None, *, published: bool) -> str:
-    over = "over all runs in the site's ledger, by the cap that the ledger enforces"
+def _over_all_runs(schedule_cost: float | None, published: bool, caps: Sequence[CapHistory]) -> str:
+    over, words = "over all runs in the site's ledger, by the cap that the ledger enforces", cap_words(caps)
     if not published:
-        return over
+        return f"{over} ({words})" if words else over
     if schedule_cost is None:
         raise InvalidSetting("schedule_cost must be given with ledger=site: the cap is no price, and the price is no cap")
     cost = epsilon_text(schedule_cost)
-    return f"{over} (schedule cost so far: epsilon {cost})"
+    return f"{over} ({words + '; ' if words else ''}schedule cost so far: epsilon {cost})"
 
 
 def warning_sentences(
@@ -239,6 +242,8 @@ def not_covered_sentences(
     synthetic_source: str,
     seen: Provenance,
     chosen_round: int | None = None,
+    ledger: LedgerScope = "run",
+    account_published: bool = True,
 ) -> tuple[str, ...]:
     """What the reported epsilon does not cover, one sentence each.
 
@@ -247,6 +252,8 @@ def not_covered_sentences(
       synthetic_source: "phantom", "gan", "folder", or "none" for a run without synthetic images.
       seen: what the generator saw, and what that adds up to.
       chosen_round: the round whose model was chosen by its score on validation patients, or None where nothing was chosen.
+      ledger: "site" where the sites' ledgers carry over from run to run.
+      account_published: whether the sites publish figures of their accounts.
     """
     chosen = (
         ()
@@ -265,6 +272,7 @@ def not_covered_sentences(
         "Hyper-parameters (features, clipping norms, learning rates, numbers of steps) were chosen without differential "
         "privacy; what that choice reveals about the patients it was made on is not in epsilon.",
         *chosen,
+        *account_sentences(ledger=ledger, published=account_published),
         synthetic_sentence(synthetic_source, seen),
     )
 

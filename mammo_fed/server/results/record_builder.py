@@ -18,6 +18,7 @@ from mammo_fed.federation.protocol.version import own_version
 from mammo_fed.federation.public_start import PublicStart
 from mammo_fed.privacy.events import RELATION
 from mammo_fed.privacy.names import NoiseOrigin
+from mammo_fed.reporting.record.cap_words import CapHistory
 from mammo_fed.reporting.record.record import (
     CentralPrivacy,
     DataSection,
@@ -191,6 +192,7 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
     run_alone = _run_alone(outcome)
     # Rounds and runs follow what came before them: over all runs only the cap that the sites' ledgers enforce is a guarantee.
     charged = [site for site in sites if site.epsilon > 0]
+    published = all(site.account_published for site in charged)
     return PrivacySection(
         unit=privacy.unit,
         delta=privacy.delta,
@@ -212,7 +214,8 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
             noise_seed=privacy.noise_seed,
             patient_epsilon=max((site.patient_epsilon if run_alone else _of_patient(site) for site in sites), default=0.0),
             schedule_cost=None if run_alone else _schedule_cost(charged),
-            account_published=all(site.account_published for site in charged),
+            account_published=published,
+            caps=[CapHistory(site=site.site, since=site.cap_since, raised=site.cap_raised) for site in charged],
             asked=bool(sites),
             max_images_per_patient=privacy.max_images_per_patient,
             threat=_threat(declaration),
@@ -223,6 +226,8 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
             synthetic_source=outcome.start.source,
             seen=seen,
             chosen_round=outcome.chosen_round,
+            ledger="run" if run_alone else "site",
+            account_published=published,
         ),
         aggregation=declaration.aggregation,
         min_survivors=declaration.min_survivors,

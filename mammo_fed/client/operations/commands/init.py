@@ -54,7 +54,13 @@ def init(options: argparse.Namespace, console: Console) -> int:
         f"{folder.path} is ready for {folder.file.site}; the cohort has {size.patients} patients and {size.images} images.",
         f"These numbers become PUBLIC in every run: {policy.public_patients} patients, {policy.public_images} images "
         "(--public-patients, --public-images, or [policy] in site.toml).",
-        f"All runs together may not take a patient past epsilon {policy.max_epsilon:g} at delta {policy.delta:g}.",
+        f"All runs together may not take a patient past epsilon {policy.max_epsilon:g} at delta {policy.delta:g}. The first "
+        "run notes that in the ledger as a promise: only site-client raise-cap can loosen it, and every later record says so.",
+        *(
+            ()
+            if policy.public_account
+            else ("What all runs cost these patients and what is left stays at the site (public_account in site.toml).",)
+        ),
         "Next:",
         f"  1. read {folder.site_file}",
         f"  2. send {folder.public_key_file} to the coordinator, and tell the fingerprint by another way:",
