@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.data.known_patients import Overlap
 from mammo_fed.data.run_cohorts import evaluation_cohorts
 from mammo_fed.federation.public_start import PublicStart, make_extractor, make_public_start
 from mammo_fed.models.features import Extractor, evaluation_flips
-from mammo_fed.server.rounds.synthetic_overlap import Overlap, check_synthesis, overlap_of
+from mammo_fed.server.rounds.synthetic_overlap import check_synthesis, overlap_of
 from mammo_fed.settings import Settings
 from mammo_fed.settings.data import Partition
 

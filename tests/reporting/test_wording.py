@@ -154,7 +154,7 @@ def test_a_private_generator_of_the_same_patients_says_so():
 def test_a_private_generator_of_others_leaves_each_cohort_its_own_guarantee():
     sentence = last_sentence(replace(PRIVATE, overlap="none"))
     assert "each cohort has its own guarantee" in sentence
-    assert "6.37" not in sentence
+    assert "a patient in both would have (epsilon=6.37, delta=1e-04) for each patient" in sentence
 
 
 def test_a_private_generator_beside_a_run_without_guarantee_promises_nothing_in_all():
@@ -167,7 +167,7 @@ def test_a_generator_of_a_chosen_step_says_that_the_choice_is_not_covered():
 
 def test_a_generator_of_others_without_privacy_is_still_not_covered():
     sentence = last_sentence(Provenance(epsilon=math.inf, delta=0.0, trained_on="some", overlap="none"))
-    assert "does not cover what it reveals about them, none of their images" in sentence
+    assert "does not cover what it reveals about them, nobody of them is among the patients" in sentence
 
 
 @pytest.mark.parametrize(("public", "words"), [(True, "public cohorts"), (False, "sites' policies allow")])

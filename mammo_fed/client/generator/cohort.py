@@ -12,6 +12,7 @@ from mammo_fed.client.policy import SiteFile
 from mammo_fed.common.private_files import load_or_create_secret
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort, fingerprint
+from mammo_fed.data.known_patients import NOBODY_KNOWN, KnownPatients, known_patients
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.settings.data import Partition
@@ -29,12 +30,14 @@ class TrainingCohort:
       source: where they come from.
       fingerprint: of all of them, keyed with a secret of this place unless they are public.
       taking_part: those of patients who have not withdrawn.
+      known: who the patients are, where they are public.
     """
 
     cohort: Cohort
     source: str
     fingerprint: str
     taking_part: Cohort
+    known: KnownPatients
 
 
 def training_cohort(settings: GanSettings, site: SiteFile | None) -> TrainingCohort:
@@ -60,7 +63,11 @@ def training_cohort(settings: GanSettings, site: SiteFile | None) -> TrainingCoh
         # Without its value: only whoever runs this at the site reads that a class is missing.
         raise DataError("a conditional generator needs malignant and benign images; choose another cohort")
     key = None if cohort.public else load_or_create_secret(cache.root / "fingerprint.key")
-    return TrainingCohort(cohort=cohort, source=data.source, fingerprint=fingerprint(cohort, key=key), taking_part=taking_part)
+    known = NOBODY_KNOWN
+    if cohort.public:
+        known = known_patients(cohort, source=data.source, drawn=data.train == "synthetic", seed=share.seed)
+    content = fingerprint(cohort, key=key)
+    return TrainingCohort(cohort=cohort, source=data.source, fingerprint=content, taking_part=taking_part, known=known)
 
 
 def without_withdrawn(cohort: Cohort, site: SiteFile | None) -> Cohort:

@@ -8,6 +8,7 @@ from typing import Final
 
 from mammo_fed.client.generator.custody import Settled, check_paid, settled_generators, site_of
 from mammo_fed.client.generator.training_folder import Training, last_step, load_average, read_training
+from mammo_fed.data.known_patients import known_patients
 from mammo_fed.data.sources.mammo_dp import read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.data.sources.synthetic_set import (
     Donor,
@@ -128,6 +129,7 @@ def import_paper_set(clone: Path, output: Path) -> SetProvenance:
       DataError: If the clone lacks the synthetic or the training images.
     """
     synthetic, train = read_mammo_dp_synthetic(clone), read_mammo_dp(clone, split="train")
+    known = known_patients(train, source="mammo_dp")
     provenance = SetProvenance(
         generator=GeneratorOrigin(kind="external", sha256="", settings_sha256="", step=0, chosen="unknown"),
         donor=Donor(
@@ -138,6 +140,8 @@ def import_paper_set(clone: Path, output: Path) -> SetProvenance:
             images=len(train),
             fingerprint=train.content_hash,
             image_digests=image_digests(train),
+            numbering=known.numbering,
+            patient_digests=known.digests,
         ),
         privacy=None,
         seed=0,

@@ -123,6 +123,8 @@ def begin_training(
             images=public_images,
             fingerprint=source.fingerprint if cohort.public else secrets.token_hex(32),
             image_digests=image_digests(source.cohort) if cohort.public else (),
+            numbering=source.known.numbering,
+            patient_digests=source.known.digests,
         ),
         public_images=public_images,
         event=gan_event(settings, public_images=public_images) if settings.privacy.private else None,
@@ -151,7 +153,8 @@ def read_training(folder: Path) -> Training:
         if values.pop("format") != FORMAT:
             raise DataError(f"{path} is of another version; train again in another folder")
         event = values.pop("event")
-        # Trainings of an earlier version do not say where their site was.
+        # Trainings of an earlier version do not say where their site was, nor who their patients are.
+        values["donor"] = {"numbering": "", "patient_digests": [], **values["donor"]}
         found = build(Training, {"site_folder": "", **values, "event": None}, path="")
         return replace(found, event=None if event is None else PrivacyEvent.from_dict(event))
     except OSError as error:

@@ -27,6 +27,7 @@ from PIL import Image
 from mammo_fed.common.private_files import new_folder
 from mammo_fed.common.serialization import build
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
+from mammo_fed.data.known_patients import KnownPatients, Numbering
 from mammo_fed.data.sources.rows import PatchRow, cohort_from_rows
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.privacy.events import Unit
@@ -46,7 +47,10 @@ __all__ = [
 ]
 
 PROVENANCE_NAME: Final = "provenance.json"
-FORMAT: Final = "mammo-fed synthetic set 1"
+FORMAT: Final = "mammo-fed synthetic set 2"
+# Sets that do not say who the donor's patients are.
+FORMAT_1: Final = "mammo-fed synthetic set 1"
+NOT_IN_FORMAT_1: Final[Mapping[str, Any]] = {"numbering": "", "patient_digests": []}
 TABLE_NAME: Final = "images.csv"
 IMAGES_NAME: Final = "images"
 COLUMNS: Final = ("image", "label", "sha256")
@@ -85,6 +89,8 @@ class Donor:
       patients, images: numbers, declared public; 0 where unknown.
       fingerprint: of the cohort where it is public, else a random identifier; empty where unknown.
       image_digests: of a public cohort, 16 hex digits for each image: they tell whether a run trains on them too.
+      numbering, patient_digests: of a public cohort, who its patients are (mammo_fed.data.known_patients): they tell whether a
+        run trains on other images of them. Empty where unknown.
     """
 
     name: str
@@ -94,6 +100,17 @@ class Donor:
     images: int
     fingerprint: str
     image_digests: tuple[str, ...]
+    numbering: Numbering = ""
+    patient_digests: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.public and (self.image_digests or self.patient_digests or self.numbering):
+            raise DataError(f"donor {self.name} is not public: digests of its images and patients tell who they are")
+
+    @property
+    def known(self) -> KnownPatients:
+        """Its patients, as they are compared."""
+        return KnownPatients(numbering=self.numbering, digests=self.patient_digests)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +213,7 @@ def write_synthetic_set(
             table_sha256=hashlib.sha256(table).hexdigest(),
         )
         whole = replace(whole, sha256=_seal(whole))
-        text = json.dumps({"format": FORMAT, **_plain(whole)}, indent=2, sort_keys=True, allow_nan=False)
+        text = json.dumps({"format": _format(whole), **_plain(whole)}, indent=2, sort_keys=True, allow_nan=False)
         (draft / PROVENANCE_NAME).write_text(text + "\n", encoding="utf-8")
     return whole
 
@@ -212,11 +229,13 @@ def read_provenance(folder: Path) -> SetProvenance:
         values = json.loads(_content(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: the set is damaged; get it again from where it came") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    if not isinstance(values, dict) or (format := values.pop("format", None)) not in (FORMAT, FORMAT_1):
         raise DataError(f"{path} is not of format {FORMAT!r}; get the set again, or import it with `mammo-fed gan import`")
+    if format == FORMAT_1 and isinstance(values.get("donor"), dict):
+        values["donor"] = {**values["donor"], **NOT_IN_FORMAT_1}
     try:
         found = build(SetProvenance, values, path="")
-    except InvalidSetting as error:
+    except (InvalidSetting, DataError) as error:
         raise DataError(f"{path} is damaged ({error}); get the set again from where it came") from error
     if found.sha256 != _seal(found):
         raise DataError(f"{path} does not have its own hash: it was changed; get the set again from where it came")
@@ -289,8 +308,16 @@ def _seal(provenance: SetProvenance) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def _format(provenance: SetProvenance) -> str:
+    return FORMAT if provenance.donor.patient_digests or provenance.donor.numbering else FORMAT_1
+
+
 def _plain(provenance: SetProvenance) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(asdict(provenance)))
+    if _format(provenance) == FORMAT_1:
+        # The seal of such a set was made without them.
+        for name in NOT_IN_FORMAT_1:
+            del values["donor"][name]
     if provenance.privacy is not None:
         for name in ("epsilon", "patient_epsilon"):
             number = getattr(provenance.privacy, name)

@@ -19,7 +19,7 @@ class Provenance:
     Attributes:
       epsilon, delta: towards each `generator_unit` that it saw; 0 where no patient is in it, infinite without privacy.
       trained_on: the cohort.
-      overlap: whether images that it saw are trained on in the run too.
+      overlap: whether patients whom it saw train in the run too; judged by images in records of earlier versions.
       generator_unit: that its training protects; "" without differential privacy.
       total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
       chosen: how the step that it is taken from was chosen.

@@ -283,7 +283,7 @@ def synthetic_sentence(source: str, seen: Provenance) -> str:
         return "No synthetic images were used."
     if seen.epsilon == 0:
         return "The synthetic images are procedural: no patient's data went into them, so they cost no privacy."
-    apart = "none of their images is among those that this run trains on"
+    apart = "nobody of them is among the patients that this run trains on, by the identifiers of both"
     if math.isinf(seen.epsilon):
         where = apart if seen.overlap == "none" else "above all where they are in the training cohort too"
         return (
@@ -297,11 +297,21 @@ def synthetic_sentence(source: str, seen: Provenance) -> str:
     if seen.chosen == "by request":
         trained += " (which of its steps was taken is a choice that no epsilon covers, if real images led to it)"
     if seen.overlap == "none":
-        return f"{trained}; {apart}, so that each cohort has its own guarantee."
+        return f"{trained}; {apart}, so that each cohort has its own guarantee; {_patient_in_both(seen)}."
     who = "who are in both cohorts are" if seen.overlap == "some" else "who may be in both cohorts are"
     if math.isinf(seen.total_epsilon):
         return f"{trained}; patients {who} not protected in all, since this run has no guarantee."
     return (
         f"{trained}; patients {who} protected with (epsilon={epsilon_text(seen.total_epsilon)}, "
         f"delta={delta_text(seen.total_delta)}) for each {seen.total_unit} by training and run composed."
+    )
+
+
+def _patient_in_both(seen: Provenance) -> str:
+    """What a patient would have who is in both cohorts after all."""
+    if math.isinf(seen.total_epsilon):
+        return "a patient in both would not be protected in all, since this run has no guarantee"
+    return (
+        f"a patient in both would have (epsilon={epsilon_text(seen.total_epsilon)}, delta={delta_text(seen.total_delta)}) for "
+        f"each {seen.total_unit} by training and run composed"
     )

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Final, Literal
 
+from mammo_fed.data.known_patients import Overlap
 from mammo_fed.extensions.kinds import MECHANISMS
 from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.protocol.task import Declaration
@@ -41,7 +42,7 @@ from mammo_fed.reporting.record.record import (
 from mammo_fed.reporting.record.statements import site_level_sentence, synthetic_sentence
 from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView, SiteSpending
 from mammo_fed.server.rounds.delivery import Traffic
-from mammo_fed.server.rounds.synthetic_overlap import Overlap, seen_by_generator
+from mammo_fed.server.rounds.synthetic_overlap import seen_by_generator
 from mammo_fed.settings import Settings
 
 __all__ = ["Outcome", "build_record"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from mammo_fed.data.cache import ArrayCache
-from mammo_fed.data.run_cohorts import load_pool
+from mammo_fed.data.known_patients import Overlap, known_patients, patient_overlap
+from mammo_fed.data.run_cohorts import load_pool, synthetic_cohort
 from mammo_fed.data.sources.synthetic_set import SetProvenance, image_digests
 from mammo_fed.errors import PolicyRefused
 from mammo_fed.federation.public_start import PublicStart
@@ -19,14 +20,16 @@ from mammo_fed.server.rounds.budget import SiteSpending
 from mammo_fed.settings import Settings
 from mammo_fed.settings.data import Partition
 
-__all__ = ["Overlap", "check_synthesis", "overlap_of", "seen_by_generator"]
+__all__ = ["check_synthesis", "overlap_of", "seen_by_generator"]
 
-Overlap: TypeAlias = Literal["none", "some", "unknown"]
 PAPER: Final = "CBIS-DDSM training images"
 
 
 def overlap_of(start: PublicStart, settings: Settings, share: Partition, *, here: bool, cache: ArrayCache) -> Overlap:
-    """Whether images that the generator saw are trained on in this run.
+    """Whether patients whom the generator saw train in this run.
+
+    "some" where an image or a patient is in both, "none" only where the patients of both are known in one numbering and nobody
+    and no image is in both; else "unknown".
 
     Args:
       start: of the run.
@@ -36,12 +39,24 @@ def overlap_of(start: PublicStart, settings: Settings, share: Partition, *, here
     """
     if start.provenance == "procedural":
         return "none"
-    if start.origin is None or not here or not start.origin.donor.public or not start.origin.donor.image_digests:
+    if not here:
         return "unknown"
-    pool = load_pool(settings.data, share, cache=cache)
-    if not pool.cohort.public:
+    data, pool = settings.data, load_pool(settings.data, share, cache=cache).cohort
+    if not pool.public:
         return "unknown"
-    return "none" if set(image_digests(pool.cohort)).isdisjoint(start.origin.donor.image_digests) else "some"
+    images = set(image_digests(pool))
+    # A set of images that were not drawn at all.
+    drawn = synthetic_cohort(settings.synthesis, data, seed=settings.seed, cache=cache)
+    if not images.isdisjoint(image_digests(drawn)):
+        return "some"
+    if start.origin is None:
+        return "unknown"
+    donor = start.origin.donor
+    if not images.isdisjoint(donor.image_digests):
+        return "some"
+    return patient_overlap(
+        donor.known, known_patients(pool, source=data.source, drawn=data.train == "synthetic", seed=share.seed)
+    )
 
 
 def check_synthesis(start: PublicStart, settings: Settings, overlap: Overlap) -> None:
