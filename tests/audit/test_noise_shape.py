@@ -134,20 +134,21 @@ CAPPED = {
 }
 
 
-def failed(subject, *, runs=200, **parts) -> set[str]:
+def failed(subject, *, runs=120, **parts) -> set[str]:
     result = audit_noise(
         subject, runs=runs, mechanism=Mechanism(**{"sources": lambda run: NoiseSource(injected_seed=run), **parts})
     )
     return {check.name for check in result.checks if check.failed}
 
 
-@pytest.mark.parametrize("mode", ["secure", "float"])
 @pytest.mark.parametrize("fault", CAPPED)
-def test_noise_capped_or_otherwise_misshapen_fails_the_audit(make_subject, fault, mode):
+def test_noise_capped_or_otherwise_misshapen_fails_the_audit(make_subject, fault):
+    # Every other fault in floating point; all are of the noise alone, whatever the arithmetic of sums.
+    mode = "float" if list(CAPPED).index(fault) % 2 else "secure"
     report = audit_subject(
         make_subject(noise=mode),
         run_id="r",
-        trials=100,
+        trials=80,
         canaries=(),
         seed=0,
         mechanism=Mechanism(sources=of_shape(CAPPED[fault])),
@@ -156,15 +157,15 @@ def test_noise_capped_or_otherwise_misshapen_fails_the_audit(make_subject, fault
     assert all("the noise fails the check of its" in found for found in report.faults)
 
 
-@pytest.mark.parametrize("rounds", [(0,), (1,), (4,)], ids=str)
-@pytest.mark.parametrize("fault", ["capped at 2.5 sigma", "none", "smaller by the root of 2", "laplace of equal variance"])
+@pytest.mark.parametrize("rounds", [(0,), (4,)], ids=str)
+@pytest.mark.parametrize("fault", ["capped at 2.5 sigma", "none", "smaller by the root of 2"])
 def test_noise_capped_or_missing_in_one_round_alone_fails_the_audit(make_subject, fault, rounds):
     assert failed(make_subject(), sources=of_shape(CAPPED[fault], rounds=rounds))
 
 
 @pytest.mark.parametrize("site", [{"sample_rate": 0.25}, {"sample_rate": 0.25, "kind": "mlp"}, {"local_steps": 2}], ids=str)
 def test_noise_capped_at_2_5_sigma_fails_the_audit_of_sampled_and_of_several_steps(make_subject, site):
-    assert failed(make_subject(rounds=2, **site), runs=100, sources=of_shape(CAPPED["capped at 2.5 sigma"]))
+    assert failed(make_subject(rounds=2, **site), runs=40, sources=of_shape(CAPPED["capped at 2.5 sigma"]))
 
 
 @pytest.mark.slow
@@ -251,6 +252,13 @@ def test_sampling_relation_rate_doubled_fails_the_audit(make_subject):
     assert failed(make_subject(rounds=2, sample_rate=0.25), runs=60, **doubled) >= {"sampling rate"}
 
 
+def test_sampling_relation_of_one_coin_for_all_patients_fails_the_audit(make_subject):
+    def crowd(draws, units, rate):
+        return np.arange(units) if draws.poisson_sample(1, sample_rate=rate).size else np.zeros(0, np.int64)
+
+    assert "crowds" in failed(make_subject(rounds=2, sample_rate=0.25), runs=60, **sampled(crowd))
+
+
 def test_sampling_relation_of_everybody_at_once_fails_the_audit(make_subject):
     everybody = sampled(lambda draws, units, rate: np.arange(units))
     assert "sampling rate" in failed(make_subject(rounds=2, sample_rate=0.25), runs=40, **everybody)
@@ -266,7 +274,7 @@ def of_one_size(draws, units, rate):
 
 
 def test_sampling_relation_of_batches_of_one_size_fails_the_audit_of_a_large_site(make_subject):
-    assert "sample sizes" in failed(big(make_subject), runs=60, **sampled(of_one_size))
+    assert "sample sizes" in failed(big(make_subject), runs=30, **sampled(of_one_size))
 
 
 def test_sampling_relation_of_the_same_sample_in_every_round_fails_the_audit_of_a_large_site(make_subject):
@@ -275,7 +283,7 @@ def test_sampling_relation_of_the_same_sample_in_every_round_fails_the_audit_of_
             index = 1 if purpose == "sampling" else round_index
             return super().draws(mode, site=site, round_index=index, purpose=purpose)
 
-    assert failed(big(make_subject), runs=100, sources=lambda run: Reseeded(injected_seed=run)) == {"samples"}
+    assert failed(big(make_subject), runs=60, sources=lambda run: Reseeded(injected_seed=run)) == {"samples"}
 
 
 def test_grid_relation_is_told_from_floating_point_where_secure_noise_is_claimed(make_subject):
@@ -324,7 +332,7 @@ def test_grid_relation_coarser_than_said_is_seen(make_subject):
 )
 def test_sound_noise_passes_in_every_relation(make_subject, site, mode):
     subject = make_subject(**({"rounds": 2} | site), noise=mode)
-    assert failed(subject, runs=30, sources=lambda _: NoiseSource(injected_seed=None)) == set()
+    assert failed(subject, runs=10, sources=lambda _: NoiseSource(injected_seed=None)) == set()
 
 
 def test_noise_larger_than_declared_is_no_fault_and_its_cap_still_is(make_subject):

@@ -34,6 +34,7 @@ NOISE_CHECKS: Final[Mapping[str, Callable[[Sequence[Message]], Suspicion]]] = {
     "entries": repeats.between_entries,
     "sampling rate": sampling.rate,
     "sample sizes": sampling.drawn_together,
+    "crowds": sampling.drawn_in_crowds,
     "samples": sampling.drawn_again,
 }
 """Every check by its name."""

@@ -39,7 +39,7 @@ MOST_UNITS: Final = 512
 # Standard deviation of a reply's noise on each weight, roughly: local steps then hardly move the weights.
 DRIFT: Final = 0.01
 # Numbers that are kept of all replies together; of larger heads a part of the weights is looked at.
-MOST_NUMBERS: Final = 1 << 24
+MOST_NUMBERS: Final = 1 << 23
 MOST_ENTRIES: Final = 2048
 # Noise counts as larger than declared where sound noise would be so large less than once in a billion audits.
 LARGER: Final = 1e-9

@@ -13,16 +13,20 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
+from scipy.stats import binom
 
 from mammo_fed.audit.noise.probe import Message
 from mammo_fed.audit.noise.suspicion import Suspicion, worst
 
-__all__ = ["drawn_again", "drawn_together", "rate"]
+__all__ = ["drawn_again", "drawn_in_crowds", "drawn_together", "rate"]
 
 Floats = NDArray[np.float64]
 
 # Several local steps start a little off the zeros that were sent, so that a unit adds a little more or less than forecast.
 SLACK: Final = 0.01
+# In standard deviations of the number of drawn units with its noise.
+DISTANCES: Final = (1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def rate(messages: Sequence[Message]) -> Suspicion:
@@ -56,6 +60,34 @@ def drawn_together(messages: Sequence[Message]) -> Suspicion:
         found=f"the number of drawn units has {squares.mean() / variance:.3f} times the variance of independent draws, over "
         f"{counts.size:,} samples",
     )
+
+
+def drawn_in_crowds(messages: Sequence[Message]) -> Suspicion:
+    """Whether the number of drawn units is far off too often, as where one coin decides for many. Exact: a binomial number.
+
+    How often independent draws lie so far off is known: a binomial number with Gaussian noise.
+    """
+    counts, expected, variance = _sampled(messages)
+    if not counts.size:
+        return Suspicion(log_chance=0.0, found="")
+    first = next(message for message in messages if message.drawn.size)
+    times = np.arange(first.draws + 1.0)
+    weights = binom.pmf(times, first.draws, first.sample_rate)
+    found = []
+    for distance in DISTANCES:
+        reach = distance * math.sqrt(variance)
+        # What several local steps may add to the forecast is taken off the distance.
+        inner = reach - SLACK * expected
+        each = ndtr((times - expected - inner) / first.drawn_noise) + ndtr((expected - inner - times) / first.drawn_noise)
+        chance, far = min(1.0, float(weights @ each)), int((np.abs(counts - expected) > reach).sum())
+        found.append(
+            Suspicion(
+                log_chance=float(binom.logsf(far - 1, counts.size, chance)),
+                found=f"{far:,} of {counts.size:,} samples are {distance:g} standard deviations too large or too small, where "
+                f"{counts.size * chance:,.1f} are expected",
+            )
+        )
+    return worst(found)
 
 
 def drawn_again(messages: Sequence[Message]) -> Suspicion:
