@@ -33,9 +33,9 @@ PRIVACY: Final = CommandGroup(
         ),
         Command(
             "verify",
-            "check every entry and stored reply of a ledger",
+            "recompute the figures of a run's record or of a ledger, and check every entry and stored reply of a ledger",
             privacy_options.add_verify_options,
-            "mammo_fed.cli.privacy.ledger:verify",
+            "mammo_fed.cli.privacy.verify:verify",
         ),
         Command(
             "export",

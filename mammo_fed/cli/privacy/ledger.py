@@ -1,4 +1,4 @@
-"""mammo-fed privacy show, verify and export: what a site's ledger says."""
+"""mammo-fed privacy show and export: what a site's ledger says."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mammo_fed.cli.privacy.options import existing_ledger
 from mammo_fed.cli.privacy.plan_table import rounded_up
 from mammo_fed.common.command_line import print_json
 from mammo_fed.common.serialization import plain
-from mammo_fed.privacy.ledger.report import LedgerEntry, export_ledger, show_ledger, verify_ledger
+from mammo_fed.privacy.ledger.report import LedgerEntry, export_ledger, show_ledger
 
-__all__ = ["export", "show", "verify"]
+__all__ = ["export", "show"]
 
 
 def show(options: argparse.Namespace, console: Console) -> int:
@@ -56,16 +56,6 @@ def show(options: argparse.Namespace, console: Console) -> int:
         noun = "patient" if withdrawal.patients == 1 else "patients"
         out.print(f"{withdrawal.at}: {withdrawal.patients} {noun} withdrew; what was charged before stays", highlight=False)
     console.print(f"verified, {summary.entries} entries, head {summary.head}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def verify(options: argparse.Namespace, console: Console) -> int:
-    """Check a ledger; the exit code."""
-    head = verify_ledger(existing_ledger(options.ledger, option="LEDGER"), reported=options.reported)
-    if options.json:
-        sys.stdout.write(json.dumps({"verified": True, "head": head}) + "\n")
-    else:
-        console.print(f"verified; head {head}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -58,8 +58,12 @@ def add_show_options(show: argparse.ArgumentParser) -> None:
 
 def add_verify_options(verify: argparse.ArgumentParser) -> None:
     """Add the options of `privacy verify`."""
-    _add_ledger(verify)
-    verify.add_argument("--reported", help="a head that the site reported before: detects a ledger put back from a copy")
+    verify.add_argument(
+        "target", type=Path, metavar="RUN|LEDGER", help="folder of a finished run, its record.json, or a ledger"
+    )
+    verify.add_argument(
+        "--reported", help="of a ledger: a head that the site reported before: detects a ledger put back from a copy"
+    )
 
 
 def add_export_options(export: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ Exit code: 0 where all figures agree, 3 where one does not, 2 where there is not
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str]) -> int:
     """Recompute what the arguments name; the exit code."""
+    logging.disable(logging.WARNING)
     try:
         sheet = _claims(json.load(sys.stdin)) if arguments == ["-"] else check_record(read_strict(Path(arguments[0])))
     except (ArithmeticError, MemoryError, RecursionError) as error:

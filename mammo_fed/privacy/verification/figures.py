@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.errors import DataError, InvalidSetting, PrivacyRefused
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.verification.prices import Price
 
@@ -53,7 +53,7 @@ class Sheet:
         """Compare an epsilon with its recomputed price; returns the latter."""
         try:
             found = price()
-        except InvalidSetting as error:
+        except PrivacyRefused as error:
             self._add(name, rounded(recorded), "", False, str(error))
             return recorded
         self._add(name, rounded(recorded), rounded(found.epsilon), found.agrees(recorded), found.source)
@@ -107,9 +107,9 @@ def read_strict(path: Path) -> Mapping[str, Any]:
     Raises:
       DataError: If it cannot be read, is larger than 64 MiB, or is no strict JSON object.
     """
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path} has more than {MOST_BYTES} bytes: it is no record of a run")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DataError(f"{path} has more than {MOST_BYTES} bytes: it is no record of a run")
         found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise DataError(f"{path} cannot be read; give the folder of a finished run, or its record.json") from error
@@ -144,10 +144,11 @@ def number(values: Any, path: str, *, default: float | None = None) -> float:
     """
     *above, key = path.split(".")
     home = at(values, ".".join(above)) if above else values
-    if isinstance(home, dict) and key not in home and default is not None:
+    there = key in home if isinstance(home, dict) else isinstance(home, list) and int(key) < len(home)
+    if not there and default is not None:
         return default
     found = at(values, path)
-    if found is None and isinstance(home, dict) and key in home:
+    if found is None and there:
         return math.inf
     if isinstance(found, bool) or not isinstance(found, int | float) or found < 0:
         raise DataError(f"{path}={_short(found)} must be a number, at least 0; this is no record of a run")

@@ -10,14 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, Literal
 
 from dp_accounting import NeighboringRelation, dp_event, rdp
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.errors import PrivacyRefused
 from mammo_fed.privacy.events import PrivacyEvent
 
 __all__ = ["MOST_SAMPLED_STEPS", "Price", "Protected", "price_of", "renyi_price"]
@@ -40,8 +40,10 @@ STEPS_AT_ONCE: Final = 4096
 MOST_SAMPLED_STEPS: Final = 10_000_000
 # Above this loss an accountant may answer with the Renyi bound of order 2; a tail of 1e-15 adds TAIL to a loss.
 LARGEST_LOSS: Final = 1000.0
+NEAR_LARGEST: Final = 0.9
 TAIL: Final = 33.2
 LARGEST_NOISE: Final = 1e6
+SMALL_ORDER: Final = 3.0
 OPACUS_ORDERS: Final = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64))
 
 
@@ -53,8 +55,8 @@ class Price:
       epsilon: the independent price.
       source: how it was computed.
       low: least figure that is no understatement.
-      figures: figures that a sound accountant may show, each up to `spread` above or a ten-thousandth beside it.
-      spread: see `figures`.
+      figures: figures that a sound accountant may show, each a ten-thousandth, `spread` above or `below` it.
+      spread, below: see `figures`.
     """
 
     epsilon: float
@@ -62,6 +64,7 @@ class Price:
     low: float
     figures: tuple[float, ...]
     spread: float = 0.0
+    below: float = 0.0
 
     def agrees(self, recorded: float) -> bool:
         """Whether `recorded` is not below the price, and no more above it than rounding accounts for."""
@@ -70,7 +73,7 @@ class Price:
         if recorded < self.low:
             return False
         return any(
-            figure * (1 - TOLERANCE) - SMALLEST <= recorded <= figure * (1 + TOLERANCE) + SMALLEST + self.spread
+            figure * (1 - TOLERANCE) - SMALLEST - self.below <= recorded <= figure * (1 + TOLERANCE) + SMALLEST + self.spread
             for figure in self.figures
         )
 
@@ -89,7 +92,7 @@ def price_of(events: Sequence[PrivacyEvent], *, delta: float, accountant: str, p
       protected: "patient" prices image-level events for a patient with `max_images_per_patient` images.
 
     Raises:
-      InvalidSetting: If the events take more steps than can be priced here.
+      PrivacyRefused: If the events take more steps than can be priced here.
     """
     noiseless = any(event.noise_multiplier < 1 / LARGEST_NOISE for event in events)
     if not events or noiseless:
@@ -102,19 +105,25 @@ def price_of(events: Sequence[PrivacyEvent], *, delta: float, accountant: str, p
     elif _loss(squared_mu, sampled) > LARGEST_LOSS:
         tight, source, slack = coarse, "Renyi bound of order 2", GRID_SLACK
     else:
-        tight, source, slack = _pld_epsilon(squared_mu, sampled, delta), "privacy loss distribution", GRID_SLACK
+        tight, source, slack = (
+            _pld_epsilon(squared_mu, tuple(sorted(sampled.items())), delta),
+            "privacy loss distribution",
+            GRID_SLACK,
+        )
     low = min(tight, coarse) * (1 - slack) - EXACT_SLACK
+    figures = (tight, coarse) if _loss(squared_mu, sampled) > NEAR_LARGEST * LARGEST_LOSS else (tight,)
     if accountant == "rdp" and protected == "unit":
-        epsilon = _rdp_epsilon(squared_mu, sampled, delta)
-        return Price(epsilon=epsilon, source="Renyi divergences", low=min(low, epsilon), figures=(epsilon,))
+        epsilon, order = _rdp_epsilon(squared_mu, tuple(sorted(sampled.items())), delta)
+        # dp-accounting leaves out small orders whose series does not converge; Opacus has them, and may find a smaller bound.
+        spread = epsilon - low if sampled and order <= SMALL_ORDER else 0.0
+        return Price(
+            epsilon=epsilon, source="Renyi divergences", low=min(low, epsilon), figures=(epsilon,), below=max(0.0, spread)
+        )
     if accountant == "prv" and protected == "unit":
-        return Price(epsilon=tight, source=source, low=low, figures=(tight, coarse), spread=PRV_INTERVAL)
+        return Price(epsilon=tight, source=source, low=low, figures=figures, spread=PRV_INTERVAL)
     if accountant not in ("pld", "gdp", "rdp", "prv") and protected == "unit":
         return Price(epsilon=tight, source=f"{source}, from below", low=low, figures=(tight,), spread=math.inf)
-    # The closed form is below a pessimistic grid by a few millionths; both are figures of a sound accountant.
-    return Price(
-        epsilon=tight, source=source, low=low, figures=(tight, coarse) if _loss(squared_mu, sampled) > 900 else (tight,)
-    )
+    return Price(epsilon=tight, source=source, low=low, figures=figures)
 
 
 def renyi_price(*, noise_multiplier: float, releases: int, delta: float) -> Price:
@@ -126,8 +135,9 @@ def renyi_price(*, noise_multiplier: float, releases: int, delta: float) -> Pric
     return Price(epsilon=epsilon, source="Renyi divergences", low=low, figures=(epsilon,))
 
 
-# Steps by (sampling rate, noise multiplier, largest number of items of the protected person).
-_Sampled = Counter[tuple[float, float, int]]
+# Sampling rate, noise multiplier, largest number of items of the protected person; and steps of each.
+_Kind = tuple[float, float, int]
+_Sampled = Counter[_Kind]
 
 
 def _merged(events: Sequence[PrivacyEvent], protected: Protected) -> tuple[float, _Sampled]:
@@ -140,10 +150,11 @@ def _merged(events: Sequence[PrivacyEvent], protected: Protected) -> tuple[float
         else:
             sampled[event.sample_rate, min(event.noise_multiplier, LARGEST_NOISE), group] += event.steps
     if sum(sampled.values()) > MOST_SAMPLED_STEPS:
-        raise InvalidSetting(f"steps={sum(sampled.values())} must be at most {MOST_SAMPLED_STEPS} to be priced again here")
+        raise PrivacyRefused(f"steps={sum(sampled.values())} must be at most {MOST_SAMPLED_STEPS} to be priced again here")
     return math.fsum(squares), sampled
 
 
+@lru_cache(maxsize=4096)
 def _gaussian_epsilon(mu: float, delta: float) -> float:
     """Epsilon of N(0, 1) against N(mu, 1), by bisection of the exact curve; the upper end of the last interval."""
     if mu < 1 / LARGEST_NOISE:
@@ -177,21 +188,25 @@ def _loss(squared_mu: float, sampled: _Sampled) -> float:
     return squared_mu + math.fsum(steps * _renyi_two(*step) for step, steps in sampled.items()) + TAIL
 
 
-def _rdp_epsilon(squared_mu: float, sampled: _Sampled, delta: float) -> float:
+@lru_cache(maxsize=4096)
+def _rdp_epsilon(squared_mu: float, sampled: tuple[tuple[_Kind, int], ...], delta: float) -> tuple[float, float]:
+    """Epsilon at Opacus' orders, and the order that gives it."""
     accountant = rdp.RdpAccountant(list(OPACUS_ORDERS), NeighboringRelation.ADD_OR_REMOVE_ONE)
     if squared_mu:
         accountant.compose(dp_event.GaussianDpEvent(1 / math.sqrt(squared_mu)))
-    for (rate, noise, _), steps in sampled.items():
+    for (rate, noise, _), steps in sampled:
         accountant.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)), steps)
-    return float(accountant.get_epsilon(delta))
+    epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
+    return float(epsilon), float(order)
 
 
-def _pld_epsilon(squared_mu: float, sampled: _Sampled, delta: float) -> float:
-    grid = _grid(tuple(sorted(sampled)))
+@lru_cache(maxsize=4096)
+def _pld_epsilon(squared_mu: float, sampled: tuple[tuple[_Kind, int], ...], delta: float) -> float:
+    grid = _grid(tuple(kind for kind, _ in sampled))
     whole = pld.identity(value_discretization_interval=grid)
     if squared_mu:
         whole = _step(1.0, 1 / math.sqrt(squared_mu), 1, grid)
-    for step, steps in sorted(sampled.items()):
+    for step, steps in sampled:
         whole = whole.compose(_repeated(_step(*step, grid), steps))
     return float(whole.get_epsilon_for_delta(delta))
 
@@ -206,7 +221,7 @@ def _repeated(part: pld.PrivacyLossDistribution, steps: int) -> pld.PrivacyLossD
 
 
 @cache
-def _grid(steps: tuple[tuple[float, float, int], ...]) -> float:
+def _grid(steps: tuple[_Kind, ...]) -> float:
     """Step of the grid by the kinds of sampled steps alone, so that all prefixes of a run share it, and each step's loss."""
     fine = min(rate * group / noise for rate, noise, group in steps) / GRID_PER_DEVIATION
     coarsest = 1e-7

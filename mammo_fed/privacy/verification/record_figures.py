@@ -161,9 +161,13 @@ def _check_synthesis(sheet: Sheet, record: Mapping[str, Any], terms: Terms, site
     total, total_delta = number(seen, "total_epsilon", default=math.inf), number(seen, "total_delta", default=0.0)
     name = "synthetic set: epsilon of its generator"
     if not seen.get("events"):
-        promised = 0 < epsilon < math.inf
-        if promised:
+        if 0 < epsilon < math.inf and "events" not in seen:
             sheet.unknown(name, rounded(epsilon), "the record does not hold the events of the generator's training")
+            return
+        met = epsilon in (0.0, math.inf) and delta == 0 and math.isinf(total) and total_delta == 0
+        sheet.holds(
+            name, rounded(epsilon), "0 for procedural images or no bound, and no total: its training has no events", met
+        )
         return
     events = events_of(seen, "events", relation=terms.relation)
     if not 0 < delta < 1 or not 0 <= total_delta < 1:

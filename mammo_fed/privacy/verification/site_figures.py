@@ -97,7 +97,13 @@ def _check_events(sheet: Sheet, site: Site, terms: Terms, *, figures: int) -> No
     steps = [event for event in events if event.mechanism == "gradient"]
     means = [event for event in events if event.mechanism == "mean"]
     sheet.same(f"{name}: figures after rounds, one for each event", figures, len(events))
-    met = len(set(steps)) <= 1 and len(means) <= 1 and (not means or events[0] == means[0]) and len(steps) <= terms.rounds
+    met = (
+        len({event.max_images_per_patient for event in events}) <= 1
+        and len(set(steps)) <= 1
+        and len(means) <= 1
+        and (not means or events[0] == means[0])
+        and len(steps) <= terms.rounds
+    )
     rule = f"at most one mean, then at most {terms.rounds} rounds, all alike"
     sheet.holds(f"{name}: events are those of one declared schedule", f"{len(means)} + {len(steps)}", rule, met)
     sheet.same(
@@ -219,6 +225,8 @@ def _check_cap(sheet: Sheet, site: Site, terms: Terms) -> None:
         found = _price(site.events, terms, delta=delta)
         met = found.low <= cap * (1 + 1e-6)
         sheet.holds(name, f"{cap:.6g}", f"at least {found.epsilon:.6g}, the price at delta {delta:g}", met)
+    if terms.run_alone and math.isfinite(cap):
+        sheet.same(f"{site.name}: delta of the cap", delta, terms.delta, "a ledger of this run alone is read at its delta")
     left = site.values.get("budget_left")
     if left is None:
         return
@@ -229,7 +237,9 @@ def _check_cap(sheet: Sheet, site: Site, terms: Terms) -> None:
     elif terms.run_alone and site.events and whole(site.values, "rounds") > 0:
         spent = _filter_price(site, terms, delta=delta)
         low = max(0.0, cap - spent * (1 + 1e-4)) if spent is not None else 0.0
-        sheet.within(name, number(site.values, "budget_left"), low, max(low, most), "cap less what its filter charged")
+        sheet.within(
+            name, number(site.values, "budget_left"), min(low, most), max(low, most), "cap less what its filter charged"
+        )
     else:
         sheet.within(name, number(site.values, "budget_left"), 0.0, most, "at most the cap less this run")
 
