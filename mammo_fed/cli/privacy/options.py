@@ -14,6 +14,7 @@ __all__ = [
     "add_export_options",
     "add_plan_options",
     "add_show_options",
+    "add_statement_options",
     "add_verify_options",
     "check_plan_options",
     "existing_ledger",
@@ -22,6 +23,9 @@ __all__ = [
 BATCH_SIZE: Final = 128
 # As mammo_fed.privacy.accounting has them; that takes a second to import.
 ACCOUNTANTS: Final = ("pld", "rdp", "gdp", "prv")
+# As mammo_fed.reporting.statement has them.
+LANGUAGES: Final = ("en", "de")
+TARGET_HELP: Final = "folder of a finished run, its record.json, or a ledger"
 
 
 def add_plan_options(plan: argparse.ArgumentParser) -> None:
@@ -64,6 +68,14 @@ def add_verify_options(verify: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--reported", help="of a ledger: a head that the site reported before: detects a ledger put back from a copy"
     )
+
+
+def add_statement_options(statement: argparse.ArgumentParser) -> None:
+    """Add the options of `privacy statement`."""
+    statement.add_argument("target", type=Path, metavar="RUN|LEDGER", help=TARGET_HELP)
+    statement.add_argument("--patient-site", metavar="SITE", help="site of the patient; default: a statement for every site")
+    statement.add_argument("--language", choices=LANGUAGES, default="en", help="default en")
+    statement.add_argument("--output", type=Path, help="write a page (.html) or Markdown (any other name) in place of text")
 
 
 def add_export_options(export: argparse.ArgumentParser) -> None:

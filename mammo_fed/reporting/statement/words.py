@@ -1,0 +1,286 @@
+"""The sentences of a statement in each language, and how its numbers are written there; every number on the safe side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Final, Literal, TypeAlias
+
+__all__ = ["LANGUAGES", "WORDS", "Language", "NotCovered", "decimal", "factor", "one_in", "percent", "up"]
+
+Language: TypeAlias = Literal["en", "de"]
+LANGUAGES: Final[tuple[Language, ...]] = ("en", "de")
+LARGEST_FACTOR: Final = 1e6
+
+
+def up(value: float, *, decimals: int = 2) -> str:
+    """A number rounded up to so many decimals, never below it, without needless zeros.
+
+    >>> [up(6.0), up(6.0000001), up(5.991), up(float("inf"))]
+    ['6', '6.01', '6', '∞']
+    """
+    if math.isinf(value):
+        return "∞"
+    shown = Decimal(value).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING)
+    text = f"{shown:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def factor(epsilon: float) -> str:
+    """exp(epsilon), rounded up: what a conclusion is at most times as likely by; "" beyond a million.
+
+    >>> [factor(0.0), factor(1.0), factor(6.0), factor(20.0)]
+    ['1', '2.72', '404', '']
+    """
+    if epsilon > math.log(LARGEST_FACTOR):
+        return ""
+    # The next float up covers the rounding of exp itself.
+    value = math.nextafter(math.exp(epsilon), math.inf) if epsilon else 1.0
+    return up(value, decimals=2 if value < 10 else 1 if value < 100 else 0)
+
+
+def percent(prior: float, epsilon: float) -> str:
+    """What an observer of `prior` (in (0, 1)) believes afterwards at most, in percent, rounded up to a tenth.
+
+    >>> [percent(0.5, 1.0), percent(0.01, 1.0), percent(0.5, 20.0)]
+    ['73.2', '2.7', '100']
+    """
+    odds = prior / (1 - prior) * math.exp(min(epsilon, 700.0))
+    return up(min(100.0, math.nextafter(100 * odds / (1 + odds), math.inf)), decimals=1)
+
+
+def one_in(delta: float) -> int:
+    """The largest whole N with delta <= 1 / N.
+
+    >>> [one_in(1e-4), one_in(3e-5)]
+    [10000, 33333]
+    """
+    return int((1 / Decimal(repr(delta))).to_integral_value(rounding=ROUND_FLOOR))
+
+
+def decimal(text: str, language: Language) -> str:
+    """A number as the language writes it.
+
+    >>> decimal("1234.5", "en"), decimal("1234.5", "de")
+    ('1,234.5', '1.234,5')
+    """
+    whole, _, rest = text.partition(".")
+    if not whole.isdigit():
+        return text
+    grouped = f"{int(whole):,}"
+    if language == "de":
+        return grouped.replace(",", ".") + ("," + rest if rest else "")
+    return grouped + ("." + rest if rest else "")
+
+
+# Sentences of a record that say what epsilon does not cover, by how they begin; others are quoted as they are.
+NotCovered: Final[Mapping[str, str]] = {
+    "Evaluation metrics": "metrics",
+    "Counts of patients": "counts",
+    "Hyper-parameters": "choices",
+    "No synthetic images": "no_synthetic",
+    "The synthetic images are procedural": "procedural",
+}
+
+WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
+    "en": {
+        "title": "What this means for one patient of {site}",
+        "title_none": "No privacy promise for the patients of {site}",
+        "h_short": "In short",
+        "h_done": "What was done",
+        "h_whom": "Who could learn something",
+        "h_more": "How much more likely, at most",
+        "h_time": "Over which time",
+        "h_not": "What this promise does not cover",
+        "h_check": "Who promises it, and how to check it",
+        "short": (
+            "Whatever anybody concludes about one patient from what this site released is at most {factor} times as likely "
+            "as if that patient had contributed nothing, apart from a chance of at most 1 in {one_in}."
+        ),
+        "short_large": (
+            "The bound that was promised is so large (epsilon {epsilon}: a factor above one million) that in practice it "
+            "protects nobody."
+        ),
+        "nothing": "Nothing of this patient was released: no message of this site was computed from a patient.",
+        "injected": (
+            "There is no promise: the noise was drawn from a number that is known, so anybody can draw it again and "
+            "subtract it."
+        ),
+        "no_noise": "There is no promise: no noise was added to what the site released.",
+        "floating_point": (
+            "There is no promise that could be proved: the noise was computed in floating point, whose last digits can "
+            "give away what was added to. The figures that the record shows are for ideal noise."
+        ),
+        "no_bound": (
+            "There is no promise over all runs: the site set no bound on what all of them together may cost a patient."
+        ),
+        "image_no_bound": (
+            "The promise is for one image. For a patient with several images no bound over all runs was promised."
+        ),
+        "done": (
+            "The site took part in training a computer model that tells malignant from benign breast masses (run {run}; "
+            "{model}). The pixels of mammogram patches and their labels of this site were used; images and names did not "
+            "leave the site."
+        ),
+        "done_ledger": "The site's ledger, account {run}, was charged for {rounds} releases.",
+        "mechanism": (
+            "In {rounds} rounds the site released sums over its patients ({mechanism}): what one {unit} may contribute is "
+            "limited, and random noise is added before anything is sent."
+        ),
+        "whom": (
+            "The server, the other sites and everybody who has the model, also all of them together, may see what was "
+            "released. The site itself has the data; nothing here protects against it."
+        ),
+        "whom_shared": (
+            "The promise holds against a server that works with at most {colluders} other sites and sees sums of at least "
+            "{survivors} sites only. Against another site, epsilon of this run is {other}; against all other sites and the "
+            "server together, {all}."
+        ),
+        "example": (
+            "Example: somebody who thought it {prior} % likely that the patient took part thinks so by at most {posterior} "
+            "% afterwards."
+        ),
+        "figure": (
+            "Epsilon is at most {epsilon}: a factor of exp({epsilon}). Delta is {delta}: with a chance of at most 1 in "
+            "{one_in} more than that may be learned."
+        ),
+        "per_image": (
+            "The promise of the site is for each image (epsilon {epsilon}); what stands here is for a patient with up to "
+            "{images} images."
+        ),
+        "this_run": "This run alone, from {started} to {finished}. Other runs on the same patients add to it.",
+        "all_runs": (
+            "All runs on this site's patients together, earlier and later ones, by the cap of epsilon {cap} that the "
+            "site's ledger enforces."
+        ),
+        "cap_since": "The cap holds since {since}.",
+        "cap_unknown": "Since when the cap holds is not recorded.",
+        "raised": "It was raised on {at} from {before} to {now}.",
+        "spent": "Released so far: epsilon {spent}, rounded up; this is a cost, not a promise.",
+        "withdrawn": (
+            "Patients who withdrew their consent (last on {at}) take no part from then on. What was released before, and a "
+            "trained model, is not undone: the bound above is what holds for it."
+        ),
+        "metrics": "Results on validation and test patients are computed without noise.",
+        "counts": "Numbers of patients and images, what is made from them, and dates of withdrawals are public.",
+        "choices": "The settings of the training were chosen by trying, without noise.",
+        "no_synthetic": "",
+        "procedural": "",
+        "quoted": "{sentence}",
+        "not_listed": "The ledger does not list what is not covered; each run's record does.",
+        "two_sites": "A patient who is at several sites has the bounds of all of them added up.",
+        "promised_by": "Promised by {site}; written by mammo-fed {software} from the record of run {run}.",
+        "promised_by_ledger": "Promised by {site}; written from its ledger.",
+        "hash_record": "SHA-256 of record.json: {value}",
+        "hash_config": "SHA-256 of the settings: {value}",
+        "hash_ledger": "The site's ledger stood at: {value}",
+        "commands": "To check: {commands}",
+        "patient": "patient",
+        "image": "image",
+        "unknown": "unknown",
+    },
+    "de": {
+        "title": "Was das für eine Patientin oder einen Patienten von {site} bedeutet",
+        "title_none": "Kein Datenschutzversprechen für Patientinnen und Patienten von {site}",
+        "h_short": "Kurz gesagt",
+        "h_done": "Was getan wurde",
+        "h_whom": "Wer etwas erfahren könnte",
+        "h_more": "Wie viel wahrscheinlicher, höchstens",
+        "h_time": "Über welche Zeit",
+        "h_not": "Was dieses Versprechen nicht umfasst",
+        "h_check": "Wer es verspricht, und wie man es prüft",
+        "short": (
+            "Was auch immer jemand aus dem, was dieser Standort herausgegeben hat, über eine Person schließt, ist "
+            "höchstens {factor}-mal so wahrscheinlich, wie wenn diese Person nichts beigetragen hätte, außer mit einer "
+            "Wahrscheinlichkeit von höchstens 1 zu {one_in}."
+        ),
+        "short_large": (
+            "Die versprochene Schranke ist so groß (Epsilon {epsilon}: ein Faktor über einer Million), dass sie praktisch "
+            "niemanden schützt."
+        ),
+        "nothing": (
+            "Von dieser Person wurde nichts herausgegeben: keine Nachricht dieses Standorts wurde aus Daten von Patienten "
+            "berechnet."
+        ),
+        "injected": (
+            "Es gibt kein Versprechen: Das Rauschen stammt aus einer bekannten Zahl; jeder kann es noch einmal ziehen und "
+            "abziehen."
+        ),
+        "no_noise": "Es gibt kein Versprechen: Dem, was der Standort herausgegeben hat, wurde kein Rauschen zugesetzt.",
+        "floating_point": (
+            "Es gibt kein Versprechen, das sich beweisen ließe: Das Rauschen wurde in Gleitkommazahlen berechnet, deren "
+            "letzte Stellen verraten können, wozu es addiert wurde. Die Zahlen des Protokolls gelten für ideales Rauschen."
+        ),
+        "no_bound": (
+            "Es gibt kein Versprechen über alle Läufe: Der Standort hat nicht begrenzt, was alle zusammen eine Person "
+            "kosten dürfen."
+        ),
+        "image_no_bound": (
+            "Das Versprechen gilt für ein Bild. Für eine Person mit mehreren Bildern wurde über alle Läufe keine Schranke "
+            "versprochen."
+        ),
+        "done": (
+            "Der Standort hat mitgewirkt, ein Computermodell zu trainieren, das bösartige von gutartigen Herden der Brust "
+            "unterscheidet (Lauf {run}; {model}). Verwendet wurden Bildausschnitte von Mammographien dieses Standorts und "
+            "ihre Befunde; Bilder und Namen haben den Standort nicht verlassen."
+        ),
+        "done_ledger": "Dem Konto {run} im Kassenbuch des Standorts wurden {rounds} Herausgaben angerechnet.",
+        "mechanism": (
+            "In {rounds} Runden hat der Standort Summen über seine Patienten herausgegeben ({mechanism}): Was eine Einheit "
+            "({unit}) beitragen kann, ist begrenzt, und vor dem Senden wird zufälliges Rauschen addiert."
+        ),
+        "whom": (
+            "Der Server, die anderen Standorte und alle, die das Modell haben, auch alle gemeinsam, können sehen, was "
+            "herausgegeben wurde. Der Standort selbst hat die Daten; vor ihm schützt hier nichts."
+        ),
+        "whom_shared": (
+            "Das Versprechen gilt gegenüber einem Server, der mit höchstens {colluders} anderen Standorten "
+            "zusammenarbeitet und nur Summen von mindestens {survivors} Standorten sieht. Gegenüber einem anderen Standort "
+            "beträgt Epsilon dieses Laufs {other}, gegenüber allen anderen Standorten und dem Server gemeinsam {all}."
+        ),
+        "example": (
+            "Beispiel: Wer es für zu {prior} % wahrscheinlich hielt, dass die Person mitgewirkt hat, hält es danach für "
+            "höchstens zu {posterior} % wahrscheinlich."
+        ),
+        "figure": (
+            "Epsilon ist höchstens {epsilon}: ein Faktor exp({epsilon}). Delta ist {delta}: Mit einer Wahrscheinlichkeit "
+            "von höchstens 1 zu {one_in} kann mehr als das erfahren werden."
+        ),
+        "per_image": (
+            "Das Versprechen des Standorts gilt für jedes Bild (Epsilon {epsilon}); was hier steht, gilt für eine Person "
+            "mit bis zu {images} Bildern."
+        ),
+        "this_run": "Dieser Lauf allein, von {started} bis {finished}. Andere Läufe mit denselben Personen kommen hinzu.",
+        "all_runs": (
+            "Alle Läufe mit den Patienten dieses Standorts zusammen, frühere und spätere, durch die Obergrenze von Epsilon "
+            "{cap}, die das Kassenbuch des Standorts durchsetzt."
+        ),
+        "cap_since": "Die Obergrenze gilt seit {since}.",
+        "cap_unknown": "Seit wann die Obergrenze gilt, ist nicht vermerkt.",
+        "raised": "Sie wurde am {at} von {before} auf {now} erhöht.",
+        "spent": "Bisher herausgegeben: Epsilon {spent}, aufgerundet; das sind Kosten, kein Versprechen.",
+        "withdrawn": (
+            "Personen, die ihre Einwilligung widerrufen haben (zuletzt am {at}), wirken von da an nicht mehr mit. Was "
+            "vorher herausgegeben wurde, und ein trainiertes Modell, wird nicht rückgängig gemacht: Dafür gilt die "
+            "Schranke oben."
+        ),
+        "metrics": "Ergebnisse an Validierungs- und Testpatienten werden ohne Rauschen berechnet.",
+        "counts": "Die Zahlen der Patienten und Bilder, was daraus gebildet wird, und Daten von Widerrufen sind öffentlich.",
+        "choices": "Die Einstellungen des Trainings wurden durch Ausprobieren gewählt, ohne Rauschen.",
+        "no_synthetic": "",
+        "procedural": "",
+        "quoted": "Wortlaut des Protokolls: {sentence}",
+        "not_listed": "Das Kassenbuch zählt nicht auf, was nicht umfasst ist; das Protokoll jedes Laufs tut es.",
+        "two_sites": "Für eine Person an mehreren Standorten addieren sich deren Schranken.",
+        "promised_by": "Versprochen von {site}; geschrieben von mammo-fed {software} aus dem Protokoll des Laufs {run}.",
+        "promised_by_ledger": "Versprochen von {site}; geschrieben aus dessen Kassenbuch.",
+        "hash_record": "SHA-256 von record.json: {value}",
+        "hash_config": "SHA-256 der Einstellungen: {value}",
+        "hash_ledger": "Stand des Kassenbuchs des Standorts: {value}",
+        "commands": "Prüfen mit: {commands}",
+        "patient": "Person",
+        "image": "Bild",
+        "unknown": "unbekannt",
+    },
+}
