@@ -118,7 +118,16 @@ def assert_within_budget(run) -> None:
 
 def test_a_run_leaves_record_model_page_log_and_configuration(plain):
     left = {path.name for path in plain.folder.iterdir()}
-    assert left == {"record.json", "model.safetensors", "report.html", "run.log", "config.yaml", "sites", "scores.npz"}
+    assert left == {
+        "record.json",
+        "model.safetensors",
+        "report.html",
+        "statement.html",
+        "run.log",
+        "config.yaml",
+        "sites",
+        "scores.npz",
+    }
     assert f"report:    {plain.folder / 'report.html'}" in plain.err
 
 

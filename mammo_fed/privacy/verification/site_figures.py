@@ -202,7 +202,7 @@ def _check_account(sheet: Sheet, site: Site, terms: Terms, *, epsilon: float, pa
     }
     for key, (low, high, why) in limits.items():
         name = f"{site.name}: {key.replace('_', ' ')}"
-        if site.values.get(key) is None and math.isfinite(low):
+        if site.values.get("account_published") is False:
             sheet.unknown(name, "not published", "the site's policy does not publish its account")
             continue
         recorded = number(site.values, key, default=math.inf)
@@ -228,7 +228,7 @@ def _check_cap(sheet: Sheet, site: Site, terms: Terms) -> None:
     if terms.run_alone and math.isfinite(cap):
         sheet.same(f"{site.name}: delta of the cap", delta, terms.delta, "a ledger of this run alone is read at its delta")
     left = site.values.get("budget_left")
-    if left is None:
+    if left is None and (math.isinf(cap) or site.values.get("account_published") is False):
         return
     most = max(0.0, cap - number(site.values, "epsilon")) if math.isfinite(cap) else 0.0
     name = f"{site.name}: budget left"

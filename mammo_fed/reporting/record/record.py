@@ -138,7 +138,7 @@ def read_record(folder: Path | str) -> Record:
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise DataError(f"{path} cannot be read; give the folder of a finished run") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not strict JSON: {error}") from error
     version = values.pop("schema_version", None) if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:

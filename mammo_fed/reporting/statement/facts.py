@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from mammo_fed.common.serialization import dumps
 from mammo_fed.errors import InvalidSetting
@@ -164,10 +163,9 @@ def _raises(found: Sequence[CapRaise]) -> tuple[tuple[str, float, float], ...]:
 
 def _of_account(summary: LedgerSummary, account: AccountSummary, entries: Sequence[LedgerEntry]) -> Facts:
     runs = {run.run_id for run in account.runs}
-    caps = [(entry.at, entry.details["cap"]) for entry in entries if _notes_cap(entry, runs, account.names)]
-    known = [(at, _cap(cap)) for at, cap in caps]
-    changes = [known[index] for index in range(len(known)) if index == 0 or known[index][1] != known[index - 1][1]]
-    cap = known[-1][1] if known else math.inf
+    # Under several names the smallest cap holds.
+    held = min(account.caps.values(), key=lambda each: each.max_epsilon, default=None)
+    cap = math.inf if held is None else held.max_epsilon
     delta = account.opened_delta or summary.delta
     events = [
         PrivacyEvent.from_dict(event)
@@ -206,8 +204,8 @@ def _of_account(summary: LedgerSummary, account: AccountSummary, entries: Sequen
         other_site=math.inf,
         all_colluding=math.inf,
         cap=cap,
-        cap_since=changes[-1][0] if changes else "",
-        raises=tuple((at, before, now) for (_, before), (at, now) in pairwise(changes) if now > before),
+        cap_since="" if held is None else held.since,
+        raises=_raises(() if held is None else held.raised),
         withdrawn_at=max((entry.at for entry in entries if entry.kind == "withdrawn"), default="")[:10],
         not_covered=(),
         software="",
@@ -215,14 +213,3 @@ def _of_account(summary: LedgerSummary, account: AccountSummary, entries: Sequen
         config_sha256="",
         ledger_head=summary.head,
     )
-
-
-def _notes_cap(entry: LedgerEntry, runs: set[str], names: Sequence[str]) -> bool:
-    if not isinstance(entry.details.get("cap"), Mapping):
-        return False
-    return entry.details.get("run") in runs or (entry.kind == "cap_raised" and entry.details.get("account") in (None, *names))
-
-
-def _cap(cap: Mapping[str, Any]) -> float:
-    value = cap.get("max_epsilon")
-    return math.inf if value is None else float(value)

@@ -45,7 +45,7 @@ def statement_of(facts: Facts, *, language: Language = "en") -> Statement:
         "h_whom": () if nothing else writer.whom(),
         "h_more": writer.more(),
         "h_time": () if nothing else writer.time(),
-        "h_not": () if nothing else writer.not_covered(),
+        "h_not": () if not writer.bounded else writer.not_covered(),
         "h_check": writer.check(),
     }
     return Statement(
@@ -104,14 +104,15 @@ class _Writer:
                 other=self._up(facts.other_site),
                 all=self._up(facts.all_colluding),
             )
-        return (self.say("whom"), shared)
+        seen = "whom_seen" if facts.aggregation == "shared_noise" else "whom"
+        return (self.say(seen), shared or self.say("whom_noise_shared") if seen == "whom_seen" else "")
 
     def more(self) -> tuple[str, ...]:
         facts = self._facts
         if not self.bounded:
             return ()
         epsilon = facts.patient_epsilon
-        figure = self.say("figure", epsilon=self._up(epsilon), delta=f"{facts.delta:g}", one_in=self._one_in())
+        figure = self.say("figure", epsilon=self._up(epsilon), delta=self._number(f"{facts.delta:g}"), one_in=self._one_in())
         examples = (
             self.say("example", prior=f"{100 * prior:g}", posterior=self._number(percent(prior, epsilon))) for prior in PRIORS
         )

@@ -132,6 +132,14 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "The server, the other sites and everybody who has the model, also all of them together, may see what was "
             "released. The site itself has the data; nothing here protects against it."
         ),
+        "whom_seen": (
+            "The server, the other sites and everybody who has the model may see what was released, the server as sums "
+            "over several sites. The site itself has the data; nothing here protects against it."
+        ),
+        "whom_noise_shared": (
+            "Sites shared the noise: whoever knows the parts of other sites sees less of it, and the record of the run says how "
+            "much epsilon is then."
+        ),
         "whom_shared": (
             "The promise holds against a server that works with at most {colluders} other sites and sees sums of at least "
             "{survivors} sites only. Against another site, epsilon of this run is {other}; against all other sites and the "
@@ -233,6 +241,14 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "whom": (
             "Der Server, die anderen Standorte und alle, die das Modell haben, auch alle gemeinsam, können sehen, was "
             "herausgegeben wurde. Der Standort selbst hat die Daten; vor ihm schützt hier nichts."
+        ),
+        "whom_seen": (
+            "Der Server, die anderen Standorte und alle, die das Modell haben, können sehen, was herausgegeben wurde, der "
+            "Server nur als Summe über mehrere Standorte. Der Standort selbst hat die Daten; vor ihm schützt hier nichts."
+        ),
+        "whom_noise_shared": (
+            "Standorte haben sich das Rauschen geteilt: Wer die Teile anderer Standorte kennt, sieht weniger davon; das "
+            "Protokoll des Laufs sagt, wie groß Epsilon dann ist."
         ),
         "whom_shared": (
             "Das Versprechen gilt gegenüber einem Server, der mit höchstens {colluders} anderen Standorten "

@@ -11,11 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mammo_fed.common.private_files import write_atomically
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.models.classifier import MODEL_NAME, Classifier
 from mammo_fed.reporting.pages.run_page import Curves, write_page
 from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import Record
+from mammo_fed.reporting.statement.facts import facts_of_record
+from mammo_fed.reporting.statement.statement import STATEMENT_NAME, as_page, statement_of
 from mammo_fed.settings import Settings
 from mammo_fed.training.evaluation import auroc
 
@@ -67,6 +70,7 @@ def write_results(
             for name, cohort in scored.cohorts.items()
         }
         write_page(folder, record, Curves(sets=curves), settings=_shown(settings))
+        write_atomically(folder / STATEMENT_NAME, as_page([statement_of(facts) for facts in facts_of_record(record)]))
     record.write(folder)
 
 
