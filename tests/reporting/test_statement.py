@@ -1,4 +1,4 @@
-"""A statement says in both languages what is promised to one patient, with every number on the safe side, or that nothing is."""
+"""A statement says in both languages what is promised to one patient, every number on the safe side, or that nothing is."""
 
 from __future__ import annotations
 
@@ -176,6 +176,12 @@ def test_a_page_of_statements_escapes_names_and_loads_nothing(record):
     assert page.count("<article") == 4
     assert not re.search(r"(src|href)=", page.replace('href="statement.html"', ""))
     assert "\\<script\\>" in as_text(statement_of(facts_of_record(record, site=hostile)[0]), markdown=True)
+
+
+def test_the_example_on_the_page_about_statements_is_what_the_code_writes(record):
+    page = (Path(__file__).parents[2] / "docs" / "statement.md").read_text(encoding="utf-8")
+    example = page.partition("```text\n")[2].partition("```")[0]
+    assert example == re.sub(r"[0-9a-f]{64}", "(64 hex digits)", said(changed(record)))
 
 
 @pytest.fixture

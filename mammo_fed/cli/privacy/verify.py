@@ -139,7 +139,7 @@ def _show(figures: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(*(Text(readable(str(cell))) for cell in cells))
     out = Console()
     # A log has no width of its own, and a figure is read best in one line.
-    out.print(table, width=out.width if out.is_terminal else max(out.width, WIDE))
+    (out if out.is_terminal else Console(width=max(out.width, WIDE))).print(table)
 
 
 def _verdict(figures: Sequence[Mapping[str, Any]]) -> str:

@@ -137,8 +137,8 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "over several sites. The site itself has the data; nothing here protects against it."
         ),
         "whom_noise_shared": (
-            "Sites shared the noise: whoever knows the parts of other sites sees less of it, and the record of the run says how "
-            "much epsilon is then."
+            "Sites shared the noise: whoever knows the parts of other sites sees less of it, and the record of the run says "
+            "how much epsilon is then."
         ),
         "whom_shared": (
             "The promise holds against a server that works with at most {colluders} other sites and sees sums of at least "
