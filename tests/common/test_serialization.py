@@ -21,7 +21,7 @@ from mammo_fed.settings import Settings
 from mammo_fed.settings.compose import compose_gan, compose_settings
 
 STORED = Path(__file__).parents[1] / "stored"
-PAPER = ("data=mammo_dp", "data.root=/data", "privacy=dp_sgd", "privacy.target_epsilon=inf")
+PAPER = ("data=mammo_dp", "data.root=/data", "privacy=dp_sgd", "privacy.noise=float", "privacy.target_epsilon=inf")
 MASKS = ("federation.secure.use=masks", "federation.num_sites=7", "model=swin_tiny")
 # Written down with the code that had two serializers: ledgers, checkpoints and caches hold these hashes.
 PINNED = {

@@ -387,3 +387,8 @@ def test_the_setting_is_secure_by_default_and_knows_no_third_kind():
     assert compose_settings(["privacy=dp_sgd", "privacy.noise=float"]).settings.privacy.noise == "float"
     with pytest.raises(InvalidSetting, match=r"privacy\.noise='none' must be one of secure, float"):
         compose_settings(["privacy.noise=none"])
+
+
+@pytest.mark.parametrize("chosen", [[], ["privacy=dp_gd"], ["privacy=dp_sgd"], ["privacy=dp_sgd", "model.head=mlp"]])
+def test_relation_of_prices_to_floating_point_is_exact_by_default_for_every_mechanism(chosen):
+    assert compose_settings(chosen).settings.privacy.noise == "secure"

@@ -195,3 +195,18 @@ def test_the_headline_speaks_of_the_test_set_before_validation():
 )
 def test_participation_in_words(rounds, refused, words):
     assert participation_text(rounds=rounds, refused=refused) == words
+
+
+def test_relation_of_a_price_to_floating_point_is_said_with_the_guarantee_and_beside_it():
+    exact, floating = (guarantee_sentence(**PATIENT, floating=floating) for floating in (False, True))
+    assert "differential privacy in exact arithmetic (the noise was drawn in floating point) at its site" in floating
+    assert "exact arithmetic" not in exact
+    beside, none = (not_covered_sentences(**PUBLIC_PHANTOM, floating=floating) for floating in (True, False))
+    assert [sentence for sentence in beside if "floating point" in sentence] == list(set(beside) - set(none))
+    assert any("privacy.noise=float" in sentence and "privacy.noise=secure" in sentence for sentence in beside)
+
+
+def test_relation_of_a_generators_price_to_floating_point_is_said_of_its_set():
+    assert "exact arithmetic" not in last_sentence(PRIVATE)
+    said = last_sentence(replace(PRIVATE, generator_floating=True))
+    assert "differential privacy in exact arithmetic (the noise was drawn in floating point) for each patient" in said

@@ -36,12 +36,14 @@ SMALL = (
 RUNS = {
     "dp_gd": (),
     "dp_gd_image": ("privacy.unit=image", "federation.strategy=FedAdam"),
-    "dp_sgd": ("privacy=dp_sgd",),
-    "dp_sgd_kept_optimizer": ("privacy=dp_sgd", "federation.keep_optimizer=true", "privacy.optimizer=adamw"),
+    "dp_sgd": ("privacy=dp_sgd", "privacy.noise=float"),
+    "dp_sgd_kept_optimizer": (
+        *("privacy=dp_sgd", "privacy.noise=float", "federation.keep_optimizer=true", "privacy.optimizer=adamw"),
+    ),
     "robust": ("federation=robust",),
     "masks": ("federation.secure.use=masks",),
     "shared_noise": ("federation.secure.use=shared_noise",),
-    "augmented": ("synthesis.use=[whiten,pretrain,augment]", "privacy=dp_sgd"),
+    "augmented": ("synthesis.use=[whiten,pretrain,augment]", "privacy=dp_sgd", "privacy.noise=float"),
 }
 GAN = (
     "gan.image_size=32",

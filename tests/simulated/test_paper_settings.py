@@ -22,6 +22,7 @@ PAPER = (
     "model.input_size=32",
     "model.hidden=8",
     "privacy=dp_sgd",
+    "privacy.noise=float",
     "privacy.unit=image",
     "privacy.accountant=rdp",
     "privacy.delta=1e-4",

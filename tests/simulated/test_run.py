@@ -621,3 +621,15 @@ def test_an_interrupted_run_says_one_line_and_leaves_no_result(start_cli, small,
     assert not {path.name for path in folder.iterdir()} & {"record.json", "report.html", "model.safetensors"}
     assert not list(folder.glob(".*"))
     assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("noise", "said"), [("float", True), ("secure", False)])
+def test_relation_of_a_runs_epsilon_to_floating_point_is_in_its_record(train, noise, said):
+    run = train(
+        *("privacy=dp_sgd", f"privacy.noise={noise}", "privacy.batch_size=8", "federation.num_sites=2"),
+        *("federation.local_steps=2", "federation.rounds=1"),
+    )
+    assert run.record.privacy.guaranteed
+    assert any("privacy.noise=float" in sentence for sentence in run.record.privacy.not_covered) is said
+    assert ("in exact arithmetic" in run.record.privacy.guarantee) is said
+    assert ("in floating point" in run.record.privacy.mechanism) is said

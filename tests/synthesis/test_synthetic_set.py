@@ -143,3 +143,18 @@ def test_synthetic_set_digests_are_for_public_cohorts_only(images):
     assert image_digests(public.select(np.array([2, 0]))) == tuple(sorted(set(image_digests(public.select(np.array([0, 2]))))))
     with pytest.raises(DataError, match="not public"):
         image_digests(replace(public, public=False))
+
+
+def test_relation_of_a_sets_price_to_floating_point_is_under_its_hash_and_older_sets_are_read(tmp_path, images):
+    pixels, labels = images(2), np.array([0, 1])
+    exact, floating = (
+        write_synthetic_set(
+            tmp_path / str(kind), pixels, labels, provenance=replace(ORIGIN, privacy=replace(ORIGIN.privacy, floating=kind))
+        )
+        for kind in (False, True)
+    )
+    assert exact.sha256 != floating.sha256
+    assert read_provenance(tmp_path / "True").privacy.floating
+    assert not read_provenance(tmp_path / "False").privacy.floating
+    # As earlier versions wrote it: no word of it.
+    assert "floating" not in (tmp_path / "False" / "provenance.json").read_text(encoding="utf-8")

@@ -59,6 +59,7 @@ def _say_provenance(provenance: SetProvenance, options: argparse.Namespace, cons
         "none"
         if privacy is None or privacy.noise == "injected"
         else f"(epsilon={epsilon_text(privacy.epsilon)}, delta={delta_text(privacy.delta)}) for each {privacy.unit}"
+        + (", in exact arithmetic: the noise was drawn in floating point" if privacy.floating else "")
     )
     say(
         console,

@@ -84,4 +84,5 @@ def _promise(training: Training, composed: ComposedGan) -> str:
         return "none: the images may tell of the donor's patients, and no epsilon of a later run covers that"
     if training.injected:
         return "none: the noise was injected and anyone can draw it again"
-    return f"(epsilon={epsilon_text(privacy.target_epsilon)}, delta={delta_text(privacy.delta)}) for each {privacy.unit}"
+    reals = ", in exact arithmetic: the noise was drawn in floating point" if privacy.noise == "float" else ""
+    return f"(epsilon={epsilon_text(privacy.target_epsilon)}, delta={delta_text(privacy.delta)}) for each {privacy.unit}{reals}"

@@ -115,6 +115,7 @@ def _promise(settings: GanSettings, training: Training) -> SetPrivacy | None:
         noise="injected" if training.injected else "operating system",
         events=events_to_json(events),
         ledger="site" if training.at_site else "run",
+        floating=privacy.noise == "float",
     )
 
 

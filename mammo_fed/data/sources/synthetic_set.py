@@ -125,6 +125,7 @@ class SetPrivacy:
       noise: "operating system", or "injected", which voids the guarantee.
       events: the privacy events, as mammo_fed.privacy.events.PrivacyEvent.as_dict gives them, in canonical JSON.
       ledger: "run" where the training stood for itself, "site" where the donor's ledger was charged.
+      floating: whether the noise was drawn in floating point; sets of earlier versions do not say.
     """
 
     unit: Unit
@@ -135,6 +136,7 @@ class SetPrivacy:
     noise: Literal["operating system", "injected"]
     events: str
     ledger: LedgerScope
+    floating: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +235,8 @@ def read_provenance(folder: Path) -> SetProvenance:
         raise DataError(f"{path} is not of format {FORMAT!r}; get the set again, or import it with `mammo-fed gan import`")
     if format == FORMAT_1 and isinstance(values.get("donor"), dict):
         values["donor"] = {**values["donor"], **NOT_IN_FORMAT_1}
+    if isinstance(values.get("privacy"), dict):
+        values["privacy"] = {"floating": False, **values["privacy"]}
     try:
         found = build(SetProvenance, values, path="")
     except (InvalidSetting, DataError) as error:
@@ -322,6 +326,9 @@ def _plain(provenance: SetProvenance) -> dict[str, Any]:
         for name in ("epsilon", "patient_epsilon"):
             number = getattr(provenance.privacy, name)
             values["privacy"][name] = "inf" if math.isinf(number) else number
+        if not provenance.privacy.floating:
+            # Written only where it is so: the hash of a set of earlier versions stays what it was.
+            del values["privacy"]["floating"]
     return values
 
 

@@ -22,6 +22,7 @@ class Provenance:
       overlap: whether patients whom it saw train in the run too; judged by images in records of earlier versions.
       generator_unit: that its training protects; "" without differential privacy.
       total_epsilon, total_delta, total_unit: of training and run together, for who is in both; infinite where there is none.
+      generator_floating: whether its noise was drawn in floating point; earlier sets do not say.
       chosen: how the step that it is taken from was chosen.
       events: of the generator's training, which its epsilon is the price of; empty without differential privacy, and in records
         that did not keep them.
@@ -39,6 +40,8 @@ class Provenance:
     chosen: str = ""
     events: tuple[PrivacyEvent, ...] = ()
     generator_accountant: str = ""
+
+    generator_floating: bool = False
 
     def __post_init__(self) -> None:
         require_epsilon("synthesis.provenance.epsilon", self.epsilon)

@@ -11,6 +11,7 @@ from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.names import LedgerScope, NoiseOrigin
 from mammo_fed.reporting.formatting import delta_text, epsilon_text
+from mammo_fed.reporting.record.arithmetic import FLOATING, in_reals
 from mammo_fed.reporting.record.cap_words import CapHistory, account_sentences, cap_words
 from mammo_fed.reporting.record.provenance import Provenance
 
@@ -75,6 +76,7 @@ def guarantee_sentence(
     max_images_per_patient: int | None = None,
     asked: bool = True,
     threat: str = "",
+    floating: bool = False,
 ) -> str:
     """What a run guarantees, in one sentence that starts with "None" where it guarantees nothing.
 
@@ -94,6 +96,7 @@ def guarantee_sentence(
       max_images_per_patient: largest number of images of a patient, public by the sites' policies.
       asked: whether any site was asked for anything.
       threat: against whom it holds, where not against everybody; see `threat_text`.
+      floating: whether the noise was drawn in floating point.
 
     Raises:
       InvalidSetting: If the unit is the image and `patient_epsilon` or `max_images_per_patient` is missing, the ledger is
@@ -112,7 +115,7 @@ def guarantee_sentence(
     if math.isinf(epsilon):
         unbounded = "own figure for this run" if ledger == "run" else "policy for all runs in its ledger"
         return f"None: a site's {unbounded} has no bound, {NONE_GIVEN}"
-    price = f"(epsilon={epsilon_text(epsilon)}, delta={delta_text(delta)})-differential privacy"
+    price = f"(epsilon={epsilon_text(epsilon)}, delta={delta_text(delta)})-differential privacy{in_reals(floating)}"
     scope = "for this run alone" if ledger == "run" else _over_all_runs(schedule_cost, account_published, caps)
     if unit == "patient":
         who, patient = "Each patient's data (all images)", ""
@@ -244,6 +247,7 @@ def not_covered_sentences(
     chosen_round: int | None = None,
     ledger: LedgerScope = "run",
     account_published: bool = True,
+    floating: bool = False,
 ) -> tuple[str, ...]:
     """What the reported epsilon does not cover, one sentence each.
 
@@ -254,6 +258,7 @@ def not_covered_sentences(
       chosen_round: the round whose model was chosen by its score on validation patients, or None where nothing was chosen.
       ledger: "site" where the sites' ledgers carry over from run to run.
       account_published: whether the sites publish figures of their accounts.
+      floating: whether the run's noise was drawn in floating point.
     """
     chosen = (
         ()
@@ -273,6 +278,7 @@ def not_covered_sentences(
         "privacy; what that choice reveals about the patients it was made on is not in epsilon.",
         *chosen,
         *account_sentences(ledger=ledger, published=account_published),
+        *([FLOATING] if floating else []),
         synthetic_sentence(synthetic_source, seen),
     )
 
@@ -292,7 +298,8 @@ def synthetic_sentence(source: str, seen: Provenance) -> str:
         )
     trained = (
         f"The generator of the synthetic images was trained on {seen.trained_on} with (epsilon={epsilon_text(seen.epsilon)}, "
-        f"delta={delta_text(seen.delta)})-differential privacy for each {seen.generator_unit}"
+        f"delta={delta_text(seen.delta)})-differential privacy{in_reals(seen.generator_floating)} for each "
+        f"{seen.generator_unit}"
     )
     if seen.chosen == "by request":
         trained += " (which of its steps was taken is a choice that no epsilon covers, if real images led to it)"

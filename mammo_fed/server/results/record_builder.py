@@ -49,9 +49,9 @@ __all__ = ["Outcome", "build_record"]
 
 LIBRARIES: Final = ("mammo-fed", "flwr", "torch", "timm", "opacus", "dp-accounting", "numpy", "hydra-core")
 MECHANISM: Final = {
-    ("dp_gd", "float"): "full-batch DP gradient descent, closed form",
+    ("dp_gd", "float"): "full-batch DP gradient descent, closed form, in floating point",
     ("dp_gd", "secure"): "full-batch DP gradient descent, closed form, discrete Gaussian on a grid",
-    ("dp_sgd", "float"): "Poisson DP-SGD (Opacus)",
+    ("dp_sgd", "float"): "Poisson DP-SGD (Opacus), in floating point",
     ("dp_sgd", "secure"): "Poisson DP-SGD, discrete Gaussian on a grid",
 }
 
@@ -190,6 +190,7 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
         noise = "injected"
     elif math.isinf(privacy.target_epsilon):
         noise = "none"
+    floating = declaration.noise == "float" and noise == "operating system"
     run_alone = _run_alone(outcome)
     # Rounds and runs follow what came before them: over all runs only the cap that the sites' ledgers enforce is a guarantee.
     charged = [site for site in sites if site.epsilon > 0]
@@ -220,6 +221,7 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
             asked=bool(sites),
             max_images_per_patient=privacy.max_images_per_patient,
             threat=_threat(declaration),
+            floating=floating,
         ),
         not_covered=_beyond_threat(declaration, charged)
         + not_covered_sentences(
@@ -229,6 +231,7 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
             chosen_round=outcome.chosen_round,
             ledger="run" if run_alone else "site",
             account_published=published,
+            floating=floating,
         ),
         aggregation=declaration.aggregation,
         min_survivors=declaration.min_survivors,

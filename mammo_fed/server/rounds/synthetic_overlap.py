@@ -132,6 +132,7 @@ def seen_by_generator(
         trained_on=trained_on,
         overlap=overlap,
         generator_unit=promised.unit,
+        generator_floating=promised.floating,
         total_epsilon=total,
         total_delta=total_delta,
         total_unit=promised.unit if same else "patient",
