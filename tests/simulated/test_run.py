@@ -17,6 +17,7 @@ from mammo_fed.data.cohort import MALIGNANT
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
+from mammo_fed.privacy.ledger.report import export_ledger
 from mammo_fed.reporting.record.record import comparable
 from mammo_fed.settings import Settings
 from mammo_fed.training.evaluation import evaluate_scores
@@ -325,6 +326,10 @@ def test_a_ledger_that_carries_over_keeps_the_first_runs_target_as_its_cap(train
     settings = (f"privacy.ledger={tmp_path / 'ledgers'}",)
     first = train(*settings, "privacy.target_epsilon=4")
     assert {site.cap_epsilon for site in first.sites} == {4.0}
+    ledger = export_ledger(tmp_path / "ledgers" / "site-1")
+    assert [site.cap_since for site in first.sites if site.site == "site-1"] == [ledger[1].at]
+    assert f"by the cap that the ledger enforces (since {ledger[1].at[:10]}" in first.record.privacy.guarantee
+    assert any("Whether a site refuses a run" in sentence for sentence in first.record.privacy.not_covered)
     more = simulate(*training, *settings, "privacy.target_epsilon=6")
     assert (more.code, "site-1: budget" in more.err) == (3, True)
     looser = simulate(*training, *settings, "privacy.target_epsilon=1", "federation.site_budgets=[4,4,4,5]")
@@ -340,6 +345,9 @@ def test_a_ledger_that_carries_over_refuses_another_division_of_its_patients(sim
     settings = ("data=csv", f"data.root={table.path}", f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.target_epsilon=2")
     first = simulate(*settings, "federation.num_sites=2")
     assert first.code == 0, first.err
+    # The table's cohort is not public: what its accounts cost stays at the sites.
+    assert {(site.epsilon_account, site.budget_left, site.account_published) for site in first.sites} == {(None, None, False)}
+    assert "schedule cost" not in first.record.privacy.guarantee
     other = simulate(*settings, "federation.num_sites=2", change)
     assert other.code == 3
     assert "belongs to another division of patients over sites" in other.err
