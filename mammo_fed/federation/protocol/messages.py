@@ -266,7 +266,8 @@ def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
 def _read_priced(fields: Fields) -> dict[str, Any]:
     if not LEDGER_HEAD.fullmatch(str(fields["ledger-head"])):
         raise DataError("a reply has a ledger head that no site sends")
-    check_date("a reply has a field withdrawn-at", fields["withdrawn-at"])
+    if fields["withdrawn-at"] != "":
+        check_date("a reply has a field withdrawn-at", fields["withdrawn-at"])
     published = any(name in fields for name in WITHHELD)
     account = {name.replace("-", "_"): _real(fields[name]) if published else None for name in WITHHELD}
     return {
