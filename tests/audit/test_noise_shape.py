@@ -327,6 +327,8 @@ def test_grid_relation_coarser_than_said_is_seen(make_subject):
         {"sample_rate": 0.25},
         {"sample_rate": 0.25, "kind": "mlp", "unit": "image"},
         {"sample_rate": 0.5, "local_steps": 3},
+        # Many patients in a head whose layers multiply: no weight may move within a round, or their gradients lie in the noise.
+        {"sample_rate": 0.25, "local_steps": 4, "kind": "mlp", "patients": 100, "target": 20.0, "dims": 8},
     ],
     ids=str,
 )

@@ -36,8 +36,8 @@ CHUNK: Final = 50
 MALIGNANT: Final = 1
 MOST_IMAGES: Final = 4
 MOST_UNITS: Final = 512
-# Standard deviation of a reply's noise on each weight, roughly: local steps then hardly move the weights.
-DRIFT: Final = 0.01
+# Standard deviation of a reply's noise on each weight, roughly: so small that every step of a round starts from zero.
+DRIFT: Final = 1e-12
 # Numbers that are kept of all replies together; of larger heads a part of the weights is looked at.
 MOST_NUMBERS: Final = 1 << 23
 MOST_ENTRIES: Final = 2048
