@@ -216,6 +216,28 @@ def test_overlap_none_with_a_run_without_guarantee_says_what_a_patient_in_both_w
     assert "a patient in both would not be protected in all" in synthetic_sentence("folder", seen)
 
 
+def test_overlap_of_a_generators_patients_and_those_held_out_is_told_by_gan_evaluate(
+    cli, tiny, set_of_one_view, views, tmp_path
+):
+    """The table that the set is compared with keeps apart somebody whom the generator saw."""
+    with Path(views[1]).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    shutil.copytree(Path(views[1]).parent / "png", tmp_path / "png")
+    half = len(rows) // 2
+    with (tmp_path / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "split": "train" if number < half else "val"} for number, row in enumerate(rows))
+    masses = (*tiny, *patients_in(tmp_path / "table.csv"))
+    code, out, err = cli("gan", "evaluate", set_of_one_view, *masses, "--json", "--side", "32", "--no-baselines")
+    assert code == 0, err
+    assert {row["name"]: row.get("held_out_seen") for row in json.loads(out)["sets"]} == {
+        "real, held out": None,
+        "real, train": None,
+        "set": "some",
+    }
+
+
 def test_overlap_of_the_papers_set_with_its_training_patients_is_some():
     """By patient, whatever the images: the clone's numbering, with or without the data set's name."""
     paper = known("cbis-ddsm__P_00004", "cbis-ddsm__P_00009", source="mammo_dp")

@@ -53,6 +53,11 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> int:
             say(console, f"Frechet radiomics distance of {one.name}: {one.radiomics:.3f}")
         if len(one.quality.memorisation.copies) and one.kind != "real":
             warn(console, f"{one.name}: {len(one.quality.memorisation.copies)} images are copies of training images")
+        if one.held_out_seen == "some":
+            warn(
+                console,
+                f"{one.name}: its generator saw patients who are held out here; memorisation and TSTR speak of no others",
+            )
     if page is not None:
         say(console, f"page: {page.resolve()}")
         if not evaluation.public:

@@ -16,6 +16,7 @@ from mammo_fed.common.private_files import new_folder, write_private
 from mammo_fed.common.serialization import RECORD, dumps, plain
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.cohort import Cohort
+from mammo_fed.data.known_patients import NOBODY_KNOWN, KnownPatients, Overlap, known_patients, patient_overlap
 from mammo_fed.data.run_cohorts import evaluation_cohorts
 from mammo_fed.data.sources.image_folder import read_image_folder
 from mammo_fed.data.sources.synthetic_set import is_synthetic_set, read_synthetic_set
@@ -43,7 +44,8 @@ TRAIN_ROW: Final = "real, train"
 class EvaluatedSet:
     """One set: its name, where it comes from in a word, images at the common side, labels and figures.
 
-    `radiomics` is its Frechet radiomics distance to the training masses, where that was asked for.
+    `radiomics` is its Frechet radiomics distance to the training masses, where that was asked for. `held_out_seen` is whether
+    its generator saw patients who are held out here: where it did, memorisation and TSTR speak of no others.
     """
 
     name: str
@@ -52,6 +54,7 @@ class EvaluatedSet:
     labels: NDArray[np.int64]
     quality: Quality
     radiomics: float | None = None
+    held_out_seen: Overlap = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +110,7 @@ def evaluate_sets(
     share = site.share if site else training_partition(settings)
     held_out = without_withdrawn(_held_out(settings if site is None else replace(settings, data=site.data), share=share), site)
     read = [_read(folder) for folder in sets]
-    smallest = min(train.image_size[0], held_out.image_size[0], *(cohort.image_size[0] for _, cohort, _ in read))
+    smallest = min(train.image_size[0], held_out.image_size[0], *(cohort.image_size[0] for _, cohort, _, _ in read))
     at = side or max(smallest, LEAST)
     cache = ArrayCache(Path(settings.cache or default_cache_root()).expanduser())
     progress(f"real masses: {len(train):,} to learn from, {len(held_out):,} held out, compared at {at} pixels")
@@ -116,9 +119,14 @@ def evaluate_sets(
         (HELD_OUT_ROW, "real", held_out.pixels, held_out.labels),
         (TRAIN_ROW, "real", train.pixels, train.labels),
     ]
-    rows += [(title, kind, cohort.pixels, cohort.labels) for title, cohort, kind in read]
+    rows += [(title, kind, cohort.pixels, cohort.labels) for title, cohort, kind, _ in read]
+    apart = NOBODY_KNOWN
+    if held_out.public:
+        data = settings.data if site is None else site.data
+        apart = known_patients(held_out, source=data.source, seed=share.seed)
+    seen = {title: patient_overlap(donor, apart) for title, _, _, donor in read}
     if baselines:
-        count = max(LEAST, min(1000, *(len(cohort) for _, cohort, _ in read)))
+        count = max(LEAST, min(1000, *(len(cohort) for _, cohort, _, _ in read)))
         rows.append(("noise, classes mean nothing", "baseline", *noise_images(count, side=at, seed=settings.seed)))
         untrained = Adversaries(settings.gan, seed=settings.seed).average
         drawn, labels = draw_images(untrained, count=count, seed=settings.seed)
@@ -130,7 +138,17 @@ def evaluate_sets(
         quality = evaluate_set(pixels, labels, real, seed=settings.seed)
         images = at_side(pixels, at)
         distance = radiomics_distance(real.train, images) if radiomics and title != TRAIN_ROW else None
-        evaluated.append(EvaluatedSet(name=title, kind=kind, pixels=images, labels=labels, quality=quality, radiomics=distance))
+        evaluated.append(
+            EvaluatedSet(
+                name=title,
+                kind=kind,
+                pixels=images,
+                labels=labels,
+                quality=quality,
+                radiomics=distance,
+                held_out_seen=seen.get(title, "unknown"),
+            )
+        )
     title = f"Against {len(train):,} masses of {train.name}, at {at} pixels, by {name}; held out: {held_out.name}"
     return Evaluation(title=title, public=train.public and held_out.public, side=at, sets=tuple(evaluated))
 
@@ -152,6 +170,8 @@ def _row(one: EvaluatedSet) -> dict[str, Any]:
     if one.name == HELD_OUT_ROW:
         # Trained and tested on the same patients: their figure says nothing.
         values |= {"tstr": None, "tstr_ci": None}
+    if one.kind not in ("real", "baseline"):
+        values["held_out_seen"] = one.held_out_seen
     return values if one.radiomics is None else {**values, "radiomics": one.radiomics}
 
 
@@ -176,12 +196,13 @@ def _figures(quality: Quality) -> Mapping[str, Any]:
     }
 
 
-def _read(folder: Path) -> tuple[str, Cohort, str]:
-    """Name, images and kind of a set."""
+def _read(folder: Path) -> tuple[str, Cohort, str, KnownPatients]:
+    """Name, images and kind of a set, and whom its generator saw."""
     if is_synthetic_set(folder):
         cohort, provenance = read_synthetic_set(folder)
-        return folder.name, cohort, provenance.kind
-    return folder.name, read_image_folder(folder, public=True, remedy="give the folder of a synthetic set"), "unknown"
+        return folder.name, cohort, provenance.kind, provenance.donor.known
+    images = read_image_folder(folder, public=True, remedy="give the folder of a synthetic set")
+    return folder.name, images, "unknown", NOBODY_KNOWN
 
 
 def _held_out(settings: GanSettings, *, share: Partition) -> Cohort:
