@@ -112,7 +112,8 @@ def open_ledger(
 
     Args:
       folder: for the ledger alone, on a local disk.
-      max_epsilon, delta: what an account may cost its patients in all.
+      max_epsilon, delta: what an account may cost its patients in all. The first charge promises it: a larger one later is
+        refused, unless `Ledger.raise_cap` has raised it.
       site: whose ledger it is.
       filter: how a new account enforces its budget. "rdp" is sound for releases of any kind that are chosen one after the
         other; "gdp" is tighter and takes full-batch events alone; "declared" suits one schedule that is fixed beforehand.
@@ -144,7 +145,7 @@ def charge(ledger: Ledger, events: Sequence[PrivacyEvent], *, patients: Iterable
     Raises:
       InvalidSetting: If `patients` is one text, or holds something else than texts.
       PrivacyRefused: If the budget does not allow it; then nothing may be released.
-      PolicyRefused: If the account's filter does not take such events.
+      PolicyRefused: If the account's filter does not take such events, or its patients were promised a smaller cap.
 
     >>> import tempfile
     >>> from mammo_fed.errors import PrivacyRefused

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mammo_fed import charge, open_ledger
+from mammo_fed.cli.main import main
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
 from mammo_fed.privacy.accounting.calibration import calibrate
 from mammo_fed.privacy.accounting.composition import gaussian_delta
@@ -246,6 +248,8 @@ def test_cap_that_was_promised_limits_what_is_planned(folder):
     larger = Budget(max_epsilon=50.0, delta=DELTA)
     with pytest.raises(PolicyRefused, match="promised 1 since"):
         after_run(account, as_steps([event()]), budget=larger)
+    with opened(folder, 50.0) as ledger:
+        assert ledger.budget_left() <= 1.0
     assert headroom(account, budget=larger) == headroom(account, budget=Budget(max_epsilon=1.0, delta=DELTA)) <= 1.0
 
 
@@ -340,3 +344,23 @@ def test_cap_leaves_no_headroom_in_a_full_account():
     largest = calibrate(lambda x: [event(noise=x)], target_epsilon=left, delta=DELTA, accountant="gdp") if left else 1e9
     squares = noise**-2 + largest**-2
     assert exact_gaussian_epsilon(math.sqrt(squares), DELTA) <= 6.0
+
+
+def test_cap_of_a_ledger_in_python_is_a_promise_too(tmp_path):
+    with open_ledger(tmp_path / "mine", max_epsilon=1.0, delta=DELTA) as ledger:
+        charge(ledger, [event()], patients=COHORT)
+    with open_ledger(tmp_path / "mine", max_epsilon=8.0, delta=DELTA) as ledger:
+        with pytest.raises(PolicyRefused, match="promised 1 since"):
+            charge(ledger, [event()], patients=COHORT)
+        ledger.raise_cap(max_epsilon=8.0)
+        charge(ledger, [event()], patients=COHORT)
+    with Ledger.open(tmp_path / "mine", site="notebook", budget=Budget(max_epsilon=8.0, delta=DELTA), filter="rdp") as ledger:
+        assert ledger.cap().max_epsilon == 8.0
+
+
+def test_cap_is_held_against_what_is_planned_on_the_command_line(folder, capsys):
+    with opened(folder, 1.0, delta=1e-4) as ledger:
+        declare(ledger, "first")
+    plan = ["privacy", "plan", "--ledger", str(folder), "--target-epsilon", "2", "--delta", "1e-4", "--json"]
+    assert main([*plan, "--budget", "50"]) == 0
+    assert "promised 1 since" in json.loads(capsys.readouterr().out)["refused"]

@@ -384,14 +384,16 @@ class Ledger:
         return patient_schedule_epsilon(steps, delta=delta or self._budget.delta)
 
     def budget_left(self, *, account: str = DEFAULT_ACCOUNT) -> float:
-        """`max_epsilon` less what the account's filter has charged, at least 0.
+        """`max_epsilon`, or what was promised where that is less, minus what the account's filter has charged; at least 0.
 
         Epsilons do not add up: what a further run may cost is for `declare` to decide, and is usually more than this.
         """
         with self._exclusive() as state:
             known = state.account(account)
             charged = rules.charged_epsilon(known, delta=self._budget.delta) if known else 0.0
-        return math.inf if math.isinf(self._budget.max_epsilon) else max(0.0, self._budget.max_epsilon - charged)
+            promised = cap_in_force(known.caps) if known else None
+        cap = min(self._budget.max_epsilon, promised[1].max_epsilon) if promised else self._budget.max_epsilon
+        return math.inf if math.isinf(cap) else max(0.0, cap - charged)
 
     def head(self) -> str:
         """Where the ledger ends, "position:seal"; worth reporting, as only a reported head exposes an older copy put back."""
