@@ -72,9 +72,18 @@ class PrivacyEvent:
             raise InvalidSetting(f"mechanism={self.mechanism!r} must be one of {get_args(Mechanism)}")
         if self.unit not in get_args(Unit):
             raise InvalidSetting(f"unit={self.unit!r} must be one of {get_args(Unit)}; check privacy.unit")
+        # JSON and Python take True for 1, and 1.5 for a count: what is priced must be what is done.
+        for name in ("noise_multiplier", "sample_rate", "clipping_norm"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidSetting(f"{name}={value!r} must be a number")
+        for name in ("steps", "max_images_per_patient", "noise_shares"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InvalidSetting(f"{name}={value!r} must be a whole number")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise InvalidSetting(f"noise_multiplier={self.noise_multiplier} must be a finite number, at least 0")
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+        if self.steps < 1:
             raise InvalidSetting(f"steps={self.steps} must be a whole number of at least 1; check federation.local_steps")
         if not 0 < self.sample_rate <= 1:
             raise InvalidSetting(f"sample_rate={self.sample_rate} must be in (0, 1]; check privacy.batch_size")

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["Auto", "at_least"]
+__all__ = ["Auto", "at_least", "check_delta", "delta_warning"]
 
 Auto = Literal["auto"]
+# From here on nothing that epsilon says is worth saying, however few patients there are.
+DELTA_BOUND: Final = 0.1
 
 
 def at_least(name: str, value: float, least: int) -> None:
     """Raise InvalidSetting where the setting `name` is below `least`."""
     if value < least:
         raise InvalidSetting(f"{name}={value} must be at least {least}")
+
+
+def check_delta(name: str, delta: float) -> None:
+    """Raise InvalidSetting unless `delta` is in (0, 0.1): above, it permits to publish a tenth of the patients outright."""
+    if not 0 < delta < DELTA_BOUND:
+        raise InvalidSetting(f"{name}={delta} must be in (0, {DELTA_BOUND:g}); well below 1 / patients is usual, such as 1e-4")
+
+
+def delta_warning(*, delta: float, patients: int, name: str = "privacy.delta") -> str | None:
+    """What to say of a delta that permits to publish one patient whole, None of a smaller one.
+
+    >>> delta_warning(delta=1e-2, patients=100)
+    'privacy.delta=0.01 is not below 1 / 100 patients: it permits to publish one of them whole, whatever epsilon says'
+    >>> delta_warning(delta=1e-4, patients=100)
+    """
+    if delta * patients < 1:
+        return None
+    return f"{name}={delta:g} is not below 1 / {patients:,} patients: it permits to publish one of them whole, whatever epsilon says"

@@ -121,6 +121,17 @@ class FederationSettings:
                 "choose one, or set federation.central.noise_multiplier=0"
             )
         self._check_secure()
+        if self.chosen_sites < self._strategy_replies:
+            raise InvalidSetting(
+                f"federation.num_malicious={self.num_malicious} needs at least {self._strategy_replies} sites a round under "
+                f"federation.strategy={self.strategy}, and {self.chosen_sites} take part (federation.num_sites="
+                f"{self.num_sites}, fraction={self.fraction:g}); suppose fewer of them, or choose another strategy"
+            )
+        if self.strategy == "FedTrimmedAvg" and int(self.trim * self.chosen_sites) < self.num_malicious:
+            raise InvalidSetting(
+                f"federation.trim={self.trim} cuts {int(self.trim * self.chosen_sites)} of {self.chosen_sites} sites at each "
+                f"end, fewer than federation.num_malicious={self.num_malicious}; raise trim"
+            )
         if any(not budget > 0 for budget in self.site_budgets):
             raise InvalidSetting(f"federation.site_budgets={list(self.site_budgets)} must be above 0")
 
@@ -128,6 +139,18 @@ class FederationSettings:
     def chosen_sites(self) -> int:
         """Number of sites that train in a round."""
         return max(1, round(self.fraction * self.num_sites))
+
+    @property
+    def fewest_replies(self) -> int:
+        """Replies without which a round is tried again: `min_replies`, or what the strategy needs for its hostile sites."""
+        return max(self.min_replies, self._strategy_replies)
+
+    @property
+    def _strategy_replies(self) -> int:
+        """Krum needs 2 f + 3 sites (arXiv:1703.02757); a median, a trimmed mean and a comparison an honest majority."""
+        if self.strategy == "Krum":
+            return 2 * self.num_malicious + 3
+        return 2 * self.num_malicious + 1 if self.strategy in ROBUST and self.num_malicious else 1
 
     @property
     def min_survivors(self) -> int:

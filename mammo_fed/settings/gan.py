@@ -12,7 +12,7 @@ from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.names import NoiseMode, OwnAccountant
-from mammo_fed.settings.checks import at_least
+from mammo_fed.settings.checks import at_least, check_delta
 from mammo_fed.settings.data import DataSettings, PartitionRule
 
 __all__ = ["DonorSettings", "GanPrivacySettings", "GanSettings", "McganSettings"]
@@ -123,7 +123,7 @@ class GanPrivacySettings:
     Attributes:
       unit: whose data is protected.
       target_epsilon: of the whole training, > 0; infinity trains without noise and without a guarantee, on public cohorts only.
-      delta: in (0, 1).
+      delta: in (0, 0.1).
       accountant: "pld", "rdp" or "prv".
       clipping_norm: largest gradient norm of one unit at the discriminator.
       max_images_per_patient: further images of a patient are left out; public.
@@ -143,8 +143,7 @@ class GanPrivacySettings:
     def __post_init__(self) -> None:
         if not self.target_epsilon > 0:
             raise InvalidSetting(f"privacy.target_epsilon={self.target_epsilon} must be above 0 (inf trains without privacy)")
-        if not 0 < self.delta < 1:
-            raise InvalidSetting(f"privacy.delta={self.delta} must be in (0, 1); well below 1 / patients is usual")
+        check_delta("privacy.delta", self.delta)
         if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0):
             raise InvalidSetting(f"privacy.clipping_norm={self.clipping_norm} must be a finite number above 0")
         at_least("privacy.max_images_per_patient", self.max_images_per_patient, 1)

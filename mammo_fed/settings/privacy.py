@@ -9,7 +9,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import ACCOUNTANTS, MECHANISMS
 from mammo_fed.privacy.events import Unit, full_batch
 from mammo_fed.privacy.names import AccountantName, LocalOptimizer, MechanismName, NoiseMode
-from mammo_fed.settings.checks import Auto, at_least
+from mammo_fed.settings.checks import Auto, at_least, check_delta
 
 __all__ = ["PrivacySettings"]
 
@@ -21,7 +21,7 @@ class PrivacySettings:
     Attributes:
       unit: whose data is protected.
       target_epsilon: of the whole run at every site, > 0; infinity trains without noise and without a guarantee.
-      delta: in (0, 1).
+      delta: in (0, 0.1).
       accountant: "pld" (default), "rdp" (the paper's), "prv", or one that another distribution brings.
       mechanism: "dp_gd" (full batch, closed form), "dp_sgd" (Poisson sampling, Opacus), or the gradient that another
         distribution brings, in the full batch; see docs/recipes.md.
@@ -66,10 +66,7 @@ class PrivacySettings:
             raise InvalidSetting(
                 f"privacy.target_epsilon={self.target_epsilon} must be above 0 (inf trains without privacy); 1 to 10 is usual"
             )
-        if not 0 < self.delta < 1:
-            raise InvalidSetting(
-                f"privacy.delta={self.delta} must be in (0, 1); well below 1 / patients is usual, such as 1e-4"
-            )
+        check_delta("privacy.delta", self.delta)
         for name in ("clipping_norm", "mean_clipping_norm", "learning_rate"):
             value = getattr(self, name)
             if value != "auto" and not (math.isfinite(value) and value > 0):

@@ -13,6 +13,7 @@ from mammo_fed.common.command_line import print_json, say, warn
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.reporting.formatting import delta_text, epsilon_text
+from mammo_fed.settings.checks import delta_warning
 from mammo_fed.settings.compose import ComposedGan
 from mammo_fed.synthesis.adversarial import Losses
 from mammo_fed.synthesis.scalars import TENSORBOARD_ABSENT, has_tensorboard
@@ -61,10 +62,14 @@ def train(
             bar.update(step, steps, f"step {step} of {steps}{held}")
 
         start_training(composed.settings, folder, site_folder=site_folder, progress=show, tensorboard=tensorboard)
-    promised = _promise(read_training(folder), composed)
+    training = read_training(folder)
+    promised = _promise(training, composed)
     if json_only:
         print_json({"folder": str(folder.resolve()), "steps": composed.settings.gan.steps, "privacy": promised})
         return
+    privacy, patients = composed.settings.privacy, training.donor.patients
+    if training.event is not None and (said := delta_warning(delta=privacy.delta, patients=patients)):
+        warn(console, said)
     say(
         console,
         f"privacy:   {promised}",

@@ -21,6 +21,7 @@ from mammo_fed.privacy.ledger.cap import check_promised
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import verify_ledger
 from mammo_fed.privacy.patient_identity import count_patients
+from mammo_fed.settings.checks import delta_warning
 
 __all__ = ["Check", "check_site"]
 
@@ -87,9 +88,10 @@ def _cohort(folder: SiteFolder) -> str:
             f"run is refused; check [policy] in {folder.site_file}"
         )
     left_out = f", of whom {withdrawn} have withdrawn" if withdrawn else ""
+    said = delta_warning(delta=policy.delta, patients=policy.public_patients, name="delta")
     return (
         f"{patients} patients{left_out}, {len(rows)} images; declared public: {policy.public_patients} patients, "
-        f"{policy.public_images} images"
+        f"{policy.public_images} images" + (f"; WARNING: {said}" if said else "")
     )
 
 

@@ -219,7 +219,7 @@ class PrivacySection:
     ("no_contribution", which older records call "zero_out"); `ledger` is "site" where the sites' ledgers carry over from run to
     run, and the guarantee is then about all of them. `aggregation` is "plain" where the server sees every update, "masks" where
     it sees their sums, "shared_noise" where only the sums carry all of the noise; `min_survivors` and `colluders` are then the
-    declared threat model.
+    declared threat model. `cautions` are what a reader must know of the terms themselves, such as a delta too large for a site.
     """
 
     unit: Unit
@@ -238,6 +238,7 @@ class PrivacySection:
     aggregation: Aggregation = "plain"
     min_survivors: int = 1
     colluders: int = 0
+    cautions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -273,7 +274,7 @@ class PrivacySection:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know of the sites' figures, one sentence each; empty where all went as declared."""
-        return tuple(
+        return self.cautions + tuple(
             sentence
             for site in self.sites
             for sentence in warning_sentences(

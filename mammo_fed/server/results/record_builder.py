@@ -44,6 +44,7 @@ from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView, SiteSpending
 from mammo_fed.server.rounds.delivery import Traffic
 from mammo_fed.server.rounds.synthetic_overlap import seen_by_generator
 from mammo_fed.settings import Settings
+from mammo_fed.settings.checks import delta_warning
 
 __all__ = ["Outcome", "build_record"]
 
@@ -236,7 +237,15 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
         aggregation=declaration.aggregation,
         min_survivors=declaration.min_survivors,
         colluders=declaration.colluders,
+        cautions=_cautions(outcome),
     )
+
+
+def _cautions(outcome: Outcome) -> tuple[str, ...]:
+    """A sentence for each site at which delta is too large to mean anything."""
+    delta = outcome.settings.privacy.delta
+    found = ((site, delta_warning(delta=delta, patients=of.patients)) for site, of in outcome.budget.sites.items())
+    return tuple(f"{site}: {said}." for site, said in found if said)
 
 
 def _schedule_cost(charged: Sequence[SitePrivacy]) -> float | None:

@@ -52,17 +52,18 @@ class PlainRound:
           RunFailed: If too few sites reply.
         """
         started, index, tries = time.perf_counter(), sent.task.round_index, self.settings.max_failed_rounds
+        needed = self.settings.fewest_replies
         valid: dict[str, Message] = {}
         answered: set[str] = set()
         for attempt in range(tries):
             missing = [site for site in sites if site not in answered]
-            for reply, message in self._ask(sent, missing, enough=max(0, self.settings.min_replies - len(valid))):
+            for reply, message in self._ask(sent, missing, enough=max(0, needed - len(valid))):
                 answered.add(reply.site)
                 if isinstance(reply, Update):
                     self.traffic.bytes_up += reply.parameters.nbytes
                 if self.checks.accept(reply, sent):
                     valid[reply.site] = message
-            if len(valid) >= self.settings.min_replies or answered.issuperset(sites):
+            if len(valid) >= needed or answered.issuperset(sites):
                 break
             logger.warning(
                 "round %d: %d of %d sites replied, try %d of %d",
@@ -73,11 +74,11 @@ class PlainRound:
                 tries,
             )
         self.checks.charge_unanswered(sent, sorted(set(sites) - answered))
-        if len(valid) < self.settings.min_replies:
+        if len(valid) < needed:
             self.checks.require_active(f"round {index}")
             raise RunFailed(
                 f"round {index}: {len(valid)} of {len(sites)} sites replied with an update in {tries} tries, "
-                f"and federation.min_replies={self.settings.min_replies}; look at the sites' logs"
+                f"and {self._needed(needed)}; look at the sites' logs"
             )
         aggregated = self.aggregator.aggregate(index, [valid[site] for site in sorted(valid)])
         for site in self.aggregator.left_out:
@@ -85,6 +86,15 @@ class PlainRound:
             self.checks.budget.reject(site, round_index=index, reason="direction")
         self.traffic.seconds.append(time.perf_counter() - started)
         return aggregated
+
+    def _needed(self, replies: int) -> str:
+        settings = self.settings
+        if replies == settings.min_replies:
+            return f"federation.min_replies={replies}"
+        return (
+            f"federation.strategy={settings.strategy} with federation.num_malicious={settings.num_malicious} needs {replies}: "
+            "fewer could be outvoted by those"
+        )
 
     def _ask(self, sent: SentTask, sites: Sequence[str], *, enough: int) -> list[tuple[Update | Refusal, Message]]:
         """Send the task and return the readable replies of sites in the run, in the order of the sites' names."""

@@ -9,6 +9,7 @@ from rich.console import Console
 from mammo_fed.client.operations.commands.keys import about
 from mammo_fed.client.operations.onboarding import SiteRequest, init_site, parse_share
 from mammo_fed.common.command_line import print_json, say, warn
+from mammo_fed.settings.checks import delta_warning
 from mammo_fed.settings.data import Partition
 
 __all__ = ["init"]
@@ -41,11 +42,8 @@ def init(options: argparse.Namespace, console: Console) -> int:
             "no data=... was given: the site holds a made-up cohort, for trials only; a hospital gives data=cohort or "
             "data=csv, and data.root=PATH",
         )
-    if policy.delta * policy.public_patients >= 1:
-        warn(
-            console,
-            f"delta={policy.delta:g} is not below 1 / {policy.public_patients} patients: it allows to publish one of them",
-        )
+    if said := delta_warning(delta=policy.delta, patients=policy.public_patients, name="delta"):
+        warn(console, said)
     if options.json:
         print_json({**about(folder), "public_patients": policy.public_patients, "public_images": policy.public_images})
         return 0
