@@ -34,4 +34,5 @@ def delta_warning(*, delta: float, patients: int, name: str = "privacy.delta") -
     """
     if delta * patients < 1:
         return None
-    return f"{name}={delta:g} is not below 1 / {patients:,} patients: it permits to publish one of them whole, whatever epsilon says"
+    allowed = "it permits to publish one of them whole, whatever epsilon says"
+    return f"{name}={delta:g} is not below 1 / {patients:,} patients: {allowed}"

@@ -67,10 +67,10 @@ def test_an_epsilon_that_is_not_above_zero_is_refused(refused, value):
     assert "1 to 10 is usual" in line
 
 
-@pytest.mark.parametrize("value", ["1", "1.5", "0", "-1e-4", "nan", "inf"])
-def test_a_delta_outside_zero_to_one_is_refused(refused, value):
+@pytest.mark.parametrize("value", ["1", "0.99", "0.1", "1.5", "0", "-1e-4", "nan", "inf"])
+def test_a_delta_outside_zero_to_a_tenth_is_refused(refused, value):
     line = refused(f"privacy.delta={value}")
-    assert f"privacy.delta={float(value)} must be in (0, 1)" in line
+    assert f"privacy.delta={float(value)} must be in (0, 0.1)" in line
     assert "1e-4" in line
 
 
