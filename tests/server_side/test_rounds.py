@@ -435,5 +435,5 @@ def test_what_a_site_calls_itself_cannot_write_lines_or_escapes_into_the_log(fed
 
 def test_relation_of_hostile_sites_to_all_that_too_few_replies_break_stops_the_run_and_is_named(federate):
     krum = ("federation.strategy=Krum", "federation.num_sites=3", "federation.max_failed_rounds=1")
-    with pytest.raises(RunFailed, match="strategy=Krum with federation.num_malicious=0 needs 3"):
+    with pytest.raises(RunFailed, match=r"strategy=Krum with federation\.num_malicious=0 needs 3"):
         federate(lost, *krum, hostile="site-3", from_round=1)
