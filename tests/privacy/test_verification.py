@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from flwr.serverapp import GaussianPrivacyEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mammo_fed.common.isolation import python_command
 from mammo_fed.errors import MammoFedError
+from mammo_fed.federation.strategies.site_level_dp import site_level_accountant
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.schedule import epsilon_curve, plan_schedule
@@ -22,7 +24,15 @@ from mammo_fed.privacy.shared_noise import adversary_epsilons
 from mammo_fed.privacy.verification.figures import Sheet
 from mammo_fed.privacy.verification.prices import price_of
 from mammo_fed.privacy.verification.record_figures import check_record
-from mammo_fed.reporting.record.statements import guarantee_sentence, shared_noise_sentence, threat_text
+from mammo_fed.reporting.record.provenance import Provenance
+from mammo_fed.reporting.record.statements import (
+    guarantee_sentence,
+    shared_noise_sentence,
+    site_level_sentence,
+    synthetic_sentence,
+    threat_text,
+)
+from mammo_fed.settings import CentralSettings
 
 DELTA = 1e-4
 # What the process that recomputes may import of this package: the events' reader, what that needs, and itself.
@@ -169,6 +179,43 @@ def record_of(*, unit="patient", accountant="pld", shared=False, sample_rate=1.0
     }
 
 
+def with_generator(record) -> dict:
+    """The record of a run that used a private synthetic set, some of whose patients train in it too."""
+    trained = [event(4.0, steps=300, rate=0.05)]
+    own = epsilon(trained, delta=1e-5, accountant="pld")
+    events = [PrivacyEvent(**each) for each in record["privacy"]["sites"][0]["events"]]
+    seen = {
+        "epsilon": own,
+        "delta": 1e-5,
+        "trained_on": "images of patients",
+        "overlap": "some",
+        "generator_unit": "patient",
+        "total_epsilon": epsilon([*trained, *events], delta=DELTA, accountant="pld"),
+        "total_delta": DELTA,
+        "total_unit": "patient",
+    }
+    sentence = synthetic_sentence("gan", Provenance(**seen))
+    provenance = {**seen, "events": [dict(vars(each)) for each in trained], "generator_accountant": "pld"}
+    return {**copy.deepcopy(record), "synthesis": {"provenance": provenance, "total": sentence}}
+
+
+def with_site_level_noise(record) -> dict:
+    """The record of a run whose server added noise of its own to every aggregate."""
+    settings = CentralSettings(noise_multiplier=4.0, clipping_norm=1.0, delta=DELTA)
+    accountant = site_level_accountant(settings, sites=2)
+    accountant.compose(GaussianPrivacyEvent(noise_multiplier=4.0, sample_size=2, population_size=2), 4)
+    spent = accountant.get_privacy_spent().epsilon
+    central = {
+        "epsilon": spent,
+        "delta": DELTA,
+        "noise_multiplier": 4.0,
+        "clipping_norm": 1.0,
+        "releases": 4,
+        "guarantee": site_level_sentence(epsilon=spent, delta=DELTA, noise_multiplier=4.0, clipping_norm=1.0),
+    }
+    return {**copy.deepcopy(record), "federation": {**record["federation"], "central": central}}
+
+
 def disagreements(record) -> list[str]:
     """Names of the figures that disagree; a record that cannot be one counts as well."""
     try:
@@ -184,6 +231,29 @@ KINDS = {
     "Renyi": {"accountant": "rdp"},
 }
 RECORDS = {name: record_of(**kind) for name, kind in KINDS.items()}
+OTHERS = {"generator": with_generator(RECORDS["patients"]), "site-level noise": with_site_level_noise(RECORDS["patients"])}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_verify_recomputes_the_figures_beside_those_of_the_sites_of(name):
+    record = OTHERS[name]
+    assert disagreements(record) == []
+    section = ("synthesis",) if name == "generator" else ("federation", "central")
+    # The norm cancels out, and images of a patient count where the unit is the image.
+    free = {"clipping_norm", "max_images_per_patient", "noise_shares"}
+    missed = []
+    for path in numbers(record):
+        if path[: len(section)] != section or path[-1] in free:
+            continue
+        value = record
+        for part in path:
+            value = value[part]
+        other = value + 1 if isinstance(value, int) else 0.99 * value
+        if path[-1] == "sample_rate":
+            other = 0.9 * value
+        if not disagreements(changed(record, path, other)):
+            missed.append(path)
+    assert missed == []
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -326,6 +396,10 @@ HOSTILE = {
     "10^9 sampled steps": (steps(10**9, rate=0.01), 3),
     "10^9 sampled steps of little noise": (steps(10**9, rate=0.01, noise=1e-3), 3),
     "10^300 steps": (steps(10**300), 3),
+    "a patient of 10^9 images": (
+        json.dumps(RECORDS["images"]).replace('"max_images_per_patient": 4', '"max_images_per_patient": 1000000000'),
+        3,
+    ),
     "no events": (json.dumps(RECORDS["patients"]).replace('"events"', '"other"'), 2),
     "a site that is a number": (json.dumps(changed(RECORDS["patients"], ("privacy", "sites", 0), 7)), 2),
     "steps that are true": (json.dumps(changed(RECORDS["patients"], ("privacy", "sites", 0, "events", 0, "steps"), True)), 2),

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mammo_fed.errors import DataError, MammoFedError
 from mammo_fed.privacy.events import PrivacyEvent
@@ -23,10 +24,14 @@ from mammo_fed.privacy.verification.record_figures import check_record
 
 __all__ = ["main"]
 
+MOST_MEMORY: Final = 8 * 1024**3
+
 
 def main(arguments: Sequence[str]) -> int:
     """Recompute what the arguments name; the exit code."""
     logging.disable(logging.WARNING)
+    # A record that was made up must not take the machine's memory; what exceeds this ends as a figure out of range.
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     try:
         sheet = _claims(json.load(sys.stdin)) if arguments == ["-"] else check_record(read_strict(Path(arguments[0])))
     except (ArithmeticError, MemoryError, RecursionError) as error:

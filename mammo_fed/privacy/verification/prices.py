@@ -39,6 +39,7 @@ MOST_POINTS: Final = 100_000
 MOST_MIXTURE_POINTS: Final = 20_000
 STEPS_AT_ONCE: Final = 4096
 MOST_SAMPLED_STEPS: Final = 10_000_000
+MOST_IMAGES: Final = 1000
 # Above this loss an accountant may answer with the Renyi bound of order 2; a tail of 1e-15 adds TAIL to a loss.
 LARGEST_LOSS: Final = 1000.0
 NEAR_LARGEST: Final = 0.9
@@ -96,7 +97,7 @@ def price_of(events: Sequence[PrivacyEvent], *, delta: float, accountant: str, p
       protected: "patient" prices image-level events for a patient with `max_images_per_patient` images.
 
     Raises:
-      PrivacyRefused: If the events take more steps than can be priced here.
+      PrivacyRefused: If the events take more steps, or a patient more images, than can be priced here.
     """
     noiseless = any(event.noise_multiplier < 1 / LARGEST_NOISE for event in events)
     if not events or noiseless:
@@ -149,6 +150,8 @@ def _merged(events: Sequence[PrivacyEvent], protected: Protected) -> tuple[float
     squares, sampled = [], _Sampled()
     for event in events:
         group = event.max_images_per_patient if protected == "patient" and event.unit == "image" else 1
+        if group > MOST_IMAGES:
+            raise PrivacyRefused(f"max_images_per_patient={group} must be at most {MOST_IMAGES} to be priced again here")
         if event.full_batch:
             squares.append(event.steps * (group / event.noise_multiplier) ** 2)
         else:
@@ -194,7 +197,7 @@ def _loss(squared_mu: float, sampled: _Sampled) -> float:
 
 @lru_cache(maxsize=4096)
 def _rdp_epsilon(squared_mu: float, sampled: tuple[tuple[_Kind, int], ...], delta: float) -> float:
-    """Epsilon at Opacus' orders: whole ones by dp-accounting; its series for others is a loose bound, so they are integrated."""
+    """Epsilon at Opacus' orders: whole ones by dp-accounting; its series for others is a loose bound: these are integrated."""
     orders = OPACUS_ORDERS if not sampled else [order for order in OPACUS_ORDERS if order == int(order)]
     accountant = rdp.RdpAccountant(list(orders), NeighboringRelation.ADD_OR_REMOVE_ONE)
     if squared_mu:
