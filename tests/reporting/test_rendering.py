@@ -49,7 +49,7 @@ from mammo_fed.reporting.pages.rendering import Table, render
 page = render("comparison.html", records=[], results=Table(head=(), rows=(), caption=""), figures=[])
 """
 # Set by the record's own rules, not by whoever names a site.
-TIMES = {"started", "finished", "cap_since", "at"}
+TIMES = {"started", "finished", "cap_since", "withdrawn_at", "at"}
 
 
 class Page(HTMLParser):
