@@ -6,20 +6,31 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
+from mammo_fed.data.identity_checks import IDENTITY_CHECKS, SMALL_CELL, Identities, Level, count_text
+from mammo_fed.errors import DataError
 from mammo_fed.privacy.patient_identity import count_patients
 
-__all__ = ["CHECKS", "SMALL_CELL", "Archive", "Finding", "Level", "count_text", "errors_of", "preflight"]
+__all__ = [
+    "CHECKS",
+    "SMALL_CELL",
+    "TABLE_CHECKS",
+    "Archive",
+    "Finding",
+    "Level",
+    "check_waived",
+    "count_text",
+    "errors_of",
+    "preflight",
+    "table_findings",
+]
 
-Level = Literal["ok", "warning", "error"]
-# Counts below this are not shown where patients are not public: they may point at one of them.
-SMALL_CELL: Final = 5
 # Share of findings that may be lost to unreadable files, or to annotations that do not fit, before that is an error.
 MOST_LOST: Final = 0.05
 UNREADABLE: Final = frozenset(
@@ -80,28 +91,46 @@ class Finding:
     message: str
 
 
-def preflight(cohort: Cohort, archive: Archive, *, reference: NDArray[np.float32] | None) -> tuple[Finding, ...]:
-    """Every check of `CHECKS`, in its order.
+def preflight(
+    cohort: Cohort, archive: Archive, *, reference: NDArray[np.float32] | None, names: Sequence[str] | None = None
+) -> tuple[Finding, ...]:
+    """Checks of `CHECKS`, in its order.
 
     Args:
       cohort: all labelled patches of the site.
       archive: what ingestion noted.
       reference: float32 in [0, 1], shape (images, height, width): the federation's public patches, or None.
+      names: of the checks; None takes every one.
     """
     look = _Look(cohort, archive, reference)
     return tuple(
-        Finding(name=name, level=level, message=text) for name, check in CHECKS.items() for level, text in [check(look)]
+        Finding(name=name, level=level, message=text)
+        for name, check in CHECKS.items()
+        if names is None or name in names
+        for level, text in [check(look)]
     )
+
+
+def check_waived(waived: Sequence[str]) -> None:
+    """Check that the names in `data.waived` are checks.
+
+    Raises:
+      DataError: If one is none.
+    """
+    unknown = sorted(set(waived) - set(CHECKS))
+    if unknown:
+        raise DataError(f"data.waived={unknown[0]} is no check; they are {', '.join(CHECKS)}")
+
+
+def table_findings(cohort: Cohort) -> tuple[Finding, ...]:
+    """The checks of `TABLE_CHECKS` on a cohort of which a table is all that there is."""
+    archive = Archive(refused={}, unlabelled=0, provenance={})
+    return preflight(cohort, archive, reference=None, names=TABLE_CHECKS)
 
 
 def errors_of(findings: Sequence[Finding], *, waived: Sequence[str] = ()) -> tuple[Finding, ...]:
     """Errors that nobody waived."""
     return tuple(finding for finding in findings if finding.level == "error" and finding.name not in waived)
-
-
-def count_text(count: int, *, public: bool) -> str:
-    """A count as it may be shown: small ones only where the patients are public."""
-    return str(count) if public or count == 0 or count >= SMALL_CELL else f"fewer than {SMALL_CELL}"
 
 
 class _Look:
@@ -111,6 +140,7 @@ class _Look:
         self.cohort, self.archive, self.reference = cohort, archive, reference
         self.findings = len(cohort) + archive.unlabelled + sum(archive.refused.values())
         self.units = cohort.unit_index("patient")
+        self.identities = Identities(cohort, archive.provenance)
         self._rows: dict[str, list[int]] = defaultdict(list)
         for row, patch in enumerate(cohort.pixels):
             self._rows[hashlib.sha256(np.ascontiguousarray(patch).tobytes()).hexdigest()].append(row)
@@ -225,6 +255,10 @@ def _drift(look: _Look) -> tuple[Level, str]:
     return ("warning" if max(distances) > DRIFT else "ok"), text
 
 
+def _identity(check: Callable[[Identities], tuple[Level, str]]) -> Callable[[_Look], tuple[Level, str]]:
+    return lambda look: check(look.identities)
+
+
 CHECKS: Final[Mapping[str, Callable[[_Look], tuple[Level, str]]]] = {
     "unreadable_files": _readable,
     "misplaced_annotations": _annotations,
@@ -232,6 +266,7 @@ CHECKS: Final[Mapping[str, Callable[[_Look], tuple[Level, str]]]] = {
     "duplicates_across_splits": _across_splits,
     "duplicates_across_labels": _across_labels,
     "duplicates_within_patients": _within_patients,
+    **{name: _identity(check) for name, check in IDENTITY_CHECKS.items()},
     "one_class": _classes,
     "missing_labels": _labels,
     "mixed_intensities": _intensity,
@@ -241,3 +276,11 @@ CHECKS: Final[Mapping[str, Callable[[_Look], tuple[Level, str]]]] = {
     "drift": _drift,
 }
 """What is looked at, in the order of the page; the names are what a site waives."""
+
+TABLE_CHECKS: Final = (
+    "duplicates_across_patients",
+    "near_duplicates_across_patients",
+    "similar_identifiers",
+    "many_people_one_patient",
+)
+"""Those that a hospital's own table is put to: whether the patients in it are the people in it."""

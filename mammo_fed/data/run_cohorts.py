@@ -20,7 +20,7 @@ from mammo_fed.data.cohort import Cohort, concatenate, fingerprint, require_both
 from mammo_fed.data.partition import fold_rows, partition_rows
 from mammo_fed.data.phantom.hospitals import phantom_hospitals, phantom_synthetic
 from mammo_fed.data.sources.cohort_folder import read_cohort_folder
-from mammo_fed.data.sources.csv_table import read_csv
+from mammo_fed.data.sources.csv_table import check_identities, read_csv
 from mammo_fed.data.sources.image_folder import read_image_folder
 from mammo_fed.data.sources.mammo_dp import available_splits, read_mammo_dp, read_mammo_dp_synthetic
 from mammo_fed.data.sources.synthetic_set import SetProvenance, is_synthetic_set, read_synthetic_set
@@ -257,6 +257,8 @@ def _read_from(source: str, root: Path, split: str | None, public: bool, waived:
         return read_mammo_dp(root, split=split)  # type: ignore[arg-type]
     if source == "cohort":
         return read_cohort_folder(root, split=split, public=public, waived=waived)
+    if not public:
+        check_identities(root, waived)
     return read_csv(root, split=split, public=public)
 
 

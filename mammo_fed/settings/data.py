@@ -30,7 +30,8 @@ class DataSettings:
       root: folder of the clone or cohort, or the CSV table; unused by the phantom.
       public: whether the patients' data is declared public; decides what a record may say of them.
       publish_metrics: whether a run may compute and show metrics of evaluation patients: a release outside epsilon.
-      waived: checks of a cohort's preflight whose errors are accepted, by name; see `mammo-fed data check`.
+      waived: checks of a cohort's preflight, or of a table's identities, whose errors are accepted, by name; see
+        `mammo-fed data check` and `site-client check`.
       images_train, images_test, images_external: sizes of the phantom's pooled sets.
       d_prime: separation of the phantom's classes.
       image_size: side of phantom patches in pixels.

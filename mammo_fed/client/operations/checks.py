@@ -14,6 +14,8 @@ from mammo_fed.client.charging import LedgerMemory, withdrawn_at_site
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.data.cache import ArrayCache
+from mammo_fed.data.cohort import Cohort
+from mammo_fed.data.preflight import table_findings
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import InvalidSetting, LedgerError, MammoFedError, RunFailed
 from mammo_fed.federation.identity.certificates import read_authority
@@ -91,7 +93,7 @@ def _cohort(folder: SiteFolder) -> str:
     said = delta_warning(delta=policy.delta, patients=policy.public_patients, name="delta")
     return (
         f"{patients} patients{left_out}, {len(rows)} images; declared public: {policy.public_patients} patients, "
-        f"{policy.public_images} images" + (f"; WARNING: {said}" if said else "")
+        f"{policy.public_images} images{_noticed(folder, pool.cohort)}" + (f"; WARNING: {said}" if said else "")
     )
 
 
@@ -101,6 +103,14 @@ def _withdrawn(file: SiteFile, patients: list[str]) -> int:
         return len(withdrawn_at_site(file, patients).patients)
     except LedgerError:
         return 0
+
+
+def _noticed(folder: SiteFolder, cohort: Cohort) -> str:
+    """What a table's identifiers and pixels say of who its patients are; a cohort folder's own preflight says it of those."""
+    if folder.file.data.source != "csv":
+        return ""
+    findings = [finding for finding in table_findings(cohort) if finding.level != "ok"]
+    return "".join(f"; {finding.level}: {finding.message} ({finding.name})" for finding in findings)
 
 
 def _ledger(folder: SiteFolder) -> str:

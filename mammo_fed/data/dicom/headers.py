@@ -23,8 +23,9 @@ from pydicom.filereader import _read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from mammo_fed.data.dicom.findings import Skipped
+from mammo_fed.privacy.patient_identity import is_placeholder, normal_identifier
 
-__all__ = ["dataset", "number_of", "opened", "parse", "quietly", "text_of"]
+__all__ = ["dataset", "identities_of", "number_of", "opened", "parse", "quietly", "text_of"]
 
 LARGEST_FILE: Final = 256 << 20
 PREAMBLE: Final = 128
@@ -121,6 +122,19 @@ def text_of(header: Dataset, name: str) -> str:
     except Exception:  # noqa: BLE001 - pydicom converts values when they are asked for, and damaged ones fail in any way
         return ""
     return "" if value is None else str(value).strip()
+
+
+def identities_of(header: Dataset) -> dict[str, str]:
+    """What a header says of which image, examination and person it is, by a word for each; "" where it says nothing.
+
+    A placeholder such as ANONYMOUS or 0 says nothing. The values identify people: whoever keeps them keeps keyed digests.
+    """
+    patient, issuer = text_of(header, "PatientID"), text_of(header, "IssuerOfPatientID")
+    return {
+        "instance": text_of(header, "SOPInstanceUID"),
+        "study": text_of(header, "StudyInstanceUID"),
+        "header_patient": "" if is_placeholder(patient) else f"{normal_identifier(issuer)}\0{normal_identifier(patient)}",
+    }
 
 
 def number_of(header: Dataset, name: str, *, otherwise: int | None = None) -> int:

@@ -17,10 +17,12 @@ from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wan
 from mammo_fed.data.pseudonyms import Pseudonyms
 from mammo_fed.data.sources.cohort_folder import COHORT_NAME, PATCHES, CohortRow, listed_patients, write_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting, RunFailed
+from mammo_fed.privacy.patient_identity import is_placeholder, loose_identifiers
 
 __all__ = ["Ingested", "IngestPlan", "ingest"]
 
-FORMAT: Final = 1
+# 2 notes digests of headers and of identifiers' looser forms: patches of an earlier format are made again.
+FORMAT: Final = 2
 JOURNAL_NAME: Final = "journal.jsonl"
 # A pseudonym of nobody, by which a salt is recognised.
 SALT_CHECK_NAME: Final = "salt-check"
@@ -188,6 +190,7 @@ class _Ingestion:
                 wanted=tuple(Wanted(name=name, lesion=found[name].lesion) for name in names),
                 recipe=self._plan.recipe,
                 folder=self._folder / PATCHES,
+                pseudonyms=self._pseudonyms,
             )
             for image, names in by_image.items()
         ]
@@ -226,8 +229,13 @@ class _Ingestion:
             view=finding.view or patch.view,
             split=finding.split,
             sha256=patch.sha256,
-            provenance=patch.provenance,
+            provenance={**patch.provenance, "patient": patient, **self._noted(finding.patient)},
         )
+
+    def _noted(self, identifier: str) -> dict[str, str]:
+        """What a pseudonym hides and the preflight asks: digests of looser forms, and whether the identifier is one at all."""
+        loose = sorted(self._pseudonyms.of("loose patient", form) for form in loose_identifiers(identifier))
+        return {"loose_patient": " ".join(loose), "placeholder": "yes" if is_placeholder(identifier) else ""}
 
     def _journal(self, found: Mapping[str, Finding]) -> dict[str, MadePatch]:
         """Patches of an earlier run that still are what this one would make."""

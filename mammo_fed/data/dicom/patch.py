@@ -15,9 +15,11 @@ from PIL import Image
 from mammo_fed.common.private_files import write_private
 from mammo_fed.data.dicom.findings import Box, Breast, Lesion, Masks, Outline, Reason, Skipped
 from mammo_fed.data.dicom.geometry import COARSE, CropRule, area_resize, breast_box, mask_box, outline_box, square_crop
+from mammo_fed.data.dicom.headers import identities_of
 from mammo_fed.data.dicom.intensity import Intensity, Windowing, intensity_of
 from mammo_fed.data.dicom.phi import shows_text
 from mammo_fed.data.dicom.reading import Mammogram, read_mammogram, read_mask
+from mammo_fed.data.pseudonyms import Pseudonyms
 
 __all__ = ["Job", "MadePatch", "PatchRecipe", "Refusal", "Wanted", "make_patches"]
 
@@ -58,12 +60,14 @@ class Job:
       wanted: its lesions.
       recipe: how patches are made.
       folder: where they are written as NAME.png.
+      pseudonyms: of the site; what identifies people leaves the process as keyed digests only.
     """
 
     image: Path
     wanted: tuple[Wanted, ...]
     recipe: PatchRecipe
     folder: Path
+    pseudonyms: Pseudonyms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ class MadePatch:
       name: its pseudonym.
       view: "CC", "MLO" or "", as the file says.
       sha256: of the PNG file.
-      provenance: where its pixels come from: only numbers, hashes and words of a fixed list.
+      provenance: where its pixels come from: only numbers, hashes, keyed digests and words of a fixed list.
     """
 
     name: str
@@ -130,6 +134,7 @@ def _one(job: Job, wanted: Wanted, mammogram: Mammogram, intensity: Intensity) -
         "spacing_across_mm": spacing[1],
         "transfer_syntax": mammogram.transfer_syntax,
         "windowing": intensity.describe(),
+        **{kind: job.pseudonyms.of(kind, value) if value else "" for kind, value in identities_of(mammogram.header).items()},
     }
     return MadePatch(
         name=wanted.name,

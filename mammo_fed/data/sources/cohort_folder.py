@@ -3,7 +3,8 @@
 cohort.json        format, settings, counts of reasons, and the seal; written last
 cohort.csv         image, patient, label, view, split: what `data=csv` reads too
 unlabelled.csv     the same without label: findings without a biopsy, of use for pretraining only
-provenance.csv     of every patch: hash of its source file, crop box, spacing, transfer syntax, windowing; stays at the site
+provenance.csv     of every patch: hash of its source file, crop box, spacing, transfer syntax, windowing, and keyed
+                   digests of what its header and its patient's identifier say of who it is; stays at the site
 patches/NAME.png   16-bit grey
 """
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.common.private_files import write_private
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
-from mammo_fed.data.preflight import CHECKS, Archive, Finding, errors_of, preflight
+from mammo_fed.data.preflight import CHECKS, Archive, Finding, check_waived, errors_of, preflight
 from mammo_fed.data.sources.csv_table import read_csv
 from mammo_fed.data.sources.rows import Split
 from mammo_fed.errors import DataError
@@ -210,9 +211,7 @@ def check_cohort_folder(
 
 
 def _check_preflight(folder: Path, seal: str, waived: Sequence[str]) -> None:
-    unknown = sorted(set(waived) - set(CHECKS))
-    if unknown:
-        raise DataError(f"data.waived={unknown[0]} is no check; they are {', '.join(CHECKS)}")
+    check_waived(waived)
     try:
         about = json.loads((folder / PREFLIGHT_NAME).read_text(encoding="utf-8"))
         findings = [Finding(**values) for values in about["findings"]]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.data.cohort import BENIGN, MALIGNANT, Cohort
+from mammo_fed.data.preflight import check_waived, errors_of, table_findings
 from mammo_fed.data.sources.rows import SPLITS, PatchRow, Split, cohort_from_rows
 from mammo_fed.data.sources.tables import path_inside, read_table
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.privacy.patient_identity import normal_identifier, require_identifier
 
-__all__ = ["check_patients", "read_csv"]
+__all__ = ["check_identities", "check_patients", "read_csv"]
 
 _REQUIRED: Final = ("patient", "image", "label")
 _OPTIONAL: Final = ("view", "split")
@@ -57,6 +59,20 @@ def read_csv(table: Path, *, split: str | None, public: bool) -> Cohort:
         there = ", ".join(sorted({row.split for row in rows})) or "none"
         raise DataError(f"{table} has no rows of split {split or 'any'} (splits that are there: {there}); check the table")
     return cohort_from_rows(chosen, name=f"{table.stem}-{split}" if split else table.stem, public=public)
+
+
+@lru_cache(maxsize=4)
+def check_identities(table: Path, waived: tuple[str, ...]) -> None:
+    """Keep a table out whose patients are not the people in it, in whichever split; looked at once in a process.
+
+    Raises:
+      DataError: As `read_csv`, or if an error of `TABLE_CHECKS` is left that is not waived, or a name is of no check.
+    """
+    check_waived(waived)
+    errors = errors_of(table_findings(read_csv(table, split=None, public=False)), waived=waived)
+    if errors:
+        found = "; ".join(f"{error.message} ({error.name})" for error in errors)
+        raise DataError(f"{table} failed its preflight: {found}; correct the table, or name the checks in data.waived")
 
 
 def _row(table: Path, line: int, fields: Mapping[str, str]) -> PatchRow:
