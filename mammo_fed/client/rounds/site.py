@@ -49,6 +49,7 @@ from mammo_fed.privacy.events import full_batch
 from mammo_fed.privacy.ledger.ledger import Ledger, Withdrawn
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
 from mammo_fed.privacy.mechanisms.unit_descent import unit_gradient
+from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.training.local import SiteFeatures
 
 __all__ = ["Site", "open_site"]
@@ -276,7 +277,7 @@ class Site:
 
     def _check_enough(self, withdrawn: Withdrawn) -> None:
         """Raise DataError where too few patients are left; the server hears of it as of any fault at the site."""
-        left = len(np.unique(self.cohort.patients[~np.isin(self.cohort.patients, sorted(withdrawn.patients))]))
+        left = count_patients(self.cohort.patients[~np.isin(self.cohort.patients, sorted(withdrawn.patients))])
         if left < self.file.policy.min_patients:
             raise DataError(
                 f"withdrawals until {withdrawn.at} left {left} patients in the cohort, and min_patients="
