@@ -38,16 +38,16 @@ PRIVACY: Final = CommandGroup(
             "mammo_fed.cli.privacy.verify:verify",
         ),
         Command(
-            "statement",
-            "one page for one patient of one site, from a run's record or a site's ledger: what was done, and what is promised",
-            privacy_options.add_statement_options,
-            "mammo_fed.cli.privacy.statement:statement",
-        ),
-        Command(
             "export",
             "all entries as JSON lines, patients counted and never listed",
             privacy_options.add_export_options,
             "mammo_fed.cli.privacy.ledger:export",
+        ),
+        Command(
+            "statement",
+            "one page for one patient of one site, from a run's record or a site's ledger: what was done, and what is promised",
+            privacy_options.add_statement_options,
+            "mammo_fed.cli.privacy.statement:statement",
         ),
     ),
 )
