@@ -95,6 +95,15 @@ def test_verify_agrees_with_the_figure_of_a_patient_with_several_images(rate):
     assert shown > 2 * price_of(events, delta=DELTA, accountant="pld").epsilon
 
 
+@pytest.mark.slow
+def test_verify_agrees_with_the_figure_of_a_patient_whose_images_cost_much():
+    events = [event(2.5, steps=30, rate=0.5, unit="image", images=16)]
+    shown = patient_epsilon(events, delta=DELTA, accountant="pld")
+    price = price_of(events, delta=DELTA, accountant="pld", protected="patient")
+    assert price.agrees(shown), (shown, price)
+    assert not price.agrees(0.99 * shown)
+
+
 def test_verify_holds_an_accountant_from_outside_to_the_tight_price_from_below():
     events = SCHEDULES["full batch"]
     shown = epsilon(events, delta=DELTA, accountant="pld")
