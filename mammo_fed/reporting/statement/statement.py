@@ -74,13 +74,15 @@ class _Writer:
         if facts.promise == "nothing released":
             return (self.say("nothing"),)
         if facts.promise != "bounded":
-            return (self.say(facts.promise.replace(" ", "_")),)
+            noted = facts.source == "record" or facts.promise != "no bound"
+            return (self.say(facts.promise.replace(" ", "_") if noted else "no_cap_noted"),)
         if not self.bounded:
             return (self.say("image_no_bound"),)
         times = factor(facts.patient_epsilon)
         if not times:
             return (self.say("short_large", epsilon=self._up(facts.patient_epsilon)),)
-        return (self.say("short", factor=self._number(times), one_in=self._one_in()),)
+        condition = self.say("ledger_if") if facts.source == "ledger" else ""
+        return (self.say("short", factor=self._number(times), one_in=self._one_in()), condition)
 
     def done(self) -> tuple[str, ...]:
         facts = self._facts

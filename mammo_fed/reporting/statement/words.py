@@ -176,6 +176,13 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "no_synthetic": "",
         "procedural": "",
         "quoted": "{sentence}",
+        "no_cap_noted": (
+            "There is no promise over all runs that could be read here: the ledger notes no bound on what all of them may cost."
+        ),
+        "ledger_if": (
+            "This holds if every run drew its noise from the operating system and on a grid; the ledger does not note that, "
+            "each run's record does."
+        ),
         "not_listed": "The ledger does not list what is not covered; each run's record does.",
         "two_sites": "A patient who is at several sites has the bounds of all of them added up.",
         "promised_by": "Promised by {site}; written by mammo-fed {software} from the record of run {run}.",
@@ -287,6 +294,13 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "no_synthetic": "",
         "procedural": "",
         "quoted": "Wortlaut des Protokolls: {sentence}",
+        "no_cap_noted": (
+            "Es gibt kein Versprechen über alle Läufe, das sich hier ablesen ließe: Das Kassenbuch vermerkt keine Obergrenze."
+        ),
+        "ledger_if": (
+            "Das gilt, wenn jeder Lauf sein Rauschen vom Betriebssystem und auf einem Gitter gezogen hat; das vermerkt nicht "
+            "das Kassenbuch, sondern das Protokoll jedes Laufs."
+        ),
         "not_listed": "Das Kassenbuch zählt nicht auf, was nicht umfasst ist; das Protokoll jedes Laufs tut es.",
         "two_sites": "Für eine Person an mehreren Standorten addieren sich deren Schranken.",
         "promised_by": "Versprochen von {site}; geschrieben von mammo-fed {software} aus dem Protokoll des Laufs {run}.",
