@@ -19,9 +19,9 @@ from mammo_fed.data.preflight import table_findings
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
 from mammo_fed.errors import InvalidSetting, LedgerError, MammoFedError, RunFailed
 from mammo_fed.federation.identity.certificates import read_authority
-from mammo_fed.privacy.ledger.cap import check_promised
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import verify_ledger
+from mammo_fed.privacy.ledger.rules import check_promised
 from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.settings.checks import delta_warning
 

@@ -15,16 +15,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
+from mammo_fed.errors import DataError, InvalidSetting
 
 __all__ = [
     "Cap",
     "CapRaise",
     "Caps",
-    "after_promise",
     "after_raise",
-    "cap_in_force",
-    "check_promised",
     "check_raise",
     "check_time",
     "promise",
@@ -86,45 +83,9 @@ Caps = Mapping[str, Cap]
 """The cap of every account by the account's own name; an account of a ledger that did not note caps yet is absent."""
 
 
-def cap_in_force(caps: Caps) -> tuple[str, Cap] | None:
-    """The smallest of `caps` and whose it is, None where none was noted: what holds for patients of all these accounts."""
-    return min(caps.items(), key=lambda item: item[1].max_epsilon, default=None)
-
-
-def check_promised(caps: Caps, *, max_epsilon: float, delta: float) -> None:
-    """Check that a policy's cap is none above what the patients of merged accounts were promised.
-
-    Raises:
-      PolicyRefused: If it is, or if it is read at another delta: the same cap at a larger delta admits more.
-    """
-    found = cap_in_force(caps)
-    if found is not None and max_epsilon > found[1].max_epsilon:
-        name, cap = found
-        raise PolicyRefused(
-            f"max_epsilon={max_epsilon:g} must be at most {cap.max_epsilon:g}: the patients of account {name} were promised "
-            f"{cap.max_epsilon:g} since {cap.since}; give that in the site's policy, or raise it with `site-client raise-cap "
-            f"SITE --max-epsilon {max_epsilon:g}`, which every later record will say"
-        )
-    for name, cap in caps.items():
-        if cap.delta != delta:
-            raise PolicyRefused(
-                f"delta={delta:g} must be {cap.delta:g}, at which account {name} has promised its cap since {cap.since}; "
-                "check delta in the site's policy (privacy.delta in a simulation)"
-            )
-
-
 def promise(*, max_epsilon: float, delta: float) -> dict[str, Any]:
     """What a declaration's entry says of the cap under which it was accepted."""
     return {"max_epsilon": to_json(max_epsilon), "delta": delta}
-
-
-def after_promise(caps: Caps, account: str, promised: Mapping[str, Any] | None, *, at: str) -> dict[str, Cap]:
-    """`caps` once a declaration of `account` was accepted at time `at`; None promised is one of before caps were noted."""
-    if promised is None:
-        return dict(caps)
-    max_epsilon, known = from_json(promised["max_epsilon"]), caps.get(account)
-    new = Cap(max_epsilon=max_epsilon, delta=promised["delta"], since=at)
-    return {**caps, account: new if known is None else known.lowered(max_epsilon, at=at)}
 
 
 def check_raise(cap: Cap | None, *, account: str, promised: float, max_epsilon: float) -> float:

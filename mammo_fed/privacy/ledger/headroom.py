@@ -10,15 +10,8 @@ from typing import Final
 from mammo_fed.privacy.accounting.composition import gaussian_epsilon
 from mammo_fed.privacy.accounting.filters import Steps
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.ledger.cap import cap_in_force
-from mammo_fed.privacy.ledger.rules import (
-    Account,
-    Budget,
-    check_budget_kept,
-    check_declaration,
-    composed,
-    declaration_price,
-)
+from mammo_fed.privacy.ledger.declaring import check_declaration, declaration_price
+from mammo_fed.privacy.ledger.rules import Account, Budget, cap_in_force, check_budget_kept, composed
 
 __all__ = ["after_run", "headroom"]
 

@@ -62,9 +62,8 @@ class LeaseState:
         return self.tokens[-1] if self.tokens else ""
 
     def apply(self, details: Mapping[str, Any]) -> None:
-        """Take an entry's mark into account, if it has one."""
-        if "lease" in details:
-            self.tokens.append(details["lease"])
+        """Take the mark of an entry that has one into account."""
+        self.tokens.append(details["lease"])
         if "state" in details:
             self.state_sha256, self.step = details["state"], details["step"]
 

@@ -31,13 +31,13 @@ from typing import Any, Self
 from mammo_fed.errors import InvalidSetting, LedgerError, WithdrawnMeanwhile
 from mammo_fed.privacy.accounting.filters import as_steps, patient_schedule_epsilon, schedule_epsilon
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, check_name
-from mammo_fed.privacy.ledger import rules
-from mammo_fed.privacy.ledger.cap import Cap, CapRaise, cap_in_force, check_raise, promise, to_json
+from mammo_fed.privacy.ledger import declaring, rules
+from mammo_fed.privacy.ledger.cap import Cap, CapRaise, check_raise, promise, to_json
 from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.lease import GONE_ON, Lease, LeaseState, check_lease
 from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
-from mammo_fed.privacy.ledger.rules import VERSION, Budget, LedgerState, Reservation
+from mammo_fed.privacy.ledger.rules import VERSION, Budget, LedgerState, Reservation, cap_in_force
 from mammo_fed.privacy.ledger.withdrawals import Withdrawn, entry_details
 from mammo_fed.privacy.names import AccountantName, FilterKind
 
@@ -128,21 +128,25 @@ class Ledger:
         check_name(run_id, setting="run_id")
         check_name(account, setting="account")
         schedule = tuple(schedule)
-        unit = rules.schedule_unit(schedule)
+        unit = declaring.schedule_unit(schedule)
         cohort = self._digests(patients)
         with self._exclusive() as state:
             cohort -= state.withdrawals.digests
             run = state.runs.get(run_id)
             if run is not None:
-                rules.check_same_run(run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id))
+                declaring.check_same_run(
+                    run, schedule=schedule, same_account=state.account(account) is state.account_of(run_id)
+                )
             touched = state.touched(account, cohort)
-            joined = rules.join(touched, account=account, kind=self._filter, adopt=self._adopt, unit=unit, budget=self._budget)
+            joined = declaring.join(
+                touched, account=account, kind=self._filter, adopt=self._adopt, unit=unit, budget=self._budget
+            )
             known = joined.caps.get(account)
             lowers = known is None or self._budget.max_epsilon < known.max_epsilon
             # Patients who join the cohort of a declared run bring charges only where another account knows them. A cap that is
             # told of from now on must hold for what was charged before.
             if run is None or len(touched) > 1 or lowers:
-                rules.check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
+                declaring.check_declaration(joined, run=run, schedule=as_steps(schedule), budget=self._budget)
             details: dict[str, Any] = {
                 "run": run_id,
                 "merged": [name for other in touched if other is not state.account(account) for name in other.names],
@@ -212,7 +216,8 @@ class Ledger:
                 # This entry costs no budget: it proves that the disk can be written before anything is trained again.
                 self._append("resumed", {"reservation": paid.reservation.seq, **_marked(lease)})
                 return replace(paid.reservation, withdrawn=state.withdrawals.seq)
-            check_lease(LeaseState(), lease)
+            if lease is not None:
+                check_lease(LeaseState(), lease)
             rules.check_reservation(state.account_of(run_id), run=run, asked=as_steps(events), budget=self._budget)
             details = {"run": run_id, "round": round_index, "task": task_hash, "events": [event.as_dict() for event in events]}
             details |= _marked(lease)
@@ -261,7 +266,7 @@ class Ledger:
             if paid.settled is None:
                 if state.withdrawals.seq > reservation.withdrawn:
                     raise WithdrawnMeanwhile("a patient withdrew since the round was reserved; reserve it again")
-                if paid.lease.latest != lease:
+                if (paid.lease.tokens or [""])[-1] != lease:
                     raise LedgerError(GONE_ON)
                 self._append("settled", {"reservation": reservation.seq, "reply": seal, "bytes": len(reply)}, reply=reply)
             elif not hmac.compare_digest(paid.reply_seal, seal):

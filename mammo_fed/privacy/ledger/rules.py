@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
-from mammo_fed.privacy.accounting.filters import PrivacyFilter, Steps, adaptive_epsilon, as_steps, open_filter, schedule_epsilon
+from mammo_fed.privacy.accounting.filters import PrivacyFilter, Steps, adaptive_epsilon, as_steps, schedule_epsilon
 from mammo_fed.privacy.events import PrivacyEvent, Unit
-from mammo_fed.privacy.ledger.cap import Cap, after_promise, after_raise, check_promised
+from mammo_fed.privacy.ledger.cap import Cap, Caps, after_raise
 from mammo_fed.privacy.ledger.chain import Entry
 from mammo_fed.privacy.ledger.lease import LeaseState
 from mammo_fed.privacy.ledger.withdrawals import Withdrawals
-from mammo_fed.privacy.names import FilterKind
 
 __all__ = [
     "VERSION",
@@ -28,17 +27,16 @@ __all__ = [
     "Reservation",
     "Round",
     "Run",
+    "after_promise",
+    "cap_in_force",
     "charged_epsilon",
+    "check_admitted",
     "check_budget_kept",
-    "check_declaration",
+    "check_promised",
     "check_reservation",
     "check_resumed",
-    "check_same_run",
     "check_same_task",
     "composed",
-    "declaration_price",
-    "join",
-    "schedule_unit",
 ]
 
 VERSION: Final = 1
@@ -196,7 +194,7 @@ class LedgerState:
         elif entry.kind == "withdrawn":
             self.withdrawals = self.withdrawals.after(entry.seq, details)
         elif entry.kind in ("resumed", "checkpoint"):
-            self.rounds[details["reservation"]].lease.apply(details)
+            self._mark(details["reservation"], details)
         else:
             raise LedgerError(f"ledger entry {entry.seq} was written by a newer mammo-fed; install that version")
 
@@ -228,9 +226,13 @@ class LedgerState:
         )
         reserved, run = as_steps(events), self.runs[reservation.run_id]
         run.rounds[reservation.round_index] = self.rounds[seq] = Round(reservation=reservation)
-        self.rounds[seq].lease.apply(details)
+        self._mark(seq, details)
         run.reserved += reserved
         self.account_of(run.run_id).reserved += reserved
+
+    def _mark(self, seq: int, details: Mapping[str, Any]) -> None:
+        if "lease" in details:
+            self.rounds[seq].lease.apply(details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,49 +262,41 @@ class Budget:
         return epsilon <= self.max_epsilon
 
 
-def schedule_unit(schedule: Sequence[PrivacyEvent]) -> Unit:
-    """The unit that all of `schedule` protects.
+def cap_in_force(caps: Caps) -> tuple[str, Cap] | None:
+    """The smallest of `caps` and whose it is, None where none was noted: what holds for patients of all these accounts."""
+    return min(caps.items(), key=lambda item: item[1].max_epsilon, default=None)
+
+
+def check_promised(caps: Caps, *, max_epsilon: float, delta: float) -> None:
+    """Check that a policy's cap is none above what the patients of merged accounts were promised.
 
     Raises:
-      InvalidSetting: If the schedule is empty or mixes units.
+      PolicyRefused: If it is, or if it is read at another delta: the same cap at a larger delta admits more.
     """
-    units = {event.unit for event in schedule}
-    if len(units) != 1:
-        raise InvalidSetting(
-            f"schedule has {len(schedule)} events with units {sorted(units)}, must have one unit; check privacy.unit"
-        )
-    return schedule[0].unit
-
-
-def join(touched: Sequence[Account], *, account: str, kind: FilterKind, adopt: bool, unit: Unit, budget: Budget) -> Account:
-    """The account that a cohort would charge: all accounts it touches composed, or a new one.
-
-    Args:
-      touched: accounts that know the account's name or one of the cohort's patients.
-      account: name under which the cohort is charged.
-      kind: filter of an account that opens.
-      adopt: whether an account that is open keeps its own filter; otherwise that must be `kind`.
-      unit: whose privacy is charged.
-      budget: the site's.
-
-    Raises:
-      PolicyRefused: If the accounts are not charged in one filter, unit and delta, or not in these, or promised a smaller cap.
-    """
-    if not touched:
-        opened = open_filter(kind, max_epsilon=budget.max_epsilon, delta=budget.delta)
-        return Account(names=(account,), privacy_filter=opened, unit=unit, delta=budget.delta)
-    known = touched[0].privacy_filter
-    if (known.kind != kind and not adopt) or any(other.privacy_filter != known for other in touched):
-        # Changing the currency after an output would be a choice that no filter covers.
+    found = cap_in_force(caps)
+    if found is not None and max_epsilon > found[1].max_epsilon:
+        name, cap = found
         raise PolicyRefused(
-            f"filter={kind} must be the filter that the account opened with ({known.kind}), the same for all its patients; "
-            "check filter in the site's policy"
+            f"max_epsilon={max_epsilon:g} must be at most {cap.max_epsilon:g}: the patients of account {name} were promised "
+            f"{cap.max_epsilon:g} since {cap.since}; give that in the site's policy, or raise it with `site-client raise-cap "
+            f"SITE --max-epsilon {max_epsilon:g}`, which every later record will say"
         )
-    for other in touched:
-        check_budget_kept(other, budget=budget)
-    if any(other.unit != unit for other in touched):
-        raise PolicyRefused(f"unit={unit} must be the unit that the account is charged in; check privacy.unit")
-    return composed(touched)
+    for name, cap in caps.items():
+        if cap.delta != delta:
+            raise PolicyRefused(
+                f"delta={delta:g} must be {cap.delta:g}, at which account {name} has promised its cap since {cap.since}; "
+                "check delta in the site's policy (privacy.delta in a simulation)"
+            )
+
+
+def after_promise(caps: Caps, account: str, promised: Mapping[str, Any] | None, *, at: str) -> dict[str, Cap]:
+    """`caps` once a declaration of `account` was accepted at time `at`; None promised is one of before caps were noted."""
+    if promised is None:
+        return dict(caps)
+    stored, known = promised["max_epsilon"], caps.get(account)
+    max_epsilon = math.inf if stored is None else float(stored)
+    new = Cap(max_epsilon=max_epsilon, delta=promised["delta"], since=at)
+    return {**caps, account: new if known is None else known.lowered(max_epsilon, at=at)}
 
 
 def check_budget_kept(account: Account, *, budget: Budget) -> None:
@@ -314,32 +308,6 @@ def check_budget_kept(account: Account, *, budget: Budget) -> None:
             "check delta in the site's policy (privacy.delta in a simulation)"
         )
     check_promised(account.caps, max_epsilon=budget.max_epsilon, delta=budget.delta)
-
-
-def check_declaration(account: Account, *, run: Run | None, schedule: Steps, budget: Budget) -> None:
-    """Check that a run's `schedule`, on top of all that `account` is charged with, stays within `budget`.
-
-    Args:
-      account: what the cohort would charge.
-      run: the run, where it was declared before and its cohort has grown into other accounts; None for a new one.
-      schedule: all steps of the run.
-      budget: the site's.
-
-    Raises:
-      PrivacyRefused: If it does not.
-    """
-    _check(account, declaration_price(account, run=run, schedule=schedule, delta=budget.delta), budget=budget)
-
-
-def declaration_price(account: Account, *, run: Run | None, schedule: Steps, delta: float) -> float:
-    """Epsilon that `check_declaration` holds against the budget."""
-    if account.privacy_filter.kind != "declared":
-        total = account.reserved + (run.remaining if run else schedule)
-        return adaptive_epsilon(account.privacy_filter, total, delta=delta)
-    total = account.declared + (Counter() if run else schedule)
-    if account.reserved:
-        return adaptive_epsilon(account.privacy_filter, total, delta=delta)
-    return schedule_epsilon(total, delta=delta)
 
 
 def check_reservation(account: Account, *, run: Run, asked: Steps, budget: Budget) -> None:
@@ -358,7 +326,7 @@ def check_reservation(account: Account, *, run: Run, asked: Steps, budget: Budge
         price = charged_epsilon(account, delta=budget.delta)
     else:
         price = adaptive_epsilon(account.privacy_filter, account.reserved + asked, delta=budget.delta)
-    _check(account, price, budget=budget)
+    check_admitted(account, price, budget=budget)
 
 
 def charged_epsilon(account: Account, *, delta: float) -> float:
@@ -372,14 +340,6 @@ def charged_epsilon(account: Account, *, delta: float) -> float:
             return adaptive_epsilon(account.privacy_filter, account.declared, delta=delta)
         return schedule_epsilon(account.declared, delta=delta)
     return adaptive_epsilon(account.privacy_filter, account.reserved, delta=delta)
-
-
-def check_same_run(run: Run, *, schedule: Sequence[PrivacyEvent], same_account: bool) -> None:
-    """Raise LedgerError unless a run is declared again in the words of the first time."""
-    if run.schedule != tuple(schedule):
-        raise LedgerError(f"run_id={run.run_id} was declared with another schedule; a changed schedule needs a new run_id")
-    if not same_account:
-        raise LedgerError(f"run_id={run.run_id} was declared in account={run.account}; use that account")
 
 
 def check_same_task(reservation: Reservation, *, task_hash: str) -> None:
@@ -397,7 +357,8 @@ def check_resumed(paid: Round, *, task_hash: str, events: Sequence[PrivacyEvent]
         raise LedgerError(f"round {paid.reservation.round_index} has its reply; send the stored one")
 
 
-def _check(account: Account, price: float, *, budget: Budget) -> None:
+def check_admitted(account: Account, price: float, *, budget: Budget) -> None:
+    """Raise PrivacyRefused where a price of all that the account would be charged is not within `budget`."""
     if budget.admits(price):
         return
     spent = charged_epsilon(account, delta=budget.delta)

@@ -31,12 +31,14 @@ class PlainRound:
 
     Attributes:
       settings: of the run.
+      needed: replies without which a round is tried again (`fewest_replies` of the settings).
       grid, admission, delivery, traffic: to the sites.
       checks: charges replies and says whose update is aggregated.
       aggregator: makes the messages and aggregates the updates.
     """
 
     settings: FederationSettings
+    needed: int
     grid: Grid
     admission: Admission
     delivery: Delivery
@@ -52,7 +54,7 @@ class PlainRound:
           RunFailed: If too few sites reply.
         """
         started, index, tries = time.perf_counter(), sent.task.round_index, self.settings.max_failed_rounds
-        needed = self.settings.fewest_replies
+        needed = self.needed
         valid: dict[str, Message] = {}
         answered: set[str] = set()
         for attempt in range(tries):

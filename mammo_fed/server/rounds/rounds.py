@@ -111,6 +111,7 @@ class Rounds:
         self._checks = ReplyChecks(declaration=declaration, max_update_norm=federation.max_update_norm, budget=budget)
         self._plain = PlainRound(
             settings=federation,
+            needed=federation.fewest_replies,
             grid=grid,
             admission=admission,
             delivery=delivery,
