@@ -124,7 +124,13 @@ def test_a_ledger_of_version_1_returns_its_stored_reply_and_charges_nothing_for_
         assert [event.mechanism for event in update.events] == ["gradient"]
         updates.append(update)
     # The same patients, too: the ledger's key still gives them the same pseudonyms.
-    assert show_ledger(Path(described.ledger), delta=1e-4).accounts == before
+    after = show_ledger(Path(described.ledger), delta=1e-4).accounts
+    # Nothing is charged; the cap, which such ledgers did not note, is from now on.
+    assert [account.caps for account in before] == [{}]
+    assert [cap.max_epsilon for account in after for cap in account.caps.values()] == [
+        read_site_file(folder / "sites" / "site-1.json").policy.max_epsilon
+    ]
+    assert [replace(account, caps={}) for account in after] == list(before)
     weights = [update.public_images for update in updates]
     average = np.average([update.parameters for update in updates], axis=0, weights=weights)
     np.testing.assert_allclose(average, checkpoint.models[0], rtol=1e-5, atol=1e-6)

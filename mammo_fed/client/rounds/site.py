@@ -277,6 +277,9 @@ class Site:
 
     def _check_enough(self, withdrawn: Withdrawn) -> None:
         """Raise DataError where too few patients are left; the server hears of it as of any fault at the site."""
+        if not withdrawn.patients:
+            # The whole cohort was counted when the site was opened.
+            return
         left = count_patients(self.cohort.patients[~np.isin(self.cohort.patients, sorted(withdrawn.patients))])
         if left < self.file.policy.min_patients:
             raise DataError(
