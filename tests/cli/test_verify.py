@@ -68,3 +68,20 @@ def test_a_statement_of_a_ledger_tells_its_cap_and_its_head(cli, finished):
     assert found["ledger_head"] == verify_ledger(ledger)
     assert (found["promise"], found["cap"], found["all_runs"]) == ("bounded", 6.0, True)
     assert (finished.folder / "statement.html").read_text(encoding="utf-8").count("<article") == 2
+
+
+def test_verify_compares_the_settings_and_the_terms_with_those_beside_the_record_cap_and_all(cli, finished, tmp_path):
+    for name in ("record.json", "config.yaml"):
+        shutil.copy(finished.folder / name, tmp_path / name)
+    code, out, err = cli("privacy", "verify", tmp_path, "--json")
+    assert code == 0, err
+    assert {"hash of the settings", "settings: privacy.target_epsilon"} <= {one["name"] for one in json.loads(out)["figures"]}
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    assert "target_epsilon: 6.0" in text
+    (tmp_path / "config.yaml").write_text(text.replace("target_epsilon: 6.0", "target_epsilon: 60.0"), encoding="utf-8")
+    code, out, err = cli("privacy", "verify", tmp_path, "--json")
+    assert code == 3, err
+    assert [figure["name"] for figure in json.loads(out)["figures"] if figure["agrees"] is False] == [
+        "hash of the settings",
+        "settings: privacy.target_epsilon",
+    ]

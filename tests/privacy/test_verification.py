@@ -463,3 +463,64 @@ def test_a_sheet_lists_what_cannot_be_recomputed():
     sheet = Sheet()
     sheet.unknown("a figure", "1", "why")
     assert [figure["agrees"] for figure in sheet.as_dicts()] == [None]
+
+
+WORDS = {
+    "of another relation": ("contributing nothing", "being replaced by another"),
+    "over all runs by a cap": (
+        "for this run alone",
+        "over all runs in the site's ledger, by the cap that the ledger enforces (schedule cost so far: epsilon 1)",
+    ),
+    "with a figure of its own before": ("Each patient's data", "Epsilon is 0.1. Each patient's data"),
+    "with a figure of its own behind": ("public constants.", "public constants. In all epsilon is 0.1."),
+    "of another unit": ("differ in one patient", "differ in one image"),
+    "in exact arithmetic": ("-privacy at", "-privacy in exact arithmetic (the noise was drawn in floating point) at"),
+}
+
+
+@pytest.mark.parametrize("claim", WORDS)
+def test_verify_finds_words_of_a_guarantee_that_the_record_does_not_bear_out_relation_and_cap(claim):
+    record = RECORDS["patients"]
+    before, after = WORDS[claim]
+    before, after = (text.replace("-privacy", "differential privacy") for text in (before, after))
+    sentence = record["privacy"]["guarantee"]
+    assert before in sentence
+    assert disagreements(changed(record, ("privacy", "guarantee"), sentence.replace(before, after)))
+
+
+def test_verify_finds_a_ledger_over_all_runs_in_a_record_whose_cap_is_of_one_run():
+    assert "guarantee: about this run alone" in disagreements(changed(RECORDS["patients"], ("privacy", "ledger"), "site"))
+
+
+def test_verify_knows_the_sites_of_a_record_by_name_and_identity():
+    counted = {**RECORDS["patients"], "data": {"sites": [{"site": "north"}, {"site": "south"}]}}
+    assert disagreements(counted) == []
+    removed = copy.deepcopy(counted)
+    removed["privacy"]["sites"].pop()
+    removed["federation"]["sites"] = 1
+    swapped = copy.deepcopy(counted)
+    swapped["privacy"]["sites"].reverse()
+    renamed = changed(counted, ("privacy", "sites", 0, "site"), "east")
+    for other in (removed, swapped, renamed):
+        assert disagreements(other) == ["sites by name"]
+
+
+def test_verify_finds_a_site_whose_mechanism_is_not_that_of_the_run_or_draws_floats_unsaid():
+    grid = "full-batch DP gradient descent, closed form, discrete Gaussian on a grid"
+    record = copy.deepcopy(RECORDS["patients"])
+    record["privacy"]["mechanism"] = grid
+    for site in record["privacy"]["sites"]:
+        site["mechanism"] = grid
+    assert disagreements(record) == []
+    floating = grid.replace("discrete Gaussian on a grid", "in floating point")
+    assert disagreements(changed(record, ("privacy", "sites", 1, "mechanism"), floating)) == ["mechanism of every site"]
+    for site in record["privacy"]["sites"]:
+        site["mechanism"] = floating
+    record["privacy"]["mechanism"] = floating
+    assert disagreements(record) == ["guarantee: arithmetic"]
+
+
+def test_verify_finds_figures_of_an_account_that_is_not_published_as_no_cap_allows():
+    record = copy.deepcopy(RECORDS["patients"])
+    record["privacy"]["sites"][0]["account_published"] = False
+    assert "north: epsilon account" in disagreements(record)

@@ -157,6 +157,20 @@ def test_a_statement_under_shared_noise_names_whom_it_does_not_hold_against(reco
     assert "all of them together, may see" not in text
 
 
+def test_a_statement_over_all_runs_by_a_cap_gives_a_runs_own_cost_as_no_cost_of_all_runs(record):
+    site = {"cap_epsilon": 8.0, "cap_delta": 1e-5, "epsilon_account": 7.9, "cap_since": "2026-01-01T00:00:00+00:00"}
+    text = said(changed(record, site=site, ledger="site"))
+    assert "Released so far" not in text
+    assert "This run alone released: epsilon" in text
+    assert "what other runs of the site released is not in it" in text
+
+
+def test_a_statement_says_that_nothing_was_released_of_its_own_run_only_whatever_the_cap(record):
+    empty = {"epsilon": 0.0, "epsilon_after_round": (), "events": (), "patient_epsilon": 0.0, "rounds": 0, "refused": True}
+    text = said(_with(changed(record, site={"cap_epsilon": 8.0, "epsilon_account": 7.9}, ledger="site"), empty))
+    assert "In this run nothing of this patient was released" in text
+
+
 def test_a_statement_quotes_what_it_has_no_plain_words_for(record):
     text = said(changed(record, not_covered=("Something new is not covered.",)), language="de")
     assert "Wortlaut des Protokolls: Something new is not covered." in text

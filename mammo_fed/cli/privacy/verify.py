@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mammo_fed.cli.privacy.settings_figures import settings_figures
 from mammo_fed.common.command_line import print_json, say
 from mammo_fed.common.isolation import isolated_environment, python_command
 from mammo_fed.errors import DataError, InvalidSetting, PrivacyRefused, RunFailed
@@ -42,7 +43,7 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     if path is not None:
         if options.reported is not None:
             raise InvalidSetting(f"--reported={options.reported} has no effect here: it goes with a ledger, not with a run")
-        figures = recompute(path)
+        figures = recompute(path) + settings_figures(path)
     else:
         head = verify_ledger(options.target, reported=options.reported)
         figures = recompute(_claims(show_ledger(options.target, delta=None), export_ledger(options.target)))

@@ -11,6 +11,7 @@ from mammo_fed.errors import DataError
 from mammo_fed.privacy.events import OLDER_RELATIONS, RELATION
 from mammo_fed.privacy.verification.figures import Sheet, at, events_of, number, rounded, texts, whole
 from mammo_fed.privacy.verification.prices import price_of, renyi_price
+from mammo_fed.privacy.verification.sentence import check_names, check_words
 from mammo_fed.privacy.verification.site_figures import Site, Terms, check_site, read_site
 
 __all__ = ["check_record"]
@@ -39,6 +40,7 @@ def check_record(record: Mapping[str, Any]) -> Sheet:
     if len({site.name for site in sites}) != len(sites):
         raise DataError("privacy.sites: a site is named more than once; this is no record of a run")
     _check_terms(sheet, record, terms, sites)
+    check_names(sheet, record, sites)
     checked = [check_site(sheet, site, terms) for site in sites]
     _check_guarantee(sheet, record, terms, checked)
     _check_shares(sheet, record, terms, checked)
@@ -110,6 +112,7 @@ def _check_guarantee(sheet: Sheet, record: Mapping[str, Any], terms: Terms, site
             sentence.startswith("None") and not pairs,
         )
         return
+    check_words(sheet, record, terms, sentence)
     sheet.holds("guarantee: one pair of epsilon and delta", f"{len(pairs)}", "1", len(pairs) == 1)
     for shown, shown_delta in pairs:
         sheet.shown("guarantee: epsilon", shown, epsilon)

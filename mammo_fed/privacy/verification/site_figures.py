@@ -203,7 +203,10 @@ def _check_account(sheet: Sheet, site: Site, terms: Terms, *, epsilon: float, pa
     for key, (low, high, why) in limits.items():
         name = f"{site.name}: {key.replace('_', ' ')}"
         if site.values.get("account_published") is False:
-            sheet.unknown(name, "not published", "the site's policy does not publish its account")
+            if site.values.get(key) is not None:
+                sheet.holds(name, f"{site.values[key]}", "no figure, as the site does not publish its account", False)
+            else:
+                sheet.unknown(name, "not published", "the site's policy does not publish its account")
             continue
         recorded = number(site.values, key, default=math.inf)
         if exact:

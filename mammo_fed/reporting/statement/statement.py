@@ -72,7 +72,7 @@ class _Writer:
     def short(self) -> tuple[str, ...]:
         facts = self._facts
         if facts.promise == "nothing released":
-            return (self.say("nothing"),)
+            return (self.say("nothing_run" if facts.all_runs and facts.source == "record" else "nothing"),)
         if facts.promise != "bounded":
             noted = facts.source == "record" or facts.promise != "no bound"
             return (self.say(facts.promise.replace(" ", "_") if noted else "no_cap_noted"),)
@@ -134,7 +134,9 @@ class _Writer:
             since = self.say("cap_since", since=facts.cap_since) if facts.cap_since else self.say("cap_unknown")
             cap = (self.say("all_runs", cap=self._up(facts.cap)), since)  # type: ignore[assignment]
         raised = (self.say("raised", at=at, before=self._up(before), now=self._up(now)) for at, before, now in facts.raises)
-        spent = self.say("spent", spent=self._up(facts.spent)) if self.bounded else ""
+        # A record knows what its own run released; of the others it knows at most what the site publishes.
+        key = "spent" if facts.source == "ledger" else "spent_run"
+        spent = self.say(key, spent=self._up(facts.spent)) if self.bounded else ""
         return (*cap, *raised, spent, withdrawn)
 
     def not_covered(self) -> tuple[str, ...]:

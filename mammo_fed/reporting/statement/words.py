@@ -103,6 +103,9 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "protects nobody."
         ),
         "nothing": "Nothing of this patient was released: no message of this site was computed from a patient.",
+        "nothing_run": (
+            "In this run nothing of this patient was released: no message of this site was computed from a patient."
+        ),
         "injected": (
             "There is no promise: the noise was drawn from a number that is known, so anybody can draw it again and "
             "subtract it."
@@ -166,6 +169,10 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "cap_unknown": "Since when the cap holds is not recorded.",
         "raised": "It was raised on {at} from {before} to {now}.",
         "spent": "Released so far: epsilon {spent}, rounded up; this is a cost, not a promise.",
+        "spent_run": (
+            "This run alone released: epsilon {spent}, rounded up; what other runs of the site released is not in it. This is "
+            "a cost, not a promise."
+        ),
         "withdrawn": (
             "Patients who withdrew their consent (last on {at}) take no part from then on. What was released before, and a "
             "trained model, is not undone: the bound above is what holds for it."
@@ -217,6 +224,10 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "nothing": (
             "Von dieser Person wurde nichts herausgegeben: keine Nachricht dieses Standorts wurde aus Daten von Patienten "
             "berechnet."
+        ),
+        "nothing_run": (
+            "In diesem Lauf wurde von dieser Person nichts herausgegeben: keine Nachricht dieses Standorts wurde aus Daten von "
+            "Patienten berechnet."
         ),
         "injected": (
             "Es gibt kein Versprechen: Das Rauschen stammt aus einer bekannten Zahl; jeder kann es noch einmal ziehen und "
@@ -283,6 +294,10 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "cap_unknown": "Seit wann die Obergrenze gilt, ist nicht vermerkt.",
         "raised": "Sie wurde am {at} von {before} auf {now} erhöht.",
         "spent": "Bisher herausgegeben: Epsilon {spent}, aufgerundet; das sind Kosten, kein Versprechen.",
+        "spent_run": (
+            "Dieser Lauf allein hat herausgegeben: Epsilon {spent}, aufgerundet; was andere Läufe des Standorts herausgegeben "
+            "haben, ist nicht darin. Das sind Kosten, kein Versprechen."
+        ),
         "withdrawn": (
             "Personen, die ihre Einwilligung widerrufen haben (zuletzt am {at}), wirken von da an nicht mehr mit. Was "
             "vorher herausgegeben wurde, und ein trainiertes Modell, wird nicht rückgängig gemacht: Dafür gilt die "
