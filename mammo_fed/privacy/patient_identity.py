@@ -34,6 +34,8 @@ IGNORABLE: Final = re.compile(
 )
 # Letters of other scripts that look like Latin ones in most typefaces (Unicode TR 39, of single letters).
 LOOKALIKES: Final = str.maketrans("аверсорхукмнтіјѕԁһԛԝɡαβερονχυικτμ", "abepcopxykmhtijsdhqwgabepovxyiktm")
+# A whole number as spreadsheets and data frames write one that was read as a decimal.
+DECIMAL_ZERO: Final = re.compile(r"([0-9]+)[.,]0+")
 RUNS: Final = re.compile(r"[0-9]+|[^\W\d_]+")
 # What anonymisers and people write where there is no identifier, as `_letters` gives it.
 PLACEHOLDERS: Final = frozenset(
@@ -137,12 +139,18 @@ def loose_identifiers(identifier: str) -> frozenset[str]:
     """Forms of an identifier that a second one shares where a person might have meant the same by both.
 
     Separators, dashes, apostrophes, accents, leading zeros and the order of words make no difference, nor do digits and letters
-    of other scripts that look alike. No proof that two are one patient: it is for warnings, and charges nobody.
+    of other scripts that look alike, and `17.0` is what a spreadsheet makes of `17`. No proof that two are one patient: it is
+    for warnings, and charges nobody.
 
     >>> not loose_identifiers("P-017").isdisjoint(loose_identifiers("p17"))
     True
     """
     letters = _letters(identifier)
+    number = DECIMAL_ZERO.fullmatch(letters)
+    return _loose_forms(letters) if number is None else _loose_forms(letters) | _loose_forms(number[1])
+
+
+def _loose_forms(letters: str) -> frozenset[str]:
     runs = RUNS.findall(letters)
     by_run = [run.lstrip("0") or "0" if run[0].isdigit() else run for run in runs]
     joined = [run.lstrip("0") or "0" if run[0].isdigit() else run for run in RUNS.findall("".join(runs))]

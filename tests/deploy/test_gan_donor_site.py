@@ -153,3 +153,25 @@ def test_gan_resume_twice_sampling_asks_the_ledger_of_the_site_wherever_it_is(ho
     start_training(settings(), tmp_path / "public")
     with pytest.raises(InvalidSetting, match="no site's"):
         sample_set(settings(), tmp_path / "public", tmp_path / "again", count=4, seed=0, site_folder=moved)
+
+
+def test_resume_twice_is_refused_where_the_sites_folder_was_copied_with_the_trainings(hospital, tmp_path):
+    """A copied ledger knows nothing of what the other one has been charged since."""
+    wanted = settings("privacy.target_epsilon=2")
+
+    def stop(done, steps, losses):
+        if done == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        start_training(wanted, tmp_path / "run", site_folder=hospital.path, progress=stop)
+    other_site = shutil.copytree(hospital.path, tmp_path / "other-hospital")
+    other_run = shutil.copytree(tmp_path / "run", tmp_path / "other-run")
+    assert Path(SiteFolder.open(other_site).file.ledger) != Path(hospital.file.ledger)
+    start_training(wanted, tmp_path / "run", site_folder=hospital.path)
+    with pytest.raises(LedgerError, match="went on in another copy"):
+        start_training(wanted, other_run, site_folder=other_site)
+    at = settings_at(wanted, hospital.file)
+    assert sample_set(at, tmp_path / "run", tmp_path / "set", count=4, seed=0).kind == "dp"
+    with pytest.raises(LedgerError):
+        sample_set(at, other_run, tmp_path / "other-set", count=4, seed=0, site_folder=other_site)

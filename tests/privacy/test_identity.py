@@ -324,7 +324,17 @@ def test_identity_loose_forms_meet_where_separators_zeros_dashes_or_order_differ
             assert loose_identifiers(one) & loose_identifiers(other), (one, other)
     for one, other in [("DOE^JANE^", "DOE JANE"), ("Jane Doe", "DOE^JANE"), ("0012345", "12-345"), ("P17-01", "P17-1")]:
         assert loose_identifiers(one) & loose_identifiers(other), (one, other)
-    for one, other in [("P17", "P18"), ("P17", "P170"), ("D1-0001", "D1-0011"), ("P_00001", "P_00010"), ("DOE J", "DOE K")]:
+    for one, other in [("17", "17.0"), ("0017", "17,00"), ("17-0", "17.0")]:
+        assert loose_identifiers(one) & loose_identifiers(other), (one, other)
+    for one, other in [
+        ("17", "17.5"),
+        ("170", "17.0"),
+        ("P17", "P18"),
+        ("P17", "P170"),
+        ("D1-0001", "D1-0011"),
+        ("P_00001", "P_00010"),
+        ("DOE J", "DOE K"),
+    ]:
         assert not loose_identifiers(one) & loose_identifiers(other), (one, other)
 
 

@@ -245,3 +245,16 @@ def test_a_withdrawal_on_a_full_disk_fails_loudly_and_can_be_repeated(ledger, mo
     ledger.withdraw([["p1"]])
     assert ledger.withdrawn(["p1"]).patients == {"p1"}
     ledger.verify()
+
+
+@pytest.mark.parametrize("people", [["P-1"], ["P-1", "P-2"], [[17]], [[b"P-1"]]])
+def test_a_withdrawal_of_a_bare_text_is_refused_and_not_taken_for_its_letters(ledger, people):
+    with pytest.raises(InvalidSetting, match="patients must be"):
+        ledger.withdraw(people)
+    assert ledger.withdrawn(["P-1", "P", "1"]).patients == frozenset()
+
+
+@pytest.mark.parametrize("patients", ["P-1", [17], [None]])
+def test_identity_of_patients_who_are_declared_is_a_list_of_texts(ledger, patients):
+    with pytest.raises(InvalidSetting, match="patients must be"):
+        ledger.declare(run_id="bare", schedule=[event()], patients=patients)

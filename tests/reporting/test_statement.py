@@ -171,6 +171,18 @@ def test_a_statement_says_that_nothing_was_released_of_its_own_run_only_whatever
     assert "In this run nothing of this patient was released" in text
 
 
+@pytest.mark.parametrize("noise", ["injected", "none"])
+def test_a_statement_without_a_promise_names_nobody_who_promises_whatever_the_cap(record, noise):
+    text = said(changed(record, noise=noise))
+    assert f"{SITE} promises nothing here" in text
+    assert "Promised by" not in text
+
+
+def test_a_statement_of_a_record_without_events_names_no_recomputation_of_it(record):
+    assert "privacy verify RUN" in said(changed(record))
+    assert "privacy verify RUN" not in said(record)
+
+
 def test_a_statement_quotes_what_it_has_no_plain_words_for(record):
     text = said(changed(record, not_covered=("Something new is not covered.",)), language="de")
     assert "Wortlaut des Protokolls: Something new is not covered." in text

@@ -2,8 +2,9 @@
 
 The folder keeps the mark that the ledger gave it last, and the one that it asks for now; the ledger keeps all of them. A crash
 anywhere leaves the ledger at one of the two. A copy of the folder has the mark of the moment when it was made: once the
-original was resumed or made a checkpoint, the ledger is further, and the copy stops. A ledger that lies in the folder is copied
-with it; so where it ends is remembered outside, for each training, in a folder of the user (`state_root`).
+original was resumed or made a checkpoint, the ledger is further, and the copy stops. A ledger can be copied too, with the
+folder that it lies in or with its site's; so where it ends is remembered outside of both, for each training, in a folder of
+the user (`state_root`).
 """
 
 from __future__ import annotations
@@ -72,12 +73,19 @@ def training_ledger(
     Raises:
       LedgerError: If the ledger is gone, an older copy, tampered with, or not writable.
     """
+    memory = LedgerMemory(state_root() / MEMORY_FOLDER / training.run_id)
     if site is not None:
         with site_ledger(site, usual="declared") as ledger:
-            memory = LedgerMemory(Path(site.folder) / "ledger-head")
-            yield ledger, lambda: memory.keep(ledger)
+            _check_newest(memory, ledger)
+            own = LedgerMemory(Path(site.folder) / "ledger-head")
+
+            def remember() -> None:
+                # The site's own after the outer one: of a copied site nothing is written where another copy went on.
+                _advance(memory, ledger)
+                own.keep(ledger)
+
+            yield ledger, remember
         return
-    memory = LedgerMemory(state_root() / MEMORY_FOLDER / training.run_id)
     memory.check_exists(folder / LEDGER_NAME)
     budget = Budget(max_epsilon=settings.privacy.target_epsilon, delta=settings.privacy.delta)
     with Ledger.open(folder / LEDGER_NAME, site=LEDGER_SITE, budget=budget, filter="declared") as ledger:

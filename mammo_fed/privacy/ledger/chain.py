@@ -156,10 +156,15 @@ def patient_digests(keys: LedgerKeys, identifiers: Iterable[str]) -> frozenset[s
     whether a patient is among them.
 
     Raises:
-      InvalidSetting: If there is no identifier, or one is blank or no text that can be encoded.
+      InvalidSetting: If there is no identifier, or one is blank or no text that can be encoded; or if one text stands for all.
     """
+    if isinstance(identifiers, str):
+        # Its letters would be taken for patients, and whom it names would be charged, or left out, under no name of theirs.
+        raise InvalidSetting("patients must be a list of identifiers, and is one text; put it into a list")
     digests = set()
     for identifier in identifiers:
+        if not isinstance(identifier, str):
+            raise InvalidSetting(f"patients must be texts, and one is of type {type(identifier).__name__}; write it as one")
         try:
             normal = require_identifier(identifier, where="patients")
         except DataError as error:

@@ -150,14 +150,18 @@ class _Writer:
 
     def check(self) -> tuple[str, ...]:
         facts = self._facts
-        by = "promised_by" if facts.source == "record" else "promised_by_ledger"
+        by = "promised_by" if self.bounded or facts.promise == "nothing released" else "nobody_promises"
+        by += "" if facts.source == "record" else "_ledger"
         values = {"record": facts.record_sha256, "config": facts.config_sha256, "ledger": facts.ledger_head}
         ledger = f"mammo-fed privacy verify LEDGER --reported {facts.ledger_head}" if facts.ledger_head else ""
-        run = "mammo-fed privacy verify RUN" if facts.source == "record" else ""
+        # A record of an earlier version holds no events to recompute its figures from.
+        recomputable = facts.max_images or facts.promise == "nothing released"
+        run = "mammo-fed privacy verify RUN" if facts.source == "record" and recomputable else ""
+        commands = "; ".join(filter(None, (run, ledger)))
         return (
             self.say(by, site=facts.site, software=facts.software or self.say("unknown"), run=facts.run_id),
             *(self.say(f"hash_{name}", value=value) for name, value in values.items() if value),
-            self.say("commands", commands="; ".join(filter(None, (run, ledger)))),
+            self.say("commands", commands=commands) if commands else "",
         )
 
     def _number(self, text: str) -> str:

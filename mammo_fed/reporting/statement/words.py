@@ -194,6 +194,8 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "two_sites": "A patient who is at several sites has the bounds of all of them added up.",
         "promised_by": "Promised by {site}; written by mammo-fed {software} from the record of run {run}.",
         "promised_by_ledger": "Promised by {site}; written from its ledger.",
+        "nobody_promises": "{site} promises nothing here; written by mammo-fed {software} from the record of run {run}.",
+        "nobody_promises_ledger": "{site} promises nothing here; written from its ledger.",
         "hash_record": "SHA-256 of record.json: {value}",
         "hash_config": "SHA-256 of the settings: {value}",
         "hash_ledger": "The site's ledger stood at: {value}",
@@ -320,6 +322,10 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "two_sites": "Für eine Person an mehreren Standorten addieren sich deren Schranken.",
         "promised_by": "Versprochen von {site}; geschrieben von mammo-fed {software} aus dem Protokoll des Laufs {run}.",
         "promised_by_ledger": "Versprochen von {site}; geschrieben aus dessen Kassenbuch.",
+        "nobody_promises": (
+            "{site} verspricht hier nichts; geschrieben von mammo-fed {software} aus dem Protokoll des Laufs {run}."
+        ),
+        "nobody_promises_ledger": "{site} verspricht hier nichts; geschrieben aus dem Kassenbuch des Standorts.",
         "hash_record": "SHA-256 von record.json: {value}",
         "hash_config": "SHA-256 der Einstellungen: {value}",
         "hash_ledger": "Stand des Kassenbuchs des Standorts: {value}",
