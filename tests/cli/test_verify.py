@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mammo_fed.cli.privacy.settings_figures import settings_figures
 from mammo_fed.privacy.ledger.report import verify_ledger
 
 STORED = Path(__file__).parents[1] / "stored" / "version-1" / "finished"
@@ -85,3 +86,12 @@ def test_verify_compares_the_settings_and_the_terms_with_those_beside_the_record
         "hash of the settings",
         "settings: privacy.target_epsilon",
     ]
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "a: &a [*a]", "3", "", "privacy: 3", "\0"])
+def test_verify_says_that_settings_that_are_none_cannot_be_compared_whatever_the_cap(finished, tmp_path, text):
+    shutil.copy(finished.folder / "record.json", tmp_path)
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    (figure,) = settings_figures(tmp_path / "record.json")
+    assert (figure["name"], figure["agrees"]) == ("hash of the settings", None)
+    assert figure["note"]

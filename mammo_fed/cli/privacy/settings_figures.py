@@ -29,6 +29,9 @@ def settings_figures(record: Path) -> list[dict[str, Any]]:
         settings = read_composed(record.parent).settings
     except MammoFedError as error:
         return [_figure(name, recorded, "", None, str(error))]
+    except (RecursionError, AssertionError):
+        # What OmegaConf raises of a text that is nested without end, or is no group.
+        return [_figure(name, recorded, "", None, f"{CONFIG_NAME} is not a run's configuration")]
     found = settings.sha256()
     terms = {term: getattr(settings.privacy, term) for term in TERMS}
     return [
