@@ -339,7 +339,7 @@ def test_debug_shows_where_and_the_same_line_last(cli, small):
     code, _, err = cli("simulate", *small, "privacy.delta=2", "--debug")
     assert code == 2
     assert "Traceback" in err
-    assert err.splitlines()[-1].startswith("error: privacy.delta=2.0 must be in (0, 1)")
+    assert err.splitlines()[-1].startswith("error: privacy.delta=2.0 must be in (0, 0.1)")
 
 
 def test_a_real_process_says_one_line_and_exits_with_2(start_cli, small, tmp_path):
