@@ -186,6 +186,7 @@ def test_the_command_line_offers_every_canary():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_audit_of_the_demo_is_tight_and_stands(cli, tmp_path: Path):
     """The acceptance run: every message of one site of the demo, judged on 1,500 runs a side."""
     code, _, err = cli("demo", f"hydra.run.dir={tmp_path / 'demo'}", "--json")
