@@ -9,6 +9,7 @@ import re
 import string
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given
@@ -78,13 +79,56 @@ def test_numbers_of_a_statement_are_written_as_the_language_does():
     assert (decimal("1e-05", "de"), decimal("∞", "de")) == ("1e-05", "∞")
 
 
+@pytest.mark.parametrize("delta", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("mu", [0.3, 1.0, 1.46, 3.0])
+def test_beliefs_pass_the_examples_of_a_statement_as_rarely_as_it_says_for_gaussian_noise_under_the_relation(mu, delta):
+    curve = NormalDist()
+    epsilon = next(
+        step / 1000
+        for step in range(100_000)
+        if curve.cdf(mu / 2 - step / 1000 / mu) - math.exp(step / 1000) * curve.cdf(-mu / 2 - step / 1000 / mu) <= delta
+    )
+    for prior in (0.5, 0.01):
+        belief = float(percent(prior, epsilon)) / 100
+        if belief == 1:
+            continue
+        # The privacy loss of a patient who took part is normal, of mean mu^2 / 2 and variance mu^2.
+        loss = math.log(belief / (1 - belief) * (1 - prior) / prior)
+        chance = 1 - curve.cdf((loss - mu**2 / 2) / mu)
+        assert chance <= 1 / one_in(2 * delta)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_delta_of_a_statement_is_written_out_and_never_rounded_down(record, language):
+    text = said(changed(record, delta=1.2345678e-05), language=language)
+    assert ("0.000012345678" if language == "en" else "0,000012345678") in text
+    assert ("1 in 81,000" if language == "en" else "1 zu 81.000") in text
+
+
+@pytest.mark.parametrize("ledger", ["run", "site"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_statement_claims_nothing_about_what_the_cap_of_its_ledger_does_not_see(record, language, ledger):
+    text = said(changed(record, site={"cap_epsilon": 8.0, "cap_delta": 1e-5}, ledger=ledger), language=language)
+    assert ("adds to it" in text or "add to it" in text) if language == "en" else re.search(r"komm(t|en) hinzu", text)
+    assert "on this site's patients together" not in text
+    assert "Läufe mit den Patienten" not in text
+
+
+def test_a_german_page_says_that_it_is_german_and_names_mechanisms_so(record):
+    (facts,) = facts_of_record(changed(record), site=SITE)
+    page = as_page([statement_of(facts, language="de")])
+    assert '<html lang="de">' in page
+    assert "diskretes gaußsches Rauschen auf einem Gitter" in page
+    assert GRID not in page
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_statement_of_one_run_says_what_is_promised_and_by_which_hash_it_can_be_checked(record, tmp_path, language):
     record = changed(record)
     text = said(record, language=language)
     assert "404" in text
     assert ("10,000" if language == "en" else "10.000") in text
-    assert ("80.3 %" if language == "en" else "80,3 %") in text
+    assert ("89.1 %" if language == "en" else "89,1 %") in text
     assert hashlib.sha256(record.write(tmp_path).read_bytes()).hexdigest() in text
     assert record.run_id in text
     assert record.config_hash in text

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from mammo_fed.reporting.formatting import readable
 from mammo_fed.reporting.pages.rendering import render
 from mammo_fed.reporting.statement.facts import Facts
-from mammo_fed.reporting.statement.words import WORDS, Language, NotCovered, decimal, factor, one_in, percent, up
+from mammo_fed.reporting.statement.words import MECHANISMS, WORDS, Language, NotCovered, decimal, factor, one_in, percent, up
 
 __all__ = ["STATEMENT_NAME", "Section", "Statement", "as_page", "as_text", "statement_of"]
 
@@ -82,7 +83,7 @@ class _Writer:
         if not times:
             return (self.say("short_large", epsilon=self._up(facts.patient_epsilon)),)
         condition = self.say("ledger_if") if facts.source == "ledger" else ""
-        return (self.say("short", factor=self._number(times), one_in=self._one_in()), condition)
+        return (self.say("short", factor=self._number(times), one_in=self._one_in(facts.delta)), condition)
 
     def done(self) -> tuple[str, ...]:
         facts = self._facts
@@ -92,7 +93,7 @@ class _Writer:
         unit = self._words[facts.unit]
         return (
             self.say("done", run=facts.run_id, model=facts.model),
-            self.say("mechanism", rounds=rounds, mechanism=facts.mechanism, unit=unit) if self.bounded else "",
+            self.say("mechanism", rounds=rounds, mechanism=self._mechanism(), unit=unit) if self.bounded else "",
         )
 
     def whom(self) -> tuple[str, ...]:
@@ -114,9 +115,13 @@ class _Writer:
         if not self.bounded:
             return ()
         epsilon = facts.patient_epsilon
-        figure = self.say("figure", epsilon=self._up(epsilon), delta=self._number(f"{facts.delta:g}"), one_in=self._one_in())
+        delta = self._number(f"{Decimal(repr(facts.delta)):f}")
+        figure = self.say("figure", epsilon=self._up(epsilon), delta=delta, one_in=self._one_in(facts.delta))
+        # A belief passes the bound of `percent` with twice delta at most.
+        rarely = self._one_in(2 * facts.delta)
         examples = (
-            self.say("example", prior=f"{100 * prior:g}", posterior=self._number(percent(prior, epsilon))) for prior in PRIORS
+            self.say("example", prior=f"{100 * prior:g}", posterior=self._number(percent(prior, epsilon)), one_in=rarely)
+            for prior in PRIORS
         )
         by_image = ""
         if facts.unit == "image":
@@ -170,8 +175,14 @@ class _Writer:
     def _up(self, value: float) -> str:
         return self._number(up(value))
 
-    def _one_in(self) -> str:
-        return self._number(str(one_in(self._facts.delta)))
+    def _one_in(self, chance: float) -> str:
+        return self._number(str(one_in(chance)))
+
+    def _mechanism(self) -> str:
+        words = self._facts.mechanism
+        for name, said in MECHANISMS[self._language].items():
+            words = words.replace(name, said)
+        return words
 
 
 def as_text(statement: Statement, *, markdown: bool = False) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Final, Literal, TypeAlias
 
-__all__ = ["LANGUAGES", "WORDS", "Language", "NotCovered", "decimal", "factor", "one_in", "percent", "up"]
+__all__ = ["LANGUAGES", "MECHANISMS", "WORDS", "Language", "NotCovered", "decimal", "factor", "one_in", "percent", "up"]
 
 Language: TypeAlias = Literal["en", "de"]
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "de")
@@ -43,10 +43,14 @@ def factor(epsilon: float) -> str:
 def percent(prior: float, epsilon: float) -> str:
     """What an observer of `prior` (in (0, 1)) believes afterwards at most, in percent, rounded up to a tenth.
 
+    Delta does not bound how often a belief moves by more than exp(epsilon), only what that adds up to: with Gaussian noise it is
+    more often. By more than twice exp(epsilon) it moves with a chance of at most 2 delta, whatever the mechanism: a
+    likelihood ratio above that gives at least half of its own chance to delta. So twice the factor is what is said.
+
     >>> [percent(0.5, 1.0), percent(0.01, 1.0), percent(0.5, 20.0)]
-    ['73.2', '2.7', '100']
+    ['84.5', '5.3', '100']
     """
-    odds = prior / (1 - prior) * math.exp(min(epsilon, 700.0))
+    odds = prior / (1 - prior) * 2 * math.exp(min(epsilon, 700.0))
     return up(min(100.0, math.nextafter(100 * odds / (1 + odds), math.inf)), decimals=1)
 
 
@@ -73,6 +77,16 @@ def decimal(text: str, language: Language) -> str:
         return grouped.replace(",", ".") + ("," + rest if rest else "")
     return grouped + ("." + rest if rest else "")
 
+
+# What records call the mechanisms, for readers of other languages than English; others are quoted as they are.
+MECHANISMS: Final[Mapping[Language, Mapping[str, str]]] = {
+    "en": {},
+    "de": {
+        "full-batch DP gradient descent, closed form": "Gradientenabstieg über alle Daten, geschlossene Form",
+        "Poisson DP-SGD": "Gradientenabstieg über zufällig gezogene Teile der Daten, Poisson-DP-SGD",
+        "discrete Gaussian on a grid": "diskretes gaußsches Rauschen auf einem Gitter",
+    },
+}
 
 # Sentences of a record that say what epsilon does not cover, by how they begin; others are quoted as they are.
 NotCovered: Final[Mapping[str, str]] = {
@@ -149,12 +163,12 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "server together, {all}."
         ),
         "example": (
-            "Example: somebody who thought it {prior} % likely that the patient took part thinks so by at most {posterior} "
-            "% afterwards."
+            "Example: somebody who thought it {prior} % likely that the patient took part thinks it at most {posterior} % "
+            "likely afterwards, apart from a chance of at most 1 in {one_in}."
         ),
         "figure": (
-            "Epsilon is at most {epsilon}: a factor of exp({epsilon}). Delta is {delta}: with a chance of at most 1 in "
-            "{one_in} more than that may be learned."
+            "Epsilon is at most {epsilon}: a factor of exp({epsilon}). Delta is {delta}: on top of that factor, "
+            "a conclusion may be more likely by at most 1 in {one_in}."
         ),
         "per_image": (
             "The promise of the site is for each image (epsilon {epsilon}); what stands here is for a patient with up to "
@@ -162,11 +176,11 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         ),
         "this_run": "This run alone, from {started} to {finished}. Other runs on the same patients add to it.",
         "all_runs": (
-            "All runs on this site's patients together, earlier and later ones, by the cap of epsilon {cap} that the "
-            "site's ledger enforces."
+            "All runs that are charged to the site's ledger, earlier and later ones together, by the cap of epsilon "
+            "{cap} that the ledger enforces. What another ledger is charged for adds to it."
         ),
-        "cap_since": "The cap holds since {since}.",
-        "cap_unknown": "Since when the cap holds is not recorded.",
+        "cap_since": "The cap has held since {since}.",
+        "cap_unknown": "Since when the cap has held is not recorded.",
         "raised": "It was raised on {at} from {before} to {now}.",
         "spent": "Released so far: epsilon {spent}, rounded up; this is a cost, not a promise.",
         "spent_run": (
@@ -178,7 +192,10 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "trained model, is not undone: the bound above is what holds for it."
         ),
         "metrics": "Results on validation and test patients are computed without noise.",
-        "counts": "Numbers of patients and images, what is made from them, and dates of withdrawals are public.",
+        "counts": (
+            "Numbers of patients and images, the weights made from them, where shown the share of malignant images, and the "
+            "date of the last withdrawal of consent are public."
+        ),
         "choices": "The settings of the training were chosen by trying, without noise.",
         "no_synthetic": "",
         "procedural": "",
@@ -277,11 +294,11 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         ),
         "example": (
             "Beispiel: Wer es für zu {prior} % wahrscheinlich hielt, dass die Person mitgewirkt hat, hält es danach für "
-            "höchstens zu {posterior} % wahrscheinlich."
+            "höchstens zu {posterior} % wahrscheinlich, außer mit einer Wahrscheinlichkeit von höchstens 1 zu {one_in}."
         ),
         "figure": (
-            "Epsilon ist höchstens {epsilon}: ein Faktor exp({epsilon}). Delta ist {delta}: Mit einer Wahrscheinlichkeit "
-            "von höchstens 1 zu {one_in} kann mehr als das erfahren werden."
+            "Epsilon ist höchstens {epsilon}: ein Faktor exp({epsilon}). Delta ist {delta}: Zu diesem Faktor kommt hinzu, dass "
+            "ein Schluss um höchstens 1 zu {one_in} wahrscheinlicher sein kann."
         ),
         "per_image": (
             "Das Versprechen des Standorts gilt für jedes Bild (Epsilon {epsilon}); was hier steht, gilt für eine Person "
@@ -289,8 +306,9 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         ),
         "this_run": "Dieser Lauf allein, von {started} bis {finished}. Andere Läufe mit denselben Personen kommen hinzu.",
         "all_runs": (
-            "Alle Läufe mit den Patienten dieses Standorts zusammen, frühere und spätere, durch die Obergrenze von Epsilon "
-            "{cap}, die das Kassenbuch des Standorts durchsetzt."
+            "Alle Läufe zusammen, frühere und spätere, die dem Kassenbuch des Standorts angerechnet werden, durch die "
+            "Obergrenze von Epsilon {cap}, die das Kassenbuch durchsetzt. Was einem anderen Kassenbuch angerechnet wird, kommt "
+            "hinzu."
         ),
         "cap_since": "Die Obergrenze gilt seit {since}.",
         "cap_unknown": "Seit wann die Obergrenze gilt, ist nicht vermerkt.",
@@ -306,7 +324,10 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "Schranke oben."
         ),
         "metrics": "Ergebnisse an Validierungs- und Testpatienten werden ohne Rauschen berechnet.",
-        "counts": "Die Zahlen der Patienten und Bilder, was daraus gebildet wird, und Daten von Widerrufen sind öffentlich.",
+        "counts": (
+            "Öffentlich sind die Zahlen der Patienten und Bilder, die daraus gebildeten Gewichte, der Anteil bösartiger "
+            "Bilder, wo er genannt ist, und das Datum des letzten Widerrufs einer Einwilligung."
+        ),
         "choices": "Die Einstellungen des Trainings wurden durch Ausprobieren gewählt, ohne Rauschen.",
         "no_synthetic": "",
         "procedural": "",
