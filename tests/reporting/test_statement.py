@@ -195,7 +195,7 @@ def test_a_statement_by_image_gives_the_figure_of_a_patient(record):
 def test_a_statement_under_shared_noise_names_whom_it_does_not_hold_against(record):
     site = {"epsilon_other_site": 7.7091, "epsilon_all_colluding": 11.9866}
     text = said(changed(record, site=site, aggregation="shared_noise", min_survivors=3, colluders=1))
-    assert "at most 1 other sites and sees sums of at least 3 sites" in text
+    assert "at most 1 of the other sites and sees sums of at least 3 sites" in text
     assert "7.71" in text
     assert "11.99" in text
     assert "all of them together, may see" not in text

@@ -50,14 +50,15 @@ class Sheet:
         return [asdict(figure) for figure in self._figures]
 
     def priced(self, name: str, recorded: float, price: Callable[[], Price]) -> float:
-        """Compare an epsilon with its recomputed price; returns the latter."""
+        """Compare an epsilon with its recomputed price; returns the latter, of several sound ones that which was recorded."""
         try:
             found = price()
         except PrivacyRefused as error:
             self._add(name, rounded(recorded), "", False, str(error))
             return recorded
-        self._add(name, rounded(recorded), rounded(found.epsilon), found.agrees(recorded), found.source)
-        return found.epsilon
+        agrees = found.agrees(recorded)
+        self._add(name, rounded(recorded), rounded(found.epsilon), agrees, found.source)
+        return min(found.figures, key=lambda figure: abs(figure - recorded)) if agrees else found.epsilon
 
     def within(self, name: str, recorded: float, low: float, high: float, note: str) -> None:
         """Compare with an interval, which a ten-thousandth widens on both sides."""

@@ -194,7 +194,7 @@ def _adversaries(sheet: Sheet, site: Site, terms: Terms, epsilon: float) -> tupl
 
 def _check_account(sheet: Sheet, site: Site, terms: Terms, *, epsilon: float, patient: float) -> None:
     """What the site's ledger says: this run where it holds nothing else, and never less than it."""
-    whole_run = _price(whole_schedule(site, terms), terms, protected="patient").epsilon if site.events else 0.0
+    whole_run = max(_price(whole_schedule(site, terms), terms, protected="patient").figures) if site.events else 0.0
     exact = terms.run_alone and not _rounds_of(site, "mismatches")
     limits = {
         "epsilon_account": (epsilon, epsilon, "its ledger holds this run alone"),

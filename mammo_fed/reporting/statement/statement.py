@@ -47,7 +47,7 @@ def statement_of(facts: Facts, *, language: Language = "en") -> Statement:
         "h_more": writer.more(),
         "h_time": () if nothing else writer.time(),
         "h_not": () if not writer.bounded else writer.not_covered(),
-        "h_check": writer.check(),
+        "h_check" if writer.bounded or nothing else "h_check_none": writer.check(),
     }
     return Statement(
         language=language,
@@ -75,7 +75,7 @@ class _Writer:
         if facts.promise == "nothing released":
             return (self.say("nothing_run" if facts.all_runs and facts.source == "record" else "nothing"),)
         if facts.promise != "bounded":
-            noted = facts.source == "record" or facts.promise != "no bound"
+            noted = facts.source == "record" or facts.promise != "no bound" or facts.cap_since
             return (self.say(facts.promise.replace(" ", "_") if noted else "no_cap_noted"),)
         if not self.bounded:
             return (self.say("image_no_bound"),)
@@ -131,9 +131,9 @@ class _Writer:
     def time(self) -> tuple[str, ...]:
         facts = self._facts
         span = {"started": facts.started[:10], "finished": facts.finished[:10]}
-        withdrawn = self.say("withdrawn", at=facts.withdrawn_at) if facts.withdrawn_at else ""
+        withdrawn = self._withdrawn()
         if not facts.all_runs:
-            return (self.say("this_run", **span), withdrawn)
+            return (self.say("this_run", **span), *withdrawn)
         cap = ()
         if self.bounded:
             since = self.say("cap_since", since=facts.cap_since) if facts.cap_since else self.say("cap_unknown")
@@ -142,7 +142,12 @@ class _Writer:
         # A record knows what its own run released; of the others it knows at most what the site publishes.
         key = "spent" if facts.source == "ledger" else "spent_run"
         spent = self.say(key, spent=self._up(facts.spent)) if self.bounded else ""
-        return (*cap, *raised, spent, withdrawn)
+        return (*cap, *raised, spent, *withdrawn)
+
+    def _withdrawn(self) -> tuple[str, ...]:
+        if not self._facts.withdrawn_at:
+            return ()
+        return (self.say("withdrawn", at=self._facts.withdrawn_at), self.say("withdrawn_bound") if self.bounded else "")
 
     def not_covered(self) -> tuple[str, ...]:
         if self._facts.source == "ledger":

@@ -43,8 +43,8 @@ def factor(epsilon: float) -> str:
 def percent(prior: float, epsilon: float) -> str:
     """What an observer of `prior` (in (0, 1)) believes afterwards at most, in percent, rounded up to a tenth.
 
-    Delta does not bound how often a belief moves by more than exp(epsilon), only what that adds up to: with Gaussian noise it is
-    more often. By more than twice exp(epsilon) it moves with a chance of at most 2 delta, whatever the mechanism: a
+    Delta does not bound how often a belief moves by more than exp(epsilon), only what that adds up to: with Gaussian noise it
+    is more often. By more than twice exp(epsilon) it moves with a chance of at most 2 delta, whatever the mechanism: a
     likelihood ratio above that gives at least half of its own chance to delta. So twice the factor is what is said.
 
     >>> [percent(0.5, 1.0), percent(0.01, 1.0), percent(0.5, 20.0)]
@@ -85,6 +85,8 @@ MECHANISMS: Final[Mapping[Language, Mapping[str, str]]] = {
         "full-batch DP gradient descent, closed form": "Gradientenabstieg über alle Daten, geschlossene Form",
         "Poisson DP-SGD": "Gradientenabstieg über zufällig gezogene Teile der Daten, Poisson-DP-SGD",
         "discrete Gaussian on a grid": "diskretes gaußsches Rauschen auf einem Gitter",
+        "noise in shares of": "Rauschen in Anteilen von",
+        " sites": " Standorten",
     },
 }
 
@@ -93,6 +95,10 @@ NotCovered: Final[Mapping[str, str]] = {
     "Evaluation metrics": "metrics",
     "Counts of patients": "counts",
     "Hyper-parameters": "choices",
+    "The noise is made up of shares": "noise_shares",
+    "The released model is that of round": "chosen",
+    "The sites' policies publish what all runs": "account_published",
+    "What all runs in a site's ledger cost": "account_kept",
     "No synthetic images": "no_synthetic",
     "The synthetic images are procedural": "procedural",
 }
@@ -108,6 +114,7 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "h_time": "Over which time",
         "h_not": "What this promise does not cover",
         "h_check": "Who promises it, and how to check it",
+        "h_check_none": "How to check it",
         "short": (
             "Whatever anybody concludes about one patient from what this site released is at most {factor} times as likely "
             "as if that patient had contributed nothing, apart from a chance of at most 1 in {one_in}."
@@ -158,7 +165,7 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "how much epsilon is then."
         ),
         "whom_shared": (
-            "The promise holds against a server that works with at most {colluders} other sites and sees sums of at least "
+            "The promise holds against a server that works with at most {colluders} of the other sites and sees sums of at least "
             "{survivors} sites only. Against another site, epsilon of this run is {other}; against all other sites and the "
             "server together, {all}."
         ),
@@ -181,7 +188,7 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         ),
         "cap_since": "The cap has held since {since}.",
         "cap_unknown": "Since when the cap has held is not recorded.",
-        "raised": "It was raised on {at} from {before} to {now}.",
+        "raised": "The cap was raised on {at} from {before} to {now}.",
         "spent": "Released so far: epsilon {spent}, rounded up; this is a cost, not a promise.",
         "spent_run": (
             "This run alone released: epsilon {spent}, rounded up; what other runs of the site released is not in it. This is "
@@ -189,14 +196,24 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         ),
         "withdrawn": (
             "Patients who withdrew their consent (last on {at}) take no part from then on. What was released before, and a "
-            "trained model, is not undone: the bound above is what holds for it."
+            "trained model, is not undone."
         ),
+        "withdrawn_bound": "What holds for what was released while they took part is the bound above.",
         "metrics": "Results on validation and test patients are computed without noise.",
         "counts": (
             "Numbers of patients and images, the weights made from them, where shown the share of malignant images, and the "
             "date of the last withdrawal of consent are public."
         ),
         "choices": "The settings of the training were chosen by trying, without noise.",
+        "noise_shares": "Against another site, or all of them, only the larger figures above hold: they know parts of the noise.",
+        "chosen": "Which round's model was released was chosen by its results on validation patients, without noise.",
+        "account_published": (
+            "The sites publish what all their runs together cost and what is left: figures that can depend on who takes part in "
+            "other studies there. So can a site's refusal of a run and the time that it takes to answer."
+        ),
+        "account_kept": (
+            "That a site refuses a run, and the time that it takes to answer, can depend on who takes part in other studies there."
+        ),
         "no_synthetic": "",
         "procedural": "",
         "quoted": "{sentence}",
@@ -231,6 +248,7 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         "h_time": "Über welche Zeit",
         "h_not": "Was dieses Versprechen nicht umfasst",
         "h_check": "Wer es verspricht, und wie man es prüft",
+        "h_check_none": "Wie man es prüft",
         "short": (
             "Was auch immer jemand aus dem, was dieser Standort herausgegeben hat, über eine Person schließt, ist "
             "höchstens {factor}-mal so wahrscheinlich, wie wenn diese Person nichts beigetragen hätte, außer mit einer "
@@ -288,7 +306,7 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "Protokoll des Laufs sagt, wie groß Epsilon dann ist."
         ),
         "whom_shared": (
-            "Das Versprechen gilt gegenüber einem Server, der mit höchstens {colluders} anderen Standorten "
+            "Das Versprechen gilt gegenüber einem Server, der mit höchstens {colluders} der anderen Standorte "
             "zusammenarbeitet und nur Summen von mindestens {survivors} Standorten sieht. Gegenüber einem anderen Standort "
             "beträgt Epsilon dieses Laufs {other}, gegenüber allen anderen Standorten und dem Server gemeinsam {all}."
         ),
@@ -312,7 +330,7 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         ),
         "cap_since": "Die Obergrenze gilt seit {since}.",
         "cap_unknown": "Seit wann die Obergrenze gilt, ist nicht vermerkt.",
-        "raised": "Sie wurde am {at} von {before} auf {now} erhöht.",
+        "raised": "Die Obergrenze wurde am {at} von {before} auf {now} erhöht.",
         "spent": "Bisher herausgegeben: Epsilon {spent}, aufgerundet; das sind Kosten, kein Versprechen.",
         "spent_run": (
             "Dieser Lauf allein hat herausgegeben: Epsilon {spent}, aufgerundet; was andere Läufe des Standorts herausgegeben "
@@ -320,15 +338,30 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
         ),
         "withdrawn": (
             "Personen, die ihre Einwilligung widerrufen haben (zuletzt am {at}), wirken von da an nicht mehr mit. Was "
-            "vorher herausgegeben wurde, und ein trainiertes Modell, wird nicht rückgängig gemacht: Dafür gilt die "
-            "Schranke oben."
+            "vorher herausgegeben wurde, und ein trainiertes Modell, wird nicht rückgängig gemacht."
         ),
+        "withdrawn_bound": "Für das, was herausgegeben wurde, solange sie mitwirkten, gilt die Schranke oben.",
         "metrics": "Ergebnisse an Validierungs- und Testpatienten werden ohne Rauschen berechnet.",
         "counts": (
             "Öffentlich sind die Zahlen der Patienten und Bilder, die daraus gebildeten Gewichte, der Anteil bösartiger "
             "Bilder, wo er genannt ist, und das Datum des letzten Widerrufs einer Einwilligung."
         ),
         "choices": "Die Einstellungen des Trainings wurden durch Ausprobieren gewählt, ohne Rauschen.",
+        "noise_shares": (
+            "Gegenüber einem anderen Standort, oder allen, gelten nur die größeren Zahlen oben: Sie kennen Teile des Rauschens."
+        ),
+        "chosen": (
+            "Welche Runde das herausgegebene Modell liefert, wurde nach Ergebnissen an Validierungspatienten gewählt, ohne Rauschen."
+        ),
+        "account_published": (
+            "Die Standorte veröffentlichen, was alle ihre Läufe zusammen kosten und was übrig ist: Zahlen, die davon abhängen "
+            "können, wer dort an anderen Studien teilnimmt. Davon kann auch abhängen, ob ein Standort einen Lauf ablehnt und wie "
+            "lange er für eine Antwort braucht."
+        ),
+        "account_kept": (
+            "Ob ein Standort einen Lauf ablehnt, und wie lange er für eine Antwort braucht, kann davon abhängen, wer dort an "
+            "anderen Studien teilnimmt."
+        ),
         "no_synthetic": "",
         "procedural": "",
         "quoted": "Wortlaut des Protokolls: {sentence}",

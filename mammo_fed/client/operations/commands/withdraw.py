@@ -61,8 +61,8 @@ def _told(file: SiteFile, done: Withdrawal) -> tuple[str, ...]:
         "From now on no round and no training of a generator at this site uses them, in runs that go on and in later ones; a "
         "site-client that runs need not be started again. Records of runs say since which date, and never who or how many.",
         "What was charged for them stays charged. No model or synthetic set that was made with them is undone. What epsilon "
-        "bounds about it: whatever was released while they took part is at most exp(epsilon) times as likely as had they never "
-        "taken part, apart from delta.",
+        "bounds about it: whatever was released while they took part is at most exp(epsilon) times as likely as if they had "
+        "never taken part, apart from delta.",
         "Still on this machine, and for you to remove if it has to go:",
         f"  images and table of the cohort ({data})",
         f"  descriptors of their images: rm -r {Path(file.cache)}   (made again without them when they are needed)",
