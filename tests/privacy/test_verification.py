@@ -113,9 +113,9 @@ def test_verify_holds_an_accountant_from_outside_to_the_tight_price_from_below()
     assert not price.agrees(0.99 * shown)
 
 
-def record_of(*, unit="patient", accountant="pld", shared=False, sample_rate=1.0) -> dict:
+def record_of(*, unit="patient", accountant="pld", shared=False, sample_rate=1.0, target=6.0, images=4) -> dict:
     """What a record says of privacy, made by the project's own accountants for two sites that did all that was declared."""
-    target, rounds = 6.0, 3
+    rounds = 3
     schedule = plan_schedule(
         unit=unit,
         target_epsilon=target,
@@ -126,7 +126,7 @@ def record_of(*, unit="patient", accountant="pld", shared=False, sample_rate=1.0
         sample_rate=sample_rate,
         mean_fraction=0.1,
         clipping_norm=0.5,
-        max_images_per_patient=4,
+        max_images_per_patient=images,
     ).shared_by(2 if shared else 1)
     assert schedule.mean_event is not None
     events = (schedule.mean_event, *[schedule.step_event] * rounds)
@@ -139,9 +139,9 @@ def record_of(*, unit="patient", accountant="pld", shared=False, sample_rate=1.0
         "epsilon_after_round": curve,
         "patient_epsilon": patient if unit == "image" else max(patient, curve[-1]),
         "patient_epsilon_account": patient if unit == "image" else max(patient, curve[-1]),
-        "budget_left": 9.0 - curve[-1],
+        "budget_left": target + 3.0 - curve[-1],
         "rounds": 4,
-        "cap_epsilon": 9.0,
+        "cap_epsilon": target + 3.0,
         "cap_delta": DELTA,
         "mismatches": [],
         "unanswered": [],
@@ -156,7 +156,7 @@ def record_of(*, unit="patient", accountant="pld", shared=False, sample_rate=1.0
         noise="operating system",
         ledger="run",
         patient_epsilon=patient,
-        max_images_per_patient=4,
+        max_images_per_patient=images,
         threat=threat_text(min_survivors=3, colluders=1) if shared else "",
     )
     beyond = [shared_noise_sentence(other_site=seen.other_site, all_colluding=seen.all_colluding)] if shared else []
@@ -186,6 +186,14 @@ def record_of(*, unit="patient", accountant="pld", shared=False, sample_rate=1.0
         },
         "federation": {"rounds": rounds, "sites": 2, "failed_rounds": [], "central": None},
     }
+
+
+def test_verify_agrees_with_a_record_whose_figure_of_a_patient_is_a_loose_bound_beyond_every_grid():
+    record = record_of(unit="image", target=20.0, images=16)
+    assert record["privacy"]["sites"][0]["patient_epsilon"] > 3000
+    assert disagreements(record) == []
+    record["privacy"]["sites"][0]["patient_epsilon"] *= 0.9
+    assert disagreements(record)
 
 
 def with_generator(record) -> dict:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.cap import CapRaise
+from mammo_fed.reporting.record.cap_words import account_sentences
+from mammo_fed.reporting.record.statements import shared_noise_sentence
 from mammo_fed.reporting.statement.facts import facts_of_record
 from mammo_fed.reporting.statement.statement import as_page, as_text, statement_of
 from mammo_fed.reporting.statement.words import LANGUAGES, WORDS, decimal, factor, one_in, percent, up
@@ -112,6 +114,28 @@ def test_a_statement_claims_nothing_about_what_the_cap_of_its_ledger_does_not_se
     assert ("adds to it" in text or "add to it" in text) if language == "en" else re.search(r"komm(t|en) hinzu", text)
     assert "on this site's patients together" not in text
     assert "Läufe mit den Patienten" not in text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("source", ["record", "ledger"])
+def test_a_statement_after_the_cap_was_raised_to_no_bound_promises_nothing_anywhere(record, language, source):
+    raised = (CapRaise(at="2026-02-01T00:00:00+00:00", from_epsilon=6.0, to_epsilon=math.inf),)
+    site = {"cap_epsilon": math.inf, "cap_since": raised[0].at, "cap_raised": raised, "withdrawn_at": "2026-03-01"}
+    (facts,) = facts_of_record(changed(record, site=site, ledger="site"), site=SITE)
+    text = as_text(statement_of(replace(facts, source=source), language=language))
+    assert WORDS[language]["no_bound"] in text
+    assert WORDS[language]["raised"].partition("{")[0] in text
+    assert WORDS[language]["withdrawn_bound"] not in text
+    assert WORDS[language]["promised_by"].partition("{")[0] not in text
+
+
+def test_a_statement_has_plain_words_for_what_a_cap_and_shares_of_noise_do_not_cover(record):
+    sentences = (
+        *account_sentences(ledger="site", published=True),
+        *account_sentences(ledger="site", published=False),
+        shared_noise_sentence(other_site=7.0, all_colluding=9.0),
+    )
+    assert "Wortlaut des Protokolls" not in said(changed(record, not_covered=sentences), language="de")
 
 
 def test_a_german_page_says_that_it_is_german_and_names_mechanisms_so(record):

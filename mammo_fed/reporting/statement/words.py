@@ -165,9 +165,9 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "how much epsilon is then."
         ),
         "whom_shared": (
-            "The promise holds against a server that works with at most {colluders} of the other sites and sees sums of at least "
-            "{survivors} sites only. Against another site, epsilon of this run is {other}; against all other sites and the "
-            "server together, {all}."
+            "The promise holds against a server that works with at most {colluders} of the other sites and sees sums of at "
+            "least {survivors} sites only. Against another site, epsilon of this run is {other}; against all other sites and "
+            "the server together, {all}."
         ),
         "example": (
             "Example: somebody who thought it {prior} % likely that the patient took part thinks it at most {posterior} % "
@@ -205,14 +205,17 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "date of the last withdrawal of consent are public."
         ),
         "choices": "The settings of the training were chosen by trying, without noise.",
-        "noise_shares": "Against another site, or all of them, only the larger figures above hold: they know parts of the noise.",
+        "noise_shares": (
+            "Against another site, or all of them, only the larger figures above hold: they know parts of the noise."
+        ),
         "chosen": "Which round's model was released was chosen by its results on validation patients, without noise.",
         "account_published": (
-            "The sites publish what all their runs together cost and what is left: figures that can depend on who takes part in "
-            "other studies there. So can a site's refusal of a run and the time that it takes to answer."
+            "The sites publish what all their runs together cost and what is left: figures that can depend on who takes part "
+            "in other studies there. So can a site's refusal of a run and the time that it takes to answer."
         ),
         "account_kept": (
-            "That a site refuses a run, and the time that it takes to answer, can depend on who takes part in other studies there."
+            "That a site refuses a run, and the time that it takes to answer, can depend on who takes part in other studies "
+            "there."
         ),
         "no_synthetic": "",
         "procedural": "",
@@ -351,12 +354,13 @@ WORDS: Final[Mapping[Language, Mapping[str, str]]] = {
             "Gegenüber einem anderen Standort, oder allen, gelten nur die größeren Zahlen oben: Sie kennen Teile des Rauschens."
         ),
         "chosen": (
-            "Welche Runde das herausgegebene Modell liefert, wurde nach Ergebnissen an Validierungspatienten gewählt, ohne Rauschen."
+            "Welche Runde das herausgegebene Modell liefert, wurde nach Ergebnissen an Validierungspatienten gewählt, ohne "
+            "Rauschen."
         ),
         "account_published": (
             "Die Standorte veröffentlichen, was alle ihre Läufe zusammen kosten und was übrig ist: Zahlen, die davon abhängen "
-            "können, wer dort an anderen Studien teilnimmt. Davon kann auch abhängen, ob ein Standort einen Lauf ablehnt und wie "
-            "lange er für eine Antwort braucht."
+            "können, wer dort an anderen Studien teilnimmt. Davon kann auch abhängen, ob ein Standort einen Lauf ablehnt und "
+            "wie lange er für eine Antwort braucht."
         ),
         "account_kept": (
             "Ob ein Standort einen Lauf ablehnt, und wie lange er für eine Antwort braucht, kann davon abhängen, wer dort an "
