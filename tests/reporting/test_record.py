@@ -33,6 +33,7 @@ KEYS = {
     "synthesis.provenance": {
         *("epsilon", "delta", "trained_on", "overlap"),
         *("generator_unit", "total_epsilon", "total_delta", "total_unit", "chosen", "events", "generator_accountant"),
+        "generator_floating",
     },
     "privacy": {
         *("unit", "delta", "accountant", "target_epsilon", "sites", "guarantee", "not_covered"),
