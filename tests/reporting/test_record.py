@@ -38,7 +38,7 @@ KEYS = {
     "privacy": {
         *("unit", "delta", "accountant", "target_epsilon", "sites", "guarantee", "not_covered"),
         *("mechanism", "rounds", "local_steps", "noise", "relation", "ledger"),
-        *("aggregation", "min_survivors", "colluders"),
+        *("aggregation", "min_survivors", "colluders", "cautions"),
     },
     "privacy.sites.0": {
         *("site", "epsilon", "epsilon_account", "epsilon_after_round", "patient_epsilon", "mechanism", "budget_left"),
@@ -76,7 +76,7 @@ ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "misma
     *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
     *("rejected", "central", "set_sha256", "total", "overlap", "generator_unit", "total_epsilon", "total_delta", "total_unit"),
     *("chosen", "events", "generator_accountant", "cap_since", "cap_raised", "account_published"),
-    *("withdrawn_at", "withdrawn_rounds"),
+    *("withdrawn_at", "withdrawn_rounds", "generator_floating", "cautions"),
 }
 
 
