@@ -30,6 +30,7 @@ from real_federation import RealFederation
 
 from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER, Control, Node
 from mammo_fed.federation.identity.keys import SiteKey
+from mammo_fed.federation.protocol.version import PROTOCOL_VERSION
 from mammo_fed.server.operations.folder import FederationFolder
 
 HOSTILE_PYPROJECT = """[project]
@@ -81,7 +82,7 @@ def main(grid, context):
         for path in sorted(FOLDER.glob("ask-*")):
             ask = pickle.loads(path.read_bytes())
             path.unlink()
-            content = RecordDict(dict(config=ConfigRecord(ask["config"]), protocol=ConfigRecord(dict(version=2))))
+            content = RecordDict(dict(config=ConfigRecord(ask["config"]), protocol=ConfigRecord(dict(version={version}))))
             if ask["arrays"] is not None:
                 content["arrays"] = ArrayRecord(dict(flat=Array(ask["arrays"])))
             replies = grid.send_and_receive([Message(content, ask["node"], ask["kind"])], timeout=90)
@@ -211,7 +212,7 @@ class NetworkTrial:
         mark = MARKED.format(folder=str(self.asks)).encode()
         files = dict.fromkeys(SHADOWS, mark)
         files["pyproject.toml"] = HOSTILE_PYPROJECT.encode()
-        files["coordinator.py"] = COORDINATOR.format(folder=str(self.asks)).encode()
+        files["coordinator.py"] = COORDINATOR.format(folder=str(self.asks), version=PROTOCOL_VERSION).encode()
         with warnings.catch_warnings():
             # Flower's list of files uses a name that pathspec has deprecated.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -102,17 +102,19 @@ def check_what_was_sent_is_charged(folder, sent):
 def kill_at_random_moments(nursery, tmp_path, *, kills):
     moments = np.random.default_rng(7)
     folder, sent = tmp_path / "ledger", tmp_path / "sent"
-    for number in range(kills):
+    number, charged = 0, 0
+    # On a busy machine a worker gets less done before it is killed, and more of them are started.
+    while number < kills or charged <= kills:
         worker = nursery.start("train", str(folder), 100_000, number, str(sent))
         time.sleep(moments.uniform(0, 0.12))
         os.kill(worker, signal.SIGKILL)
         assert nursery.wait(worker) == -signal.SIGKILL
         charged = check_what_was_sent_is_charged(folder, sent)
+        number += 1
     with open_ledger(folder) as ledger:
         for line in sent.read_text().splitlines():
             number, reply = line.split()
             assert digest(ledger.stored_reply(run_id="run", round_index=int(number), task_hash=TASK)) == reply
-    assert charged > kills
 
 
 def test_ledger_survives_a_site_killed_at_random_moments(nursery, tmp_path):
