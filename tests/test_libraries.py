@@ -14,7 +14,8 @@ HOMES = {
     "flwr": ("federation", "server", "client", "simulations"),
     "ray": ("simulations/ray_engine.py",),
     "opacus": ("privacy",),
-    "dp_accounting": ("privacy/accounting",),
+    # Twice on purpose: who prices a record again may share nothing with who priced it first.
+    "dp_accounting": ("privacy/accounting", "privacy/verification"),
     "timm": ("models/backbones.py",),
     "pydicom": ("data/dicom",),
     "hydra": ("settings/compose.py",),

@@ -80,7 +80,7 @@ class PrivacyEvent:
         for name in ("steps", "max_images_per_patient", "noise_shares"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise InvalidSetting(f"{name}={value!r} must be a whole number")
+                raise InvalidSetting(f"{name}={value!r} must be a whole number of at least 1")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise InvalidSetting(f"noise_multiplier={self.noise_multiplier} must be a finite number, at least 0")
         if self.steps < 1:
