@@ -24,6 +24,7 @@ __all__ = [
     "load_or_create_secret",
     "new_folder",
     "sync_folder",
+    "user_folder",
     "write_atomically",
     "write_private",
 ]
@@ -144,6 +145,30 @@ def load_or_create(path: Path, content: bytes) -> bytes:
             draft.unlink(missing_ok=True)
         sync_folder(path.parent)
     return path.read_bytes()
+
+
+def user_folder(variable: str, *, shared: str, usual: str, what: str) -> Path:
+    """The user's folder of one kind: what `variable` says, else `shared`/mammo-fed, else ~/`usual`/mammo-fed; not made yet.
+
+    Args:
+      variable: of the environment, of our own.
+      shared: variable of the XDG specification.
+      usual: where that folder is where no variable says so, below the home folder.
+      what: lies there, for the message.
+
+    Raises:
+      InvalidSetting: If neither variable is set and the user has no home folder.
+    """
+    if chosen := os.environ.get(variable):
+        return Path(chosen).absolute()
+    found = Path(os.environ.get(shared, ""))
+    # The XDG specification: a relative path there is invalid and is ignored.
+    if found.is_absolute():
+        return found / "mammo-fed"
+    try:
+        return Path.home() / usual / "mammo-fed"
+    except RuntimeError as error:
+        raise InvalidSetting(f"{what} has no folder, for there is no home folder; set {variable}") from error
 
 
 def check_private(path: Path) -> None:

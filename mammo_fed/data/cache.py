@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.common.private_files import sync_folder
+from mammo_fed.common.private_files import sync_folder, user_folder
 from mammo_fed.errors import InvalidSetting, RunFailed
 
 __all__ = ["ArrayCache", "default_cache_root"]
@@ -38,16 +38,7 @@ def default_cache_root() -> Path:
     Raises:
       InvalidSetting: If neither variable is set and the user has no home folder.
     """
-    if chosen := os.environ.get("MAMMO_FED_CACHE"):
-        return Path(chosen).absolute()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification: a relative path there is invalid and is ignored.
-    if shared.is_absolute():
-        return shared / "mammo-fed"
-    try:
-        return Path.home() / ".cache" / "mammo-fed"
-    except RuntimeError as error:
-        raise InvalidSetting("the cache has no folder, for there is no home folder; set MAMMO_FED_CACHE") from error
+    return user_folder("MAMMO_FED_CACHE", shared="XDG_CACHE_HOME", usual=".cache", what="the cache")
 
 
 class ArrayCache:

@@ -10,7 +10,6 @@ the user (`state_root`).
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from mammo_fed.client.charging import LedgerMemory, site_ledger
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.generator.training_folder import Training, load_average
 from mammo_fed.client.policy import SiteFile
-from mammo_fed.common.private_files import write_private
+from mammo_fed.common.private_files import user_folder, write_private
 from mammo_fed.errors import InvalidSetting, LedgerError
 from mammo_fed.privacy.ledger.journal import storage_errors
 from mammo_fed.privacy.ledger.lease import GONE_ON, Lease
@@ -46,16 +45,7 @@ def state_root() -> Path:
     Raises:
       InvalidSetting: If neither variable is set and the user has no home folder.
     """
-    if chosen := os.environ.get("MAMMO_FED_STATE"):
-        return Path(chosen).absolute()
-    shared = Path(os.environ.get("XDG_STATE_HOME", ""))
-    # The XDG specification: a relative path there is invalid and is ignored.
-    if shared.is_absolute():
-        return shared / "mammo-fed"
-    try:
-        return Path.home() / ".local" / "state" / "mammo-fed"
-    except RuntimeError as error:
-        raise InvalidSetting("a training's state has no folder, for there is no home folder; set MAMMO_FED_STATE") from error
+    return user_folder("MAMMO_FED_STATE", shared="XDG_STATE_HOME", usual=".local/state", what="a training's state")
 
 
 @contextmanager
