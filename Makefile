@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run in as many processes as there are cores (8 at most), each file in one of them; `make test WORKERS=0` has one process.
+WORKERS ?= auto
+# One thread each: two processes with two threads on two cores wait for each other.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
 .PHONY: help install demo test check slow stress chaos fuzz bench clean
 
@@ -20,17 +24,17 @@ demo: install ## Run four hospitals on embedded data and write a report
 	$(BIN)/mammo-fed demo
 
 test: install ## Run the fast tests
-	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+	$(PYTEST) -m "not slow and not browser and not gpu"
 
 slow: install ## Run the slow and the browser tests
-	$(BIN)/python -m pytest -m "slow or browser"
+	$(PYTEST) -m "slow or browser"
 
 check: install ## Format, lint, types, import layers, doctests and all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 stress: install ## Run the long ledger trials: 300 kills of a site, 10,000 charges by 8 processes
 	MAMMO_FED_STRESS=1 $(BIN)/python -m pytest -m slow -k ledger tests/privacy tests/client_side

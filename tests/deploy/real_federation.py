@@ -50,12 +50,29 @@ def can_cut_lines() -> bool:
     return True
 
 
+_claims: list[socket.socket] = []
+
+
+def _claim(what: str) -> bool:
+    """Whether `what` is this process's alone, for as long as it runs, among all tests on this machine."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        # A name without a file: the system forgets it with the process, and gives it to one at a time.
+        claim.bind(f"\0mammo-fed-tests-{what}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
+
+
 def _free_network() -> str:
     """The first two numbers of addresses that nobody on this machine has."""
-    taken = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True, check=True).stdout
-    while f" {(network := f'10.{secrets.randbelow(120) + 100}')}." in taken:
-        pass
-    return network
+    while True:
+        network = f"10.{secrets.randbelow(120) + 100}"
+        taken = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+        if f" {network}." not in taken and _claim(network):
+            return network
 
 
 def free_port() -> int:
@@ -64,7 +81,8 @@ def free_port() -> int:
         port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
-            return port
+            if _claim(f"port-{port}"):
+                return port
 
 
 @dataclass
