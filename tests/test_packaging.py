@@ -151,3 +151,13 @@ def test_installing_and_removing_ours_or_another_changes_no_file_of_the_other(wh
     install(wheel)
     pip("--python", python, "uninstall", "--yes", "somebody-elses")
     assert contents(libraries).items() == ours | empty.items()
+
+
+@pytest.mark.parametrize("unit", ["server/flower-server.service", "client/site-client.service"])
+def test_a_unit_bounds_what_its_processes_may_take_of_the_machine(unit):
+    service = (ROOT / unit).read_text(encoding="utf-8").partition("[Service]")[2].partition("\n[")[0]
+    given = dict(line.split("=", 1) for line in service.splitlines() if "=" in line and not line.startswith("#"))
+    # The server holds some 1,400 connections and its database; a limit of 1,024, which is usual, would close its door.
+    assert 2048 <= int(given["LimitNOFILE"]) <= 65536
+    assert int(given["MemoryMax"].removesuffix("G")) >= 4
+    assert 256 <= int(given["TasksMax"]) <= 4096

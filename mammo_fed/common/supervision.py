@@ -24,6 +24,8 @@ LAST_PAUSE_SECONDS: Final = 30.0
 # A process that lived so long was well: its next death starts with a short pause again.
 WELL_SECONDS: Final = 60.0
 LOG_BYTES: Final = 8 << 20
+# Between looks at the size of logs.
+LOOK_SECONDS: Final = 2.0
 PR_SET_PDEATHSIG: Final = 1
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -40,8 +42,9 @@ class ManagedProcess:
     Attributes:
       name: for people.
       command: its arguments.
-      log: its output is appended here; a log above 8 MiB is put aside once as NAME.1.
+      log: its output is appended here; a log above 8 MiB is copied to NAME.1 and emptied, at a start and while it runs.
       environment: on top of this process's own.
+      inherited: descriptors of this process that it gets under the same numbers.
       started: when it was last started, on the monotonic clock.
       deaths: how often it ended without being asked.
     """
@@ -50,6 +53,7 @@ class ManagedProcess:
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    inherited: Sequence[int] = ()
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     deaths: int = 0
@@ -63,8 +67,7 @@ class ManagedProcess:
 
     def start(self) -> None:
         """Start the process; it is ended by the system if this process dies."""
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
-            self.log.replace(self.log.with_name(f"{self.log.name}.1"))
+        self.rotate()
         parent = os.getpid()
         with _appended(self.log) as log:
             self.process = subprocess.Popen(
@@ -74,9 +77,31 @@ class ManagedProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=tuple(self.inherited),
                 preexec_fn=lambda: _die_with(parent),
             )
         self.started = time.monotonic()
+
+    def rotate(self) -> None:
+        """Put a log aside that has grown beyond 8 MiB; the process goes on at the beginning of the emptied file.
+
+        Its descriptor appends, so that what it writes next lands at the new end. Lines of the moment in between are lost.
+        """
+        try:
+            if self.log.stat().st_size <= LOG_BYTES:
+                return
+            aside = self.log.with_name(f"{self.log.name}.1")
+            with self.log.open("rb") as grown, _private(aside) as kept:
+                # A flood may have written more than can be kept: the newest lines tell the most.
+                grown.seek(-min(LOG_BYTES, os.fstat(grown.fileno()).st_size), os.SEEK_END)
+                kept.write(grown.read(LOG_BYTES))
+        except FileNotFoundError:
+            return
+        except OSError:
+            # No room for a copy: the room that the log itself takes is the first to be given back.
+            pass
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(self.log, 0)
 
     def end(self, *, seconds: float) -> None:
         """Ask the process to end, and kill it with all its own after `seconds`."""
@@ -106,10 +131,15 @@ class Supervisor:
     def __init__(self, processes: Sequence[ManagedProcess], *, on_death: Callable[[ManagedProcess, float], None]) -> None:
         self.processes = tuple(processes)
         self._on_death = on_death
+        self._looked = 0.0
 
     def tick(self) -> None:
-        """Start what is due."""
+        """Start what is due, and put logs aside that have grown."""
         now = time.monotonic()
+        if now >= self._looked + LOOK_SECONDS:
+            self._looked = now
+            for managed in self.processes:
+                managed.rotate()
         for managed in self.processes:
             if managed.process is not None and not managed.running:
                 self._restart_later(managed, now)
@@ -141,6 +171,10 @@ class Supervisor:
 
 def _appended(path: Path) -> IO[bytes]:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab", buffering=0)
+
+
+def _private(path: Path) -> IO[bytes]:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _die_with(parent: int) -> None:

@@ -98,7 +98,7 @@ class Ordeal:
         kinds: list[tuple[str, Callable[[], None]]] = [
             ("kill the server's app", lambda: self._kill("flwr-serverapp")),
             ("kill the SuperLink", lambda: self._kill("flwr_internals.guard")),
-            ("kill the superexec", lambda: self._kill("flower-superexec")),
+            ("kill the superexec", lambda: self._kill("flwr_internals.superexec")),
             ("power loss of the server", self._power_loss),
             (f"kill the SuperNode of {site}", lambda: self._kill("flwr_internals.supernode", folder)),
             (f"kill the executor of {site}", lambda: self._kill("mammo_fed.client.operations.executor", folder)),
@@ -130,7 +130,7 @@ class Ordeal:
         if self.federation.server is None or self.federation.server.poll() is not None:
             return
         self.federation.server.kill()
-        for word in ("flwr_internals.guard", "flower-superexec", "flwr-serverapp"):
+        for word in ("flwr_internals.guard", "flwr_internals.superexec", "flwr-serverapp"):
             self._kill(word)
         self.federation.server.wait()
         self.federation.server = None

@@ -18,7 +18,7 @@ from rich.console import Console
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.logs import LOG_NAME
 from mammo_fed.common.private_files import write_private
-from mammo_fed.common.supervision import ManagedProcess, Supervisor, installed_command
+from mammo_fed.common.supervision import ManagedProcess, Supervisor
 from mammo_fed.errors import RunFailed
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
 from mammo_fed.federation.flwr_internals.environment import flower_environment
@@ -49,8 +49,9 @@ ASK_SECONDS: Final = 1.0
 END_SECONDS: Final = 3.0
 # Starts of the server's app that may end without a round in between.
 FRUITLESS_STARTS: Final = 8
-# The module is named as a word: it is run, never imported, in the guarded process.
+# The modules are named as words: they are run, never imported, in processes of their own.
 GUARD_MODULE: Final = "mammo_fed.federation.flwr_internals.guard"
+EXECUTOR_MODULE: Final = "mammo_fed.federation.flwr_internals.superexec"
 
 
 def serve(
@@ -225,7 +226,7 @@ class _Server:
         link = python_command(GUARD_MODULE, *tls, "--isolation", "process", "--superexec-auth-secret-file", secret)
         link += ["--host", folder.about.bind, "--port", str(folder.about.port), "--database", str(state / "link.db")]
         own = ["--insecure"] if self._insecure else ["--root-certificates", str(folder.authority_certificate)]
-        executor = [installed_command("flower-superexec"), *own, "--runtime-api-address", self._local]
+        executor = python_command(EXECUTOR_MODULE, *own, "--runtime-api-address", self._local)
         executor += ["--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())]
         guarded = {**environment, "MAMMO_FED_CONTROL_SECRET_FILE": str(state / "control.secret")}
         return (
