@@ -79,6 +79,19 @@ class SiteFolder:
           InvalidSetting: If it is not a site's folder, a value is out of its range, or its secrets are open to others.
           DataError: If its file cannot be read.
         """
+        folder = cls.described(path)
+        for secret in (folder.path, folder.site_file, folder.key):
+            check_private(secret)
+        return folder
+
+    @classmethod
+    def described(cls, path: Path) -> SiteFolder:
+        """The folder at `path` as its file describes it, whether or not what the file names is there and closed to others.
+
+        Raises:
+          InvalidSetting: If it is not a site's folder, or a value is out of its range.
+          DataError: If its file cannot be read.
+        """
         about = path / ABOUT
         if not about.is_file():
             raise InvalidSetting(
@@ -93,8 +106,6 @@ class SiteFolder:
             network=build(NetworkSettings, values["network"], path="network"),
         )
         check_site_name(folder.file.site, option="site")
-        for secret in (folder.path, folder.site_file, folder.key):
-            check_private(secret)
         return folder
 
     @property

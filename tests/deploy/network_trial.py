@@ -38,7 +38,7 @@ name = "mammo-fed"
 version = "9.9.9"
 description = "hostile"
 license = "Apache-2.0"
-dependencies = ["flwr>=1.41,<1.42", "surely-no-such-distribution==9.9.9"]
+dependencies = ["flwr>=1.41,<1.43", "surely-no-such-distribution==9.9.9"]
 
 [tool.flwr.app]
 publisher = "mammo-fed"

@@ -154,8 +154,9 @@ class RealFederation:
     def site(self, name: str) -> Path:
         return self.root / name
 
-    def start_server(self, *arguments: str, resume: bool = False) -> None:
-        command = [installed_command("flower-server"), "run", str(self.fed), f"hydra.run.dir={self.run_folder}", *arguments]
+    def start_server(self, *arguments: str, resume: bool = False, program: Sequence[str] = ()) -> None:
+        command = [*(program or [installed_command("flower-server")]), "run", str(self.fed)]
+        command += [f"hydra.run.dir={self.run_folder}", *arguments]
         self.server = self._spawn([*command, "--resume"] if resume else command, "server.out")
 
     def start_client(self, name: str, *arguments: str, program: Sequence[str] = ()) -> None:

@@ -25,6 +25,15 @@ FILE holds the hospital's identifiers, or the cohort's pseudonyms. It is for goo
 What was charged stays charged, and models that were trained before are not undone.
 """
 
+BACKUP: Final = """
+In FILE: site.toml, the authority, the ledger with its key, and the site's private key. The site may run meanwhile.
+"""
+
+RESTORE: Final = """
+A ledger older than what the folder, this user's state or --reported remembers is refused: charges would be forgotten.
+In a site's own folder all that is there is kept, and what is missing or behind comes from FILE.
+"""
+
 RAISE_CAP: Final = """
 The first run notes max_epsilon in the ledger: from then on it is what patients were promised, and a larger max_epsilon in
 site.toml is refused. This command writes a raise into the ledger, then into site.toml; it works while the site runs. Every
@@ -102,6 +111,21 @@ def _add_raise_cap_options(cap: argparse.ArgumentParser) -> None:
     cap.epilog = RAISE_CAP
 
 
+def _add_backup_options(backup: argparse.ArgumentParser) -> None:
+    _add_folder(backup)
+    backup.add_argument("file", type=Path, metavar="FILE", help="new, outside of the folder; holds secrets")
+    backup.add_argument("--without-key", action="store_true", help="leave the site's private key out; a new one is made then")
+    backup.epilog = BACKUP
+
+
+def _add_restore_options(restore: argparse.ArgumentParser) -> None:
+    restore.add_argument("file", type=Path, metavar="FILE", help="of site-client backup")
+    restore.add_argument("folder", type=Path, metavar="FOLDER", help="new, empty, or the site's own")
+    restore.add_argument("--reported", metavar="HEAD", help="where the ledger ended by the record of the site's last run")
+    restore.add_argument("--latest", action="store_true", help="you vouch that nothing was charged since the backup")
+    restore.epilog = RESTORE
+
+
 COMMANDS: Final = (
     Command(
         "init",
@@ -150,6 +174,18 @@ COMMANDS: Final = (
         "allow all runs together to cost more than patients were promised; every later record says so",
         _add_raise_cap_options,
         "mammo_fed.client.operations.commands.cap:raise_cap",
+    ),
+    Command(
+        "backup",
+        "put the site into one file: its rules, keys and ledger; works while it runs",
+        _add_backup_options,
+        "mammo_fed.client.operations.commands.backup:backup",
+    ),
+    Command(
+        "restore",
+        "bring a site back from such a file; refused where charges would be forgotten",
+        _add_restore_options,
+        "mammo_fed.client.operations.commands.backup:restore",
     ),
 )
 

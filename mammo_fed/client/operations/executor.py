@@ -15,13 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context, Message
 
+from mammo_fed.client.backup.outside import remember_outside
 from mammo_fed.client.operations.supervisor import HEALTH_NAME
+from mammo_fed.client.policy import read_site_file
 from mammo_fed.client.rounds.app import app
 from mammo_fed.common.private_files import write_private
+from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.federation.flwr_internals.runtime import die_with_parent, serve_messages
 from mammo_fed.federation.flwr_internals.supernode import end_with_any_thread
@@ -80,7 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             state=context.state,
             run_config={},
         )
-        return app(message, own)
+        reply = app(message, own)
+        # Before the reply leaves: a backup from before it is an old one from then on.
+        with suppress(MammoFedError):
+            remember_outside(read_site_file(options.site_file))
+        return reply
 
     logger.info("ready for %s", options.address)
     secret = options.secret_file.read_bytes().strip()

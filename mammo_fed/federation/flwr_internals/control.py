@@ -38,7 +38,7 @@ name = "mammo-fed"
 version = "{version}"
 description = "no code: both apps come from the installed package"
 license = "Apache-2.0"
-dependencies = ["flwr>=1.41,<1.42"]
+dependencies = ["flwr>=1.41,<1.43"]
 
 [tool.flwr.app]
 publisher = "mammo-fed"

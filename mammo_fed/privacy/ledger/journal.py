@@ -42,6 +42,9 @@ from mammo_fed.privacy.ledger.chain import (
 
 __all__ = [
     "BUSY",
+    "DATABASE",
+    "HEAD",
+    "KEY",
     "PARTS",
     "WAIT_SECONDS",
     "HeadFile",

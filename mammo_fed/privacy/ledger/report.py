@@ -23,6 +23,7 @@ __all__ = [
     "LedgerSummary",
     "RunSummary",
     "WithdrawalSummary",
+    "existing_journal",
     "export_ledger",
     "published",
     "read_accounts",
@@ -131,7 +132,7 @@ def show_ledger(folder: Path, *, delta: float | None, accountant: AccountantName
       LedgerError: If there is no ledger or it does not verify.
       InvalidSetting: If `accountant` cannot price an event in it.
     """
-    with _existing(folder) as journal:
+    with existing_journal(folder) as journal:
         state = verify_journal(journal, reported=None)
         head = journal.head
     if delta is None:
@@ -161,7 +162,7 @@ def verify_ledger(folder: Path, *, reported: str | None = None) -> str:
     Raises:
       LedgerError: If there is no ledger, or anything in it was edited, removed, reordered, copied in or cut off.
     """
-    with _existing(folder) as journal:
+    with existing_journal(folder) as journal:
         verify_journal(journal, reported=reported)
         return str(journal.head)
 
@@ -172,7 +173,7 @@ def read_accounts(folder: Path) -> tuple[Account, ...]:
     Raises:
       LedgerError: If there is no ledger or it does not verify.
     """
-    with _existing(folder) as journal:
+    with existing_journal(folder) as journal:
         return tuple(verify_journal(journal, reported=None).accounts)
 
 
@@ -182,7 +183,7 @@ def export_ledger(folder: Path) -> tuple[LedgerEntry, ...]:
     Raises:
       LedgerError: If there is no ledger or it does not verify.
     """
-    with _existing(folder) as journal:
+    with existing_journal(folder) as journal:
         return tuple(published(entry) for entry in journal.entries())
 
 
@@ -215,7 +216,7 @@ def verify_journal(journal: Journal, *, reported: str | None) -> LedgerState:
 
 
 @contextmanager
-def _existing(folder: Path) -> Iterator[Journal]:
+def existing_journal(folder: Path) -> Iterator[Journal]:
     """The journal in `folder`, held alone; never creates one.
 
     Raises:

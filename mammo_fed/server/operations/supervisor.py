@@ -10,6 +10,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -224,7 +225,7 @@ class _Server:
             tls = ["--ssl-certfile", str(folder.server_certificate), "--ssl-keyfile", str(folder.server_key)]
             tls += ["--ssl-ca-certfile", str(folder.authority_certificate), "--enable-supernode-auth"]
         link = python_command(GUARD_MODULE, *tls, "--isolation", "process", "--superexec-auth-secret-file", secret)
-        link += ["--host", folder.about.bind, "--port", str(folder.about.port), "--database", str(state / "link.db")]
+        link += ["--host", folder.about.bind, "--port", str(folder.about.port), "--database", str(state / _database_name())]
         own = ["--insecure"] if self._insecure else ["--root-certificates", str(folder.authority_certificate)]
         executor = python_command(EXECUTOR_MODULE, *own, "--runtime-api-address", self._local)
         executor += ["--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())]
@@ -273,6 +274,14 @@ class _Server:
     def _say(self, *lines: str) -> None:
         for line in lines:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _database_name() -> str:
+    """A SuperLink's database is of one release of Flower: an older one does not start on that of a newer one.
+
+    It can be made again: keys are in the registry, finished rounds in the run's folder.
+    """
+    return f"link-{'.'.join(version('flwr').split('.')[:2])}.db"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mammo_fed.client.backup.outside import remember_outside
 from mammo_fed.client.charging import LedgerMemory, site_ledger
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.site_file_edit import set_max_epsilon
@@ -28,6 +29,7 @@ def raise_cap(options: argparse.Namespace, console: Console) -> int:
     with site_ledger(folder.file, usual="gdp") as ledger:
         raises = ledger.raise_cap(max_epsilon=options.max_epsilon, account=options.account)
         in_force = ledger.cap_in_force(account=policy.account)
+    remember_outside(folder.file)
     allowed = in_force is None or in_force[1].max_epsilon >= options.max_epsilon
     written = allowed and policy.max_epsilon < options.max_epsilon
     if written:

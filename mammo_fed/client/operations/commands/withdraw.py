@@ -8,6 +8,7 @@ from typing import Final
 
 from rich.console import Console
 
+from mammo_fed.client.backup.outside import remember_outside
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.operations.withdrawal import Withdrawal, read_patients, site_salt, withdraw_patients
 from mammo_fed.client.policy import SiteFile
@@ -25,6 +26,7 @@ def withdraw(options: argparse.Namespace, console: Console) -> int:
     patients = read_patients(options.patients)
     pseudonyms = site_salt(folder.file, options.salt)
     done = withdraw_patients(folder.file, patients, pseudonyms=pseudonyms, dry_run=options.dry_run)
+    remember_outside(folder.file)
     _warn_of_unknown(console, folder.file, done)
     if options.json:
         print_json(done)
