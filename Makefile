@@ -8,7 +8,7 @@ WORKERS ?= auto
 # One thread each: two processes with two threads on two cores wait for each other.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
-.PHONY: help install demo test check slow stress chaos fuzz bench clean
+.PHONY: help install demo test check slow stress chaos flood fuzz bench clean
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ stress: install ## Run the long ledger trials: 300 kills of a site, 10,000 charg
 
 chaos: install ## Let thirty things happen to real federations: kills, cut lines of up to 90 s, power loss, a full disk (needs root)
 	MAMMO_FED_CHAOS=30 $(BIN)/python -m pytest -s -m slow -k chaos tests/deploy
+
+flood: install ## Throw 12,000 connections and 10 GB at a server's port while a run is in progress (needs root)
+	MAMMO_FED_FLOOD=1 $(BIN)/python -m pytest -s -m slow -k flood tests/deploy
 
 fuzz: install ## Damage 20,000 DICOM files, and see that each gives a patch or a reason
 	MAMMO_FED_FUZZ=20000 $(BIN)/python -m pytest -s -k fuzz tests/data/dicom

@@ -127,6 +127,8 @@ class RealFederation:
       lines: by site; none on the loopback.
       server_root: where the server's folders lie instead.
       current_folder: where the commands are started; this process's by default.
+      bind: address that the server listens on; the loopback, or all where sites have lines.
+      host: by which sites reach the server; the end of their line by default.
     """
 
     root: Path
@@ -136,6 +138,8 @@ class RealFederation:
     lines: Mapping[str, Line] = field(default_factory=dict)
     server_root: Path | None = None
     current_folder: Path | None = None
+    bind: str = ""
+    host: str = ""
     server: subprocess.Popen[bytes] | None = None
     clients: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -250,6 +254,8 @@ def real_federation(
     data: Sequence[str] = SMALL_SITE,
     server_root: Path | None = None,
     current_folder: Path | None = None,
+    bind: str = "",
+    host: str = "",
 ) -> Iterator[RealFederation]:
     """Initialised and registered folders; nothing runs yet. Everything is ended and removed afterwards.
 
@@ -261,6 +267,8 @@ def real_federation(
       data: overrides of the sites' data.
       server_root: where the server's folder really lies.
       current_folder: where the commands are started.
+      bind: address that the server listens on, "HERE" for its end of the first site's line.
+      host: name or address by which sites reach the server.
     """
     names = tuple(f"site-{index + 1}" for index in range(num_sites))
     tag = secrets.token_hex(3)
@@ -276,6 +284,8 @@ def real_federation(
         lines=made,
         server_root=server_root,
         current_folder=current_folder,
+        bind=bind,
+        host=host,
     )
     try:
         for line in made.values():
@@ -287,8 +297,10 @@ def real_federation(
 
 
 def _init(federation: RealFederation, data: Sequence[str]) -> None:
-    hosts = ["127.0.0.1", *(line.here for line in federation.lines.values())]
+    ends = [line.here for line in federation.lines.values()]
+    hosts = [*([federation.host] if federation.host else []), "127.0.0.1", *ends]
     bind = "0.0.0.0" if federation.lines else "127.0.0.1"  # noqa: S104 - a test's own namespaces
+    bind = ends[0] if federation.bind == "HERE" else federation.bind or bind
     _call(
         "mammo_fed.server.operations.cli",
         "init",
@@ -304,6 +316,7 @@ def _init(federation: RealFederation, data: Sequence[str]) -> None:
     for index, name in enumerate(federation.sites):
         folder = federation.site(name)
         host = federation.lines[name].here if name in federation.lines else "127.0.0.1"
+        host = f"[{federation.host}]" if ":" in federation.host else federation.host or host
         _call(
             "mammo_fed.client.operations.cli",
             "init",

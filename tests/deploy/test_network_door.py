@@ -266,6 +266,25 @@ def test_network_after_a_rotation_the_new_key_comes_in_and_the_old_does_not(tria
     assert trial.activate(old) == 401
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "status"),
+    [
+        ("push-object", {"Content-Length": str(600 << 20)}, 413),
+        ("push-object", {"Content-Length": str(7 << 20)}, 413),
+        ("push-messages", {"Content-Length": str(2 << 20)}, 413),
+        ("send-node-heartbeat", {"Content-Length": str(100 << 10)}, 413),
+        ("push-object", {"Transfer-Encoding": "chunked"}, 411),
+    ],
+    ids=lambda value: str(value),
+)
+def test_door_a_sites_body_is_bounded_before_it_is_read(trial, member, name, said, status):
+    # None of the body is sent: whoever waits for it would not answer.
+    key, _ = member
+    headers = {"Host": "x", **PROTOBUF, **key.headers(), **said}
+    head = "".join(f"{field}: {value}\r\n" for field, value in headers.items())
+    assert trial.here(f"POST {FLEET}{name} HTTP/1.1\r\n{head}\r\n".encode())["status"] == status
+
+
 def test_tls_plain_http_gets_no_answer_of_a_server(trial):
     request = http("GET", HEALTH, host="x")
     assert trial.here(request, tls=False)["status"] == 0

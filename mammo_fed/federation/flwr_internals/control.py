@@ -32,6 +32,7 @@ __all__ = ["CONTROL_ERRORS", "CONTROL_HEADER", "Control", "Node", "RunStatus", "
 # The guard in front of a SuperLink lets only those speak to its control side who know the server's own secret.
 CONTROL_HEADER: Final = "x-mammo-fed-control"
 CONTROL_ERRORS: Final[tuple[type[Exception], ...]] = (httpx.HTTPError, ConnectionError)
+ANSWER_SECONDS: Final = 15.0
 # Nothing in it depends on a run, a machine or a person: its hash is the same for every federation of this version.
 PYPROJECT: Final = """[project]
 name = "mammo-fed"
@@ -97,6 +98,8 @@ class Control:
             root_certificates=None if ca is None else ca.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI"), _Secret(secret)],
         )
+        # Who asks is who starts a SuperLink again that has just died: he must not wait for it for long.
+        self._client._client.timeout = ANSWER_SECONDS
 
     def nodes(self) -> list[Node]:
         """All registered nodes; Flower still lists those that were excluded; they are left out here."""

@@ -23,6 +23,8 @@ from flwr.superlink.cli import flower_superlink
 from starlette.concurrency import run_in_threadpool
 
 from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER
+from mammo_fed.federation.flwr_internals.door.bodies import Bodies, Parked
+from mammo_fed.federation.flwr_internals.door.start import serve
 from mammo_fed.federation.flwr_internals.proof import Proofs, answer_in_own_name_only
 
 __all__ = ["CONTROL_FILE_VARIABLE", "Guard", "let_return", "main"]
@@ -116,20 +118,26 @@ def let_return(state: LinkState) -> None:
 
 def main() -> None:
     """Run a guarded SuperLink; the secret is read from the file that the environment names."""
+    # Its database holds what sites sent.
+    os.umask(0o077)
     secret = Path(os.environ[CONTROL_FILE_VARIABLE]).read_text(encoding="ascii").strip()
-    make, run = superlink.create_app, uvicorn.run
+    make = superlink.create_app
 
     def guarded(*arguments: Any, **named: Any) -> Any:
         made = make(*arguments, **named)
         links = made.state.linkstate_factory
         proofs = Proofs(lambda key: links.state().get_node_id_by_public_key(key) is not None)
         let_return(links.state())
-        made.add_middleware(Guard, secret=secret, proofs=proofs if made.state.enable_supernode_auth else None)
+        with_keys = made.state.enable_supernode_auth
+        # What is added last is asked first.
+        made.add_middleware(Bodies, with_keys=with_keys)
+        made.add_middleware(Guard, secret=secret, proofs=proofs if with_keys else None)
         return made
 
-    def served(*arguments: Any, **named: Any) -> None:
-        run(*arguments, **named, ssl_ciphers=CIPHERS, server_header=False)
+    def served(app: Any, **named: Any) -> None:
+        serve(app, **named, ssl_ciphers=CIPHERS)
 
+    Parked().install()
     answer_in_own_name_only()
     superlink.create_app, uvicorn.run = guarded, served
     flower_superlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mammo_fed.common.command_line import Command, CommandLine
+from mammo_fed.federation.flwr_internals.door.limits import CONNECTIONS_PER_ADDRESS
 from mammo_fed.server.operations.authority import AUTHORITY_DAYS, SERVER_DAYS
 
 __all__ = ["COMMANDS", "main"]
@@ -46,7 +47,15 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
     _add_folder(init)
     init.add_argument("--name", required=True, help="of the federation")
     init.add_argument("--port", type=int, default=8443, help="where the server listens (8443)")
-    init.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="address that it listens on (all)")  # noqa: S104 - hospitals come from outside
+    words = "address that it listens on (all of IPv4; :: is all)"
+    init.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help=words)  # noqa: S104 - hospitals come from outside
+    init.add_argument(
+        "--max-connections-per-address",
+        type=int,
+        default=CONNECTIONS_PER_ADDRESS,
+        metavar="N",
+        help=f"at a time ({CONNECTIONS_PER_ADDRESS}); sites behind one proxy share an address and use up to 8 each",
+    )
     init.add_argument("--ca-days", type=int, default=AUTHORITY_DAYS, metavar="N", help=f"of the authority ({AUTHORITY_DAYS})")
     _add_certificate_options(init, needs_host=True)
 

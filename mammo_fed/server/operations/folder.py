@@ -6,13 +6,14 @@ import ipaddress
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.common.private_files import check_private, file_lock, new_folder, write_atomically, write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.federation.flwr_internals.door.limits import CONNECTIONS_PER_ADDRESS
 from mammo_fed.federation.identity.certificates import Certificate, read_certificate
 from mammo_fed.federation.identity.keys import check_site_name
 from mammo_fed.server.operations.authority import (
@@ -27,6 +28,7 @@ from mammo_fed.server.operations.authority import (
 from mammo_fed.server.operations.onboarding_bundle import write_onboarding_bundle
 from mammo_fed.server.operations.registry import Registry
 from mammo_fed.server.operations.run_folder import OUTCOME_NAME
+from mammo_fed.server.operations.sockets import check_bind
 
 __all__ = ["STATE_NAME", "Federation", "FederationFolder", "init_folder"]
 
@@ -34,6 +36,9 @@ ABOUT: Final = "federation.json"
 # In the folder of the server's state: the run that it serves, or served last.
 STATE_NAME: Final = "server.json"
 FORMAT: Final = 1
+# A site's SuperNode has a handful of connections; above the most, all addresses together may have no more.
+LEAST_CONNECTIONS: Final = 8
+MOST_CONNECTIONS: Final = 1024
 REMEDY: Final = "`flower-server init FOLDER` makes one"
 
 
@@ -47,6 +52,7 @@ class Federation:
       hosts: names and addresses by which sites reach the server; the first is the one that they get.
       port: where the server listens.
       bind: address that it listens on.
+      max_connections_per_address: at a time, >= 8; sites behind one proxy share an address.
     """
 
     format: int
@@ -54,6 +60,7 @@ class Federation:
     hosts: tuple[str, ...]
     port: int
     bind: str
+    max_connections_per_address: int = CONNECTIONS_PER_ADDRESS
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -68,7 +75,12 @@ class Federation:
         try:
             ipaddress.ip_address(self.bind)
         except ValueError as error:
-            raise InvalidSetting(f"--bind={self.bind} must be an address of this machine; 0.0.0.0 is all of them") from error
+            raise InvalidSetting(f"--bind={self.bind} must be an address of this machine; 0.0.0.0 is all of IPv4") from error
+        if not LEAST_CONNECTIONS <= self.max_connections_per_address <= MOST_CONNECTIONS:
+            raise InvalidSetting(
+                f"--max-connections-per-address={self.max_connections_per_address} must be from {LEAST_CONNECTIONS} to "
+                f"{MOST_CONNECTIONS}; one site uses up to {LEAST_CONNECTIONS}"
+            )
 
     @property
     def address(self) -> str:
@@ -105,6 +117,9 @@ class FederationFolder:
             ) from error
         except ValueError as error:
             raise DataError(f"{path / ABOUT} is not JSON; restore it from a backup") from error
+        if isinstance(values, dict):
+            # Folders of earlier versions do not say.
+            values = {"max_connections_per_address": CONNECTIONS_PER_ADDRESS, **values}
         folder = cls(path=path.resolve(), about=build(Federation, values, path=""))
         for secret in (folder.path, folder.state, folder.server_key):
             check_private(secret)
@@ -156,13 +171,7 @@ class FederationFolder:
           InvalidSetting: If the authority's key is not there, or a value is out of its range.
         """
         check_private(self.authority_key)
-        about = Federation(
-            format=FORMAT,
-            name=self.about.name,
-            hosts=tuple(check_host(host) for host in hosts) or self.about.hosts,
-            port=self.about.port,
-            bind=self.about.bind,
-        )
+        about = replace(self.about, hosts=tuple(check_host(host) for host in hosts) or self.about.hosts)
         authority = Credentials(certificate=self.authority_certificate.read_bytes(), key=self.authority_key.read_bytes())
         key = make_key() if new_key else self.server_key.read_bytes()
         certificate = make_server_certificate(authority, key, hosts=about.hosts, days=days)
@@ -212,6 +221,7 @@ def init_folder(
     hosts: Sequence[str],
     port: int,
     bind: str,
+    max_connections_per_address: int = CONNECTIONS_PER_ADDRESS,
     days: int = SERVER_DAYS,
     authority_days: int = AUTHORITY_DAYS,
 ) -> FederationFolder:
@@ -222,12 +232,21 @@ def init_folder(
       name: of the federation.
       hosts: names and addresses by which sites reach the server.
       port, bind: where the server listens.
+      max_connections_per_address: that one address may have at a time.
       days, authority_days: until its certificate and its authority's expire, >= 1.
 
     Raises:
       InvalidSetting: If a value is out of its range or the folder holds something.
     """
-    about = Federation(format=FORMAT, name=name, hosts=tuple(check_host(host) for host in hosts), port=port, bind=bind)
+    about = Federation(
+        format=FORMAT,
+        name=name,
+        hosts=tuple(check_host(host) for host in hosts),
+        port=port,
+        bind=bind,
+        max_connections_per_address=max_connections_per_address,
+    )
+    check_bind(bind)
     authority = make_authority(name, days=authority_days)
     key = make_key()
     certificate = make_server_certificate(authority, key, hosts=about.hosts, days=days)

@@ -38,6 +38,7 @@ from mammo_fed.server.operations.run_folder import (
     RUN_VARIABLE,
     SETTINGS_NAME,
 )
+from mammo_fed.server.operations.sockets import bind_own, bind_public
 from mammo_fed.settings.compose import Composed
 
 __all__ = ["serve"]
@@ -52,6 +53,8 @@ END_SECONDS: Final = 3.0
 FRUITLESS_STARTS: Final = 8
 # The modules are named as words: they are run, never imported, in processes of their own.
 GUARD_MODULE: Final = "mammo_fed.federation.flwr_internals.guard"
+# What callers made the SuperLink take is given back to the system when they have gone, and not kept for the next.
+RETURN_MEMORY: Final = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 EXECUTOR_MODULE: Final = "mammo_fed.federation.flwr_internals.superexec"
 
 
@@ -72,6 +75,7 @@ def serve(
     """
     server = _Server(folder, run_folder=run_folder, insecure=insecure, console=console)
     with _stopping() as stopped:
+        server.listen()
         while not stopped:
             try:
                 server.prepare(composed, resume=resume)
@@ -86,11 +90,21 @@ def serve(
 class _Server:
     def __init__(self, folder: FederationFolder, *, run_folder: Path, insecure: bool, console: Console) -> None:
         self._folder, self._run_folder, self._insecure, self._console = folder, run_folder.resolve(), insecure, console
-        self._local = f"127.0.0.1:{folder.about.port}"
         self._ca = None if insecure else folder.authority_certificate
         self._run: int | None = None
         self._due, self._asked = 0.0, 0.0
         self._starts, self._progress_seen = 0, ""
+
+    @property
+    def _local(self) -> str:
+        """HOST:PORT by which the server's own processes reach it, wherever it listens for others."""
+        host, port = self._own.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def listen(self) -> None:
+        """Take the sockets; they are kept while the process that answers is started again."""
+        self._own = bind_own()
+        self._public = bind_public(self._folder.about.bind, self._folder.about.port)
 
     def prepare(self, composed: Composed, *, resume: bool) -> None:
         """Write what the processes need."""
@@ -138,6 +152,9 @@ class _Server:
     def _step(self) -> int | None:
         if (outcome := self._outcome()) is not None:
             return self._finish(outcome)
+        if not self._supervisor.processes[0].running:
+            # Its sockets are kept: whoever asks now waits until it has been started again, and this process starts it.
+            return None
         now = time.monotonic()
         if not self._insecure:
             self._authorizer.check()
@@ -211,7 +228,7 @@ class _Server:
             if healthy(self._local, ca=self._ca):
                 return
             if link.deaths >= 3:
-                raise RunFailed(f"the SuperLink does not start; is port {self._folder.about.port} free? Look at {link.log}")
+                raise RunFailed(f"the SuperLink does not start; look at {link.log}")
             if time.monotonic() - begun > 120:
                 raise RunFailed(f"the SuperLink does not answer at {self._local}; look at {link.log}")
             time.sleep(0.05)
@@ -229,9 +246,22 @@ class _Server:
         own = ["--insecure"] if self._insecure else ["--root-certificates", str(folder.authority_certificate)]
         executor = python_command(EXECUTOR_MODULE, *own, "--runtime-api-address", self._local)
         executor += ["--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())]
-        guarded = {**environment, "MAMMO_FED_CONTROL_SECRET_FILE": str(state / "control.secret")}
+        own_and_public = (self._own.fileno(), self._public.fileno())
+        door = {"own": own_and_public[0], "public": own_and_public[1], "per_address": folder.about.max_connections_per_address}
+        guarded = {
+            **environment,
+            **RETURN_MEMORY,
+            "MAMMO_FED_CONTROL_SECRET_FILE": str(state / "control.secret"),
+            "MAMMO_FED_DOOR": json.dumps(door),
+        }
         return (
-            ManagedProcess(name="SuperLink", command=link, log=state / "superlink.log", environment=guarded),
+            ManagedProcess(
+                name="SuperLink",
+                command=link,
+                log=state / "superlink.log",
+                environment=guarded,
+                inherited=own_and_public,
+            ),
             ManagedProcess(
                 name="executor",
                 command=executor,

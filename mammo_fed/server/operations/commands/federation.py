@@ -21,6 +21,7 @@ def init(options: argparse.Namespace, console: Console) -> int:
         hosts=options.host,
         port=options.port,
         bind=options.bind,
+        max_connections_per_address=options.max_connections_per_address,
         days=options.days,
         authority_days=options.ca_days,
     )
