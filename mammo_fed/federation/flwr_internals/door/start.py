@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import uvicorn
 
+from mammo_fed.federation.flwr_internals.door.entrance import Listener
 from mammo_fed.federation.flwr_internals.door.limits import Limits
-from mammo_fed.federation.flwr_internals.door.server import DoorServer, Listener
+from mammo_fed.federation.flwr_internals.door.server import DoorServer
 from mammo_fed.federation.flwr_internals.door.turned_away import OftenSaid, TurnedAway
 
 __all__ = ["serve"]
