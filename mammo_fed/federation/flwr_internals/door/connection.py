@@ -23,7 +23,7 @@ BODY_BYTES_PER_SECOND: Final = 8 << 10
 # A body above this is read when it is asked for.
 UNASKED_BYTES: Final = 32 << 10
 # So long a refusal may take to reach who has sent a body that is not read.
-CLOSING_SECONDS: Final = 1.0
+CLOSING_SECONDS: Final = 0.25
 
 
 class _Refused(Exception):
