@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,19 @@ from mammo_fed.reporting.record.record import Record, SitePrivacy, read_record
 
 # No doctests in here; collecting several files of one name as modules would clash.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the files, those that may take longest come first: nobody waits for one at the end."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        seconds[item.path] += int(limit.args[0]) if limit and limit.args else 1
+    items.sort(key=lambda item: -seconds[item.path])
+
 
 SMALL = (
     "model=efficientnet_lite0",
