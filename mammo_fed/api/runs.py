@@ -14,7 +14,7 @@ from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.server.run import Hooks
 from mammo_fed.settings import Settings
 from mammo_fed.settings.compose import compose_settings as compose
-from mammo_fed.settings.compose import settings_yaml
+from mammo_fed.settings.compose import read_composed, settings_yaml
 from mammo_fed.simulations.launch import simulate as launch
 from mammo_fed.simulations.run_folder import make_run_folder
 
@@ -37,7 +37,13 @@ def compose_settings(overrides: Sequence[str] = ()) -> Settings:
     return compose(list(overrides)).settings
 
 
-def simulate(settings: Settings, folder: Path | str | None = None, *, progress: Callable[[str], None] | None = None) -> Record:
+def simulate(
+    settings: Settings,
+    folder: Path | str | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+    resume: bool = False,
+) -> Record:
     """Run a federation of simulated hospitals in this process and return its record.
 
     Guarantee: that of the record's `privacy` section, kept by a ledger for every site in the run folder, or where
@@ -49,9 +55,12 @@ def simulate(settings: Settings, folder: Path | str | None = None, *, progress: 
         works in a temporary folder that is removed at the end: the record is all that stays. Beside it only the cache of
         features is written (`settings.engine.cache`).
       progress: called with a line after the declaration and after each round; `print` will do.
+      resume: go on with the run that was interrupted in `folder`, after its last finished round and with the settings that it
+        was begun with; a run that is done is read.
 
     Raises:
-      InvalidSetting: If the folder holds a run already, or there is none and the ledgers of patients would be lost with it.
+      InvalidSetting: If the folder holds a run already and `resume` is not set, or holds one that was begun
+        otherwise, or there is none and the ledgers of patients would be lost with it.
       MammoFedError: For data that cannot be read, and for a run that cannot be completed.
 
     >>> import tempfile
@@ -70,22 +79,28 @@ def simulate(settings: Settings, folder: Path | str | None = None, *, progress: 
     [True, True]
     """
     if folder is not None:
-        return _simulate(settings, Path(folder), progress)
+        return _simulate(settings, Path(folder), progress, resume=resume)
+    if resume:
+        raise InvalidSetting("resume=True needs the folder of the run that was interrupted; give simulate a folder")
     if settings.data.source != "phantom" and not settings.data.public and settings.privacy.ledger == "run":
         raise InvalidSetting(
             "folder=None would lose the ledgers of patients with the temporary folder; give simulate a folder, or set "
             "privacy.ledger"
         )
     with tempfile.TemporaryDirectory(prefix="mammo-fed-") as temporary:
-        return _simulate(settings, Path(temporary) / "run", progress)
+        return _simulate(settings, Path(temporary) / "run", progress, resume=False)
 
 
-def _simulate(settings: Settings, folder: Path, progress: Callable[[str], None] | None) -> Record:
-    make_run_folder(folder, configuration=settings_yaml(settings))
+def _simulate(settings: Settings, folder: Path, progress: Callable[[str], None] | None, *, resume: bool) -> Record:
+    if resume:
+        # Before anything is written: the folder of another run, or of none, stays as it is.
+        read_composed(folder)
+    else:
+        make_run_folder(folder, configuration=settings_yaml(settings))
 
     def after_round(index: int, rounds: int, budget: BudgetView) -> None:
         for line in round_lines(index, rounds, budget) if progress is not None else ():
             progress(line)  # type: ignore[misc]
 
     with log_to_file(folder / LOG_NAME):
-        return launch(settings, folder, hooks=Hooks(round=after_round))
+        return launch(settings, folder, hooks=Hooks(round=after_round), resume=True)

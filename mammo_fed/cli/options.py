@@ -64,6 +64,9 @@ def add_simulate_options(simulate: argparse.ArgumentParser) -> None:
     """Add the options of `simulate`: those of `demo`, and sweeps."""
     add_demo_options(simulate)
     simulate.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
+    simulate.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run or sweep, as it was begun"
+    )
     simulate.epilog = OVERRIDES + "\nsweeps: -m privacy.target_epsilon=1,6,12 seed=0,1 writes below hydra.sweep.dir\n"
 
 

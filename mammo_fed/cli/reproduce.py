@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mammo_fed.common.interruption import advise
 from mammo_fed.common.logs import log_to_file
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.simulations.reproduction.experiments import backbones, select
@@ -22,7 +23,6 @@ __all__ = ["reproduce"]
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130
 DEFAULTS = {
     "experiment": "all",
     "seeds": "42,43,44",
@@ -73,12 +73,9 @@ def _run(plan: Plan, folder: Path, processes: int, own: dict[str, str], options:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidSetting(f"hydra.run.dir={folder} cannot be made ({error.strerror}); choose another folder") from error
-    try:
-        with log_to_file(folder / "reproduce.log"), _Bars(console, quiet=options.json) as bars:
-            run_jobs(jobs, processes=processes, prepared=bars.prepared, finished=bars.finished)
-    except KeyboardInterrupt:
-        console.print("interrupted; finished runs are kept, and the same command goes on from there", style="yellow")
-        return INTERRUPTED
+    advise("interrupted; finished runs are kept, and the same command goes on from there")
+    with log_to_file(folder / "reproduce.log"), _Bars(console, quiet=options.json) as bars:
+        run_jobs(jobs, processes=processes, prepared=bars.prepared, finished=bars.finished)
     page = write_results(folder, collect(plan, jobs), settings={**own, "overrides": " ".join(plan.overrides)})
     if options.json:
         sys.stdout.write((folder / "record.json").read_text(encoding="utf-8"))

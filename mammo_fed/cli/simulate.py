@@ -7,7 +7,8 @@ import sys
 
 from rich.console import Console
 
-from mammo_fed.settings.compose import compose_settings, expand_sweep
+from mammo_fed.errors import InvalidSetting
+from mammo_fed.settings.compose import compose_settings, expand_sweep, read_composed
 
 __all__ = ["demo", "simulate"]
 
@@ -23,9 +24,29 @@ def demo(options: argparse.Namespace, console: Console) -> int:
 
 
 def simulate(options: argparse.Namespace, console: Console) -> int:
-    """Run one federation, or every combination of a sweep; the exit code."""
+    """Run one federation, or every combination of a sweep, or go on with what was interrupted; the exit code.
+
+    Raises:
+      InvalidSetting: If a setting is wrong, or is given with --resume.
+    """
+    if options.resume is not None:
+        return _resume(options, console)
     runs = expand_sweep(options.overrides) if options.multirun else [options.overrides]
     return _simulate(runs, options, console, sweep=options.multirun)
+
+
+def _resume(options: argparse.Namespace, console: Console) -> int:
+    if options.overrides:
+        raise InvalidSetting(
+            f"{options.overrides[0]} must not be given with --resume: a run resumes with the settings that it began with"
+        )
+    if options.cfg:
+        sys.stdout.write(read_composed(options.resume).yaml)
+        return 0
+    from mammo_fed.cli.run import resume
+
+    resume(options.resume, console, json_only=options.json)
+    return 0
 
 
 def _simulate(runs: list[list[str]], options: argparse.Namespace, console: Console, *, sweep: bool) -> int:

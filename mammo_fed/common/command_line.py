@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from mammo_fed.common.interruption import Interrupted, interruptible, leave, received
 from mammo_fed.common.isolation import isolate_children
 from mammo_fed.common.serialization import plain
 from mammo_fed.errors import MammoFedError
@@ -90,32 +91,47 @@ class CommandLine:
             command.add_to(parsers, common)
 
     def run(self, arguments: Sequence[str] | None) -> int:
-        """Parse, call the command, and return the exit code: 0 done, 1 failure, 2 bad input, 3 refused, 130 interrupted."""
+        """Parse, call the command, and return the exit code: 0 done, 1 failure, 2 bad input, 3 refused, 130 interrupted.
+
+        SIGTERM and SIGHUP end a command as Ctrl-C does; the exit code is 128 and the signal's number.
+
+        Args:
+          arguments: those of a caller's program; None takes those of this process, which then ends when it is interrupted.
+        """
         options = self.parse(arguments)
         isolate_children()
-        console = Console(stderr=True)
+        console, whole = Console(stderr=True), arguments is None
+        with interruptible(self._interrupted, whole_process=whole) as advice:
+            code = self._call(options, console, advice)
+            if whole and received():
+                # Not through Python's own end, which waits for every thread.
+                leave(code)
+        return code
+
+    def _call(self, options: argparse.Namespace, console: Console, advice: Callable[[], str]) -> int:
         try:
             # Only now, for it may bring seconds of imports along, which neither --help nor a mistyped option should wait for.
             handler: Handler = resolve_name(options.command)
             return handler(options, console)
-        except KeyboardInterrupt:
-            console.print(self._interrupted, style="yellow", highlight=False)
-            return INTERRUPTED
-        except MammoFedError as error:
-            if options.debug:
-                traceback.print_exc()
+        except KeyboardInterrupt as interrupt:
+            console.print(advice(), style="yellow", highlight=False, markup=False, soft_wrap=True)
+            return interrupt.exit_code if isinstance(interrupt, Interrupted) else INTERRUPTED
+        except Exception as error:  # noqa: BLE001 - a person gets one line; --debug shows the rest
+            return self._failed(error, options, console, advice)
+
+    def _failed(self, error: Exception, options: argparse.Namespace, console: Console, advice: Callable[[], str]) -> int:
+        if options.debug:
+            traceback.print_exc()
+        if number := received():
+            # The signal has reached processes below this one too, or broke off a library's work: that is not what went wrong.
+            console.print(advice(), style="yellow", highlight=False, markup=False, soft_wrap=True)
+            return 128 + number
+        if isinstance(error, MammoFedError):
             console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
             return error.exit_code
-        except Exception as error:  # noqa: BLE001 - a person gets one line; --debug shows the rest
-            if options.debug:
-                traceback.print_exc()
-            console.print(
-                f"internal failure: {type(error).__name__}: {error} (--debug shows where)",
-                style="red",
-                markup=False,
-                soft_wrap=True,
-            )
-            return 1
+        text = f"internal failure: {type(error).__name__}: {error} (--debug shows where)"
+        console.print(text, style="red", markup=False, soft_wrap=True)
+        return 1
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """The options of a command line; overrides may stand anywhere in it."""

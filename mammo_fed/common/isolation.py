@@ -9,8 +9,11 @@ would also drop PYTHONPATH and the user's own packages, where a hospital may hav
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,8 +47,12 @@ def isolate_children() -> None:
         os.environ.pop("PYTHONPATH", None)
 
 
-def spawned_pool(processes: int, initializer: Callable[[], object] | None = None) -> ProcessPoolExecutor:
+@contextmanager
+def spawned_pool(processes: int, initializer: Callable[[], object] | None = None) -> Iterator[ProcessPoolExecutor]:
     """A pool of fresh Python processes: a fork of one that has torch's threads may hang.
+
+    The processes leave Ctrl-C to this one, and end with it however it ends. What the block raises ends them at once: nobody
+    waits for what is in hand, and what is queued must not go on behind anybody's back.
 
     Args:
       processes: at a time, >= 1.
@@ -53,10 +60,42 @@ def spawned_pool(processes: int, initializer: Callable[[], object] | None = None
     """
     # Imported here: every worker process imports this module, and few commands start a pool.
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    from multiprocessing import active_children, get_context
 
     isolate_children()
-    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=initializer)
+    pool = ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(initializer or _nothing,)
+    )
+    before = active_children()
+    try:
+        yield pool
+    except BaseException:
+        for child in active_children():
+            if child not in before:
+                child.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _begin_worker(initializer: Callable[[], object]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    initializer()
+
+
+def _end_with_parent() -> None:
+    """End with the process that waits: one that was killed must leave nobody behind who writes where the next one will."""
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _nothing() -> None:
+    pass
 
 
 def absolute_entries(path: str) -> str:

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mammo_fed.reporting.dropped import dropped_text
 from mammo_fed.reporting.formatting import (
     account_text,
     budget_text,
@@ -81,9 +82,11 @@ def privacy_table(record: Record) -> Table:
 
 
 def one_line(record: Record) -> str:
-    """A run in one line: AUROC of every set, and the largest epsilon of a site."""
+    """A run in one line: AUROC of every set, the largest epsilon of a site, and the sites that it did without."""
     worth = ", ".join(f"{name} AUROC {metric_text(found.auroc)}" for name, found in record.evaluation.items())
-    return f"{worth or 'no evaluation set'}; epsilon at most {epsilon_text(record.privacy.epsilon)} at a site"
+    dropped = dropped_text([record])
+    spent = f"epsilon at most {epsilon_text(record.privacy.epsilon)} at a site"
+    return f"{worth or 'no evaluation set'}; {spent}" + (f"; {dropped}" if dropped else "")
 
 
 def sweep_table(sweep: Sequence[Sequence[str]], records: Sequence[Record]) -> Table:
@@ -91,7 +94,7 @@ def sweep_table(sweep: Sequence[Sequence[str]], records: Sequence[Record]) -> Ta
 
     Args:
       sweep: the overrides of each run, `key=value`.
-      records: the runs' records, in the same order.
+      records: the runs' records, in the same order; sites that a run did without are named under its settings.
     """
     changing = [key for key in zip(*sweep, strict=True) if len(set(key)) > 1 and not key[0].startswith("seed=")]
     groups: dict[tuple[str, ...], list[Record]] = {}
@@ -105,7 +108,10 @@ def sweep_table(sweep: Sequence[Sequence[str]], records: Sequence[Record]) -> Ta
     for key, found in groups.items():
         worth = [_spread([record.evaluation[name].auroc for record in found if name in record.evaluation]) for name in names]
         largest = max(record.privacy.epsilon for record in found)
-        table.add_row(Text("\n".join(key) or "all"), str(len(found)), *worth, epsilon_text(largest))
+        about = Text("\n".join(key) or "all")
+        if dropped := dropped_text(found):
+            about.append(f"\n{dropped}", style="bold red")
+        table.add_row(about, str(len(found)), *worth, epsilon_text(largest))
     return table
 
 

@@ -17,6 +17,7 @@ from mammo_fed.reporting.record.record import Record
 from mammo_fed.server.conclude import Mode, conclude
 from mammo_fed.server.prepare import FeatureProgress, Stopwatch, prepare
 from mammo_fed.server.rounds.budget import BudgetView
+from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.rounds.rounds import Deployment, Rounds
 from mammo_fed.server.rounds.run_state import DeclaredRun
 from mammo_fed.settings import Settings
@@ -48,12 +49,28 @@ def share_of(settings: Settings) -> Partition:
 
 
 def run_federation(
-    grid: Grid, settings: Settings, folder: Path, *, mode: Mode, hooks: Hooks, deployment: Deployment | None = None
+    grid: Grid,
+    settings: Settings,
+    folder: Path,
+    *,
+    mode: Mode,
+    hooks: Hooks,
+    deployment: Deployment | None = None,
+    checkpoints: CheckpointFolder | None = None,
 ) -> Record:
     """Run a federation over `grid` and write record.json, report.html and the model into `folder`.
 
-    No result is written before the last round and the evaluation are done. Under a deployment every round is kept on the disk,
-    and a run that was interrupted resumes after its last finished round.
+    No result is written before the last round and the evaluation are done. Every round is kept on the disk where there is a
+    place for it, and a run that was interrupted resumes there after its last finished round.
+
+    Args:
+      grid: carries the messages.
+      settings: of the run.
+      folder: the run folder.
+      mode: for the record.
+      hooks: told of progress.
+      deployment: of a run between real machines, with its checkpoints; None in a simulation.
+      checkpoints: of a simulation that can be resumed.
 
     Raises:
       PrivacyRefused: If every site refuses.
@@ -61,16 +78,17 @@ def run_federation(
       RunFailed: If sites do not come or none replies.
     """
     watch = Stopwatch()
-    resumed = deployment.checkpoints.read() if deployment else None
+    checkpoints = deployment.checkpoints if deployment else checkpoints
+    resumed = checkpoints.read() if checkpoints else None
     prepared = prepare(settings, share_of(settings), patients_here=mode != "deploy", progress=hooks.features)
     watch.lap()
     run_id = Declaration.from_json(resumed.declaration).run_id if resumed else secrets.token_hex(8)
     declared = declare(prepared.extractor, prepared.start, settings, run_id=run_id)
-    course = Rounds(grid, declared, on_round=hooks.round, deployment=deployment, resumed=resumed).run()
+    course = Rounds(grid, declared, on_round=hooks.round, deployment=deployment, checkpoints=checkpoints, resumed=resumed).run()
     watch.lap()
     record = conclude(prepared, declared.declaration, course, settings=settings, mode=mode, watch=watch, folder=folder)
-    if deployment:
-        deployment.checkpoints.remove()
+    if checkpoints:
+        checkpoints.remove()
     return record
 
 

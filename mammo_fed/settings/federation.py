@@ -41,7 +41,8 @@ class FederationSettings:
       tail: part of the last rounds whose models are averaged, in (0, 1].
       proximal_mu, server_learning_rate, beta_1, beta_2, tau, trim, num_malicious: the strategies' own parameters.
       min_replies: replies that a round needs, >= 1; with fewer it is tried again.
-      round_min_wait: seconds that a round waits at least for every site before it proceeds with those that replied.
+      round_min_wait: seconds that a round waits at least for every site before it proceeds with those that replied. Simulated
+        sites are always waited for: this and the next three are for sites on machines of their own.
       round_timeout: seconds that a round waits at most; also for the first sites to come.
       resend_after: seconds after which a site that has not answered is sent the same task again; it answers it once.
       max_failed_rounds: after so many tries of one round without enough replies the run stops, and can be resumed.

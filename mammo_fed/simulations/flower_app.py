@@ -14,6 +14,8 @@ from mammo_fed.common.logs import LOG_NAME, log_to_file
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.run_folder import run_folder_of
+from mammo_fed.server.operations.run_folder import CHECKPOINT_NAME
+from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.run import Hooks, run_federation
 from mammo_fed.settings.compose import Composed, compose_settings
 from mammo_fed.simulations.launch import prepare
@@ -40,7 +42,14 @@ def make_app() -> ServerApp:
         # Flower shows it to those who asked for the run's log.
         logger.warning("run folder %s", folder)
         with log_to_file(folder / LOG_NAME):
-            run_federation(grid, composed.settings, folder, mode="simulate", hooks=Hooks())
+            run_federation(
+                grid,
+                composed.settings,
+                folder,
+                mode="simulate",
+                hooks=Hooks(),
+                checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME),
+            )
 
     return made
 

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from mammo_fed.client.policy import SiteFile, SitePolicy
 from mammo_fed.client.rounds.app import app as installed_app
+from mammo_fed.client.rounds.site import open_site
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.run_cohorts import Pool, evaluation_cohorts, limit_images_per_patient, load_pool, synthetic_cohort
 from mammo_fed.errors import InvalidSetting
@@ -19,12 +20,13 @@ from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.federation.public_start import make_extractor
 from mammo_fed.federation.run_folder import SITES_NAME
 from mammo_fed.privacy.patient_identity import count_patients
-from mammo_fed.reporting.record.record import RECORD_NAME, Record, read_record
+from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.server.app import make_app
 from mammo_fed.server.run import Hooks, share_of
 from mammo_fed.settings import Settings
 from mammo_fed.simulations.in_process import run_in_process
 from mammo_fed.simulations.persistent_ledgers import site_caps
+from mammo_fed.simulations.run_folder import check_begun, check_fresh, hold, is_done, keep_begun
 
 __all__ = ["prepare", "simulate"]
 
@@ -36,8 +38,12 @@ def simulate(
     hooks: Hooks,
     mode: Literal["simulate", "reproduce"] = "simulate",
     client_app: ClientApp = installed_app,
+    resume: bool = False,
 ) -> Record:
     """Run a federation of simulated hospitals and return its record.
+
+    After every round the run's state lies in the run folder: a run that broke off anywhere, by a kill -9 too, goes on after its
+    last finished round, and no site is charged twice.
 
     Args:
       settings: of the run.
@@ -45,14 +51,26 @@ def simulate(
       hooks: told of progress.
       mode: for the record.
       client_app: of the hospitals; another than the installed one on the in-process engine only.
+      resume: go on with the run that was begun in `folder` with these settings; the engine may be another. One that is done is
+        left as it is.
 
     Raises:
-      InvalidSetting: If the folder holds a run already: its ledgers are not to be overwritten.
+      InvalidSetting: If the folder holds a run already and `resume` is not set, or holds another one, or is in use.
       MammoFedError: As `mammo_fed.server.run.run_federation`, and for data that cannot be read.
     """
     if settings.engine.name == "ray" and client_app is not installed_app:
         raise InvalidSetting("engine=ray starts the installed client app only; use engine=in_process for another")
-    prepare(settings, folder, hooks=hooks)
+    if not resume:
+        check_fresh(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder):
+        prepare(settings, folder, hooks=hooks, resume=True)
+        if not is_done(folder):
+            _run(settings, folder, hooks=hooks, mode=mode, client_app=client_app)
+    return read_record(folder)
+
+
+def _run(settings: Settings, folder: Path, *, hooks: Hooks, mode: str, client_app: ClientApp) -> None:
     run_config = {
         "config-json": settings.to_json(),
         "run-folder": str(folder.resolve()),
@@ -65,42 +83,46 @@ def simulate(
         from mammo_fed.simulations.ray_engine import run_on_ray
 
         run_on_ray(server_app, num_sites=settings.federation.num_sites, run_config=run_config, workers=settings.engine.workers)
-    else:
-        run_in_process(
-            server_app,
-            client_app,
-            num_sites=settings.federation.num_sites,
-            run_config=run_config,
-            workers=settings.engine.workers,
-            wire=settings.engine.wire,
-        )
-    return read_record(folder)
+        return
+    # What an earlier run in this process held of its sites may be older than what lies on the disk.
+    open_site.cache_clear()
+    run_in_process(
+        server_app,
+        client_app,
+        num_sites=settings.federation.num_sites,
+        run_config=run_config,
+        workers=settings.engine.workers,
+        wire=settings.engine.wire,
+    )
 
 
-def prepare(settings: Settings, folder: Path, *, hooks: Hooks) -> None:
+def prepare(settings: Settings, folder: Path, *, hooks: Hooks, resume: bool = False) -> None:
     """Make a run folder with a file and a private folder for every simulated hospital, and their features.
 
     Args:
       settings: of the run.
       folder: the run folder.
       hooks: told of progress.
+      resume: the folder may hold a run that was begun with these settings: what its sites have kept stays as it is.
 
     Raises:
       InvalidSetting: If the folder holds a run already: its ledgers are not to be overwritten.
       MammoFedError: If data cannot be read.
     """
     quiet()
-    sites = folder / SITES_NAME
-    if sites.exists() or (folder / RECORD_NAME).exists():
-        raise InvalidSetting(f"hydra.run.dir={folder} already holds a run and its ledgers; choose another folder, or remove it")
+    if not resume:
+        check_fresh(folder)
+    check_begun(folder, settings)
     cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
     pool = load_pool(settings.data, share_of(settings), cache=cache)
     site_caps(settings, pool)
     folder.mkdir(parents=True, exist_ok=True)
     _make_features(settings, pool, cache, hooks)
-    sites.mkdir(mode=0o700, exist_ok=True)
+    (folder / SITES_NAME).mkdir(mode=0o700, exist_ok=True)
     for index in range(settings.federation.num_sites):
-        site_file(settings, pool, index, folder=folder, cache=cache).write(sites / f"site-{index + 1}.json")
+        site_file(settings, pool, index, folder=folder, cache=cache).write(folder / SITES_NAME / f"site-{index + 1}.json")
+    # Last: from here on the sites may be asked, and the run goes on with these settings only.
+    keep_begun(folder, settings)
 
 
 def site_file(settings: Settings, pool: Pool, index: int, *, folder: Path, cache: ArrayCache) -> SiteFile:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import ray
 from flwr.app import Context, Message
@@ -20,6 +21,8 @@ from mammo_fed.common.isolation import absolute_entries, isolate_children
 from mammo_fed.errors import RunFailed
 
 __all__ = ["run_on_ray"]
+
+JOIN_SECONDS: Final = 0.5
 
 
 class _ConfiguredClientApp(ClientApp):
@@ -58,22 +61,64 @@ def run_on_ray(server_app: ServerApp, *, num_sites: int, run_config: Mapping[str
     Raises:
       RunFailed: If Ray does not start.
     """
-    configured = ServerApp()
+    configured, stopped = ServerApp(), threading.Event()
 
     @configured.main()
     def main(grid: Grid, context: Context) -> None:
         context.run_config = {**context.run_config, **run_config}
+        _stop_with(grid, stopped)
         server_app(grid, context)
+
+    def simulate() -> None:
+        backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        run_simulation(configured, _ConfiguredClientApp(run_config), num_sites, "ray", backend)  # type: ignore[arg-type]
 
     with warnings.catch_warnings():
         # Flower deprecates this entry point for its command line, which would install packages and run bundled code.
         warnings.simplefilter("ignore")
         _start_ray(workers)
-        backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         try:
-            run_simulation(configured, _ConfiguredClientApp(run_config), num_sites, "ray", backend)  # type: ignore[arg-type]
+            _in_a_thread(simulate)
         finally:
+            stopped.set()
             ray.shutdown()
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    """Run `work`, and raise here what it raises; an interrupt leaves it where it is.
+
+    Flower's engine answers none before its server app has ended.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="simulation", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(JOIN_SECONDS)
+    if raised:
+        raise raised[0]
+
+
+def _stop_with(grid: Grid, stopped: threading.Event) -> None:
+    """From now on the grid hands on nothing once `stopped` is set: its server app ends, and asks no site any more."""
+    ask: Any = grid
+    for name in ("get_node_ids", "push_messages", "pull_messages"):
+        setattr(ask, name, _unless(stopped, getattr(ask, name)))
+
+
+def _unless(stopped: threading.Event, act: Callable[..., Any]) -> Callable[..., Any]:
+    def acting(*arguments: Any, **named: Any) -> Any:
+        if stopped.is_set():
+            raise RunFailed("the simulation was interrupted")
+        return act(*arguments, **named)
+
+    return acting
 
 
 def _start_ray(workers: int) -> None:

@@ -20,7 +20,8 @@ from mammo_fed.reporting.record.record import read_record
 POOL = """
 from mammo_fed.common.isolation import spawned_pool
 if __name__ == "__main__":
-    print(spawned_pool(2).submit(abs, -7).result())
+    with spawned_pool(2) as pool:
+        print(pool.submit(abs, -7).result())
 """
 
 

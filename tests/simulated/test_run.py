@@ -625,7 +625,8 @@ def test_an_interrupted_run_says_one_line_and_leaves_no_result(start_cli, small,
     folder = tmp_path / "run"
     process = start_cli("simulate", *small, "--json", *overrides, f"hydra.run.dir={folder}")
     code, out, err = interrupt(process, folder / "run.log", awaited)
-    assert (code, out, err) == (130, "", "interrupted; no result was written\n")
+    kept = f"interrupted; finished rounds are kept: mammo-fed simulate --resume {folder}\n"
+    assert (code, out, err) == (130, "", kept)
     assert not {path.name for path in folder.iterdir()} & {"record.json", "report.html", "model.safetensors"}
     assert not list(folder.glob(".*"))
     assert not list((tmp_path / "cache").rglob("*.tmp"))

@@ -10,6 +10,7 @@ from mammo_fed.cli.gan.bar import Bar
 from mammo_fed.client.generator.training import start_training
 from mammo_fed.client.generator.training_folder import Training, new_private_folder, read_training
 from mammo_fed.common.command_line import print_json, say, warn
+from mammo_fed.common.interruption import advise
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.reporting.formatting import delta_text, epsilon_text
@@ -51,6 +52,7 @@ def train(
         _check_fresh(folder)
         new_private_folder(folder)
         write_atomically(folder / "config.yaml", composed.yaml)
+    advise(f"interrupted; what was finished is kept: mammo-fed gan train --resume {folder}")
     with Bar(console, "steps", quiet=json_only) as bar:
 
         def show(step: int, steps: int, losses: Losses | None) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import secrets
-import signal
 import socket
 import time
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from mammo_fed.client.folder import SiteFolder
+from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
@@ -44,7 +44,7 @@ NODE_MODULE: Final = "mammo_fed.federation.flwr_internals.supernode"
 def serve(folder: SiteFolder, *, insecure: bool, console: Console) -> int:
     """Answer the federation's server until asked to stop, and return the exit code.
 
-    The first SIGTERM or Ctrl-C lets a round that has begun end; the second does not.
+    The first SIGTERM, SIGHUP or Ctrl-C lets a round that has begun end; the second does not.
 
     Args:
       folder: the site's; held by the caller.
@@ -87,18 +87,17 @@ class _SiteClient:
         self._supervisor = Supervisor((self._node, self._executor), on_death=self._report_death)
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask_to_stop)
-        self._say(f"{self._folder.file.site} answers {self._folder.network.server}; logs in {self._folder.private}")
-        try:
-            while not self._asked:
-                self._look_for_server()
-                self._supervisor.tick()
-                self._report()
-                time.sleep(TICK_SECONDS)
-            self._finish()
-        finally:
-            self._supervisor.end(seconds=5.0)
+        with stop_signals(self._ask_to_stop):
+            self._say(f"{self._folder.file.site} answers {self._folder.network.server}; logs in {self._folder.private}")
+            try:
+                while not self._asked:
+                    self._look_for_server()
+                    self._supervisor.tick()
+                    self._report()
+                    time.sleep(TICK_SECONDS)
+                self._finish()
+            finally:
+                self._supervisor.end(seconds=5.0)
         return 0
 
     def _look_for_server(self) -> None:

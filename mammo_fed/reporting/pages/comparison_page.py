@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
+from mammo_fed.reporting.dropped import dropped_text
 from mammo_fed.reporting.formatting import delta_text, epsilon_text, metric_text, set_title
 from mammo_fed.reporting.pages.rendering import Figure, Table, render
 from mammo_fed.reporting.plots.run_plots import TradeOffPoint, trade_off
@@ -31,8 +32,11 @@ def write_comparison_page(path: Path, records: Sequence[Record]) -> Path:
 
 def _results(records: Sequence[Record], names: Sequence[str]) -> Table:
     head = ["Run", "Sites", "Unit", "ε this run", "δ", "Guarantee", *(f"AUROC {set_title(name)} [95 % CI]" for name in names)]
+    dropped = [dropped_text([record]) for record in records]
+    if any(dropped):
+        head.append("Sites dropped")
     rows = []
-    for record in records:
+    for record, without in zip(records, dropped, strict=True):
         privacy = record.privacy
         found = [record.evaluation.get(name) for name in names]
         rows.append(
@@ -44,6 +48,7 @@ def _results(records: Sequence[Record], names: Sequence[str]) -> Table:
                 delta_text(privacy.delta),
                 "yes" if privacy.guaranteed else "none",
                 *(metric_text(one.auroc, one.auroc_ci) if one else "not measured" for one in found),
+                *([without or "none"] if any(dropped) else []),
             )
         )
     caption = "ε is the largest over the sites of a run. Intervals resample whole patients."

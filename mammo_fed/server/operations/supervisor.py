@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.logs import LOG_NAME
 from mammo_fed.common.private_files import write_private
@@ -318,14 +319,8 @@ def _database_name() -> str:
 def _stopping() -> Iterator[list[int]]:
     """A list that is empty until somebody asks this process to stop."""
     asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda received, _: asked.append(received)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with stop_signals(asked.append):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _alive(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,9 @@ def _write_scores(folder: Path, scored: Scored) -> None:
         columns = {"label": cohort.labels, "patient": cohort.patients, "image": cohort.images, "view": cohort.views}
         arrays |= {f"{name}/{column}": np.asarray(values) for column, values in columns.items()}
         arrays[f"{name}/score"] = scored.scores[name]
-    np.savez_compressed(folder / SCORES_NAME, allow_pickle=False, **arrays)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_atomically(folder / SCORES_NAME, content.getvalue())
 
 
 def _shown(settings: Settings) -> str:

@@ -72,10 +72,11 @@ class Delivery:
     Args:
       grid: carries the messages.
       resend_after: seconds until an unanswered task is sent again, doubling each time; infinity sends once.
+      all_come: every node answers or fails, as in a simulation: each is waited for, however busy the machine is.
     """
 
-    def __init__(self, grid: Grid, *, resend_after: float = math.inf) -> None:
-        self._grid, self._resend_after = grid, resend_after
+    def __init__(self, grid: Grid, *, resend_after: float = math.inf, all_come: bool = False) -> None:
+        self._grid, self._resend_after, self.all_come = grid, resend_after, all_come
         self._pending: dict[int, _PendingTask] = {}
         self._current: Callable[[int], int] = lambda node: node
 
@@ -126,7 +127,7 @@ class Delivery:
 
         Args:
           messages: one for each node.
-          waiting: how long.
+          waiting: how long; for ever where `all_come`.
           is_good: whether an answer counts as one of `waiting.enough`.
         """
         begun, poll, answers = time.monotonic(), FIRST_POLL_SECONDS, dict[int, Message]()
@@ -135,7 +136,8 @@ class Delivery:
             answers |= {node: answer for node, answer in self.collect().items() if node in messages}
             elapsed = time.monotonic() - begun
             good = sum(map(is_good, answers.values()))
-            if elapsed >= waiting.at_most or (elapsed >= waiting.at_least and good >= waiting.enough):
+            over = elapsed >= waiting.at_most or (elapsed >= waiting.at_least and good >= waiting.enough)
+            if over and not self.all_come:
                 break
             if not messages.keys() <= answers.keys():
                 time.sleep(poll)
@@ -263,7 +265,7 @@ class Admission:
             self.poll_joins()
             if len(self._asked) >= needed and not self._delivery.open:
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and not (self._delivery.all_come and self._delivery.open):
                 break
             time.sleep(poll)
             poll = min(2 * poll, LAST_POLL_SECONDS)
@@ -328,6 +330,11 @@ class Admission:
         """Take up what `as_dict` gave. Sites that had refused are asked again: their operators may have changed their minds."""
         self._nodes = {site: int(node) for site, node in values.items() if site in self._budget.active}
         self._asked = set(self._nodes.values())
+
+    def forget(self) -> None:
+        """Know no node any more: whoever is there is asked anew."""
+        self._nodes.clear()
+        self._asked.clear()
 
     def _enter(self, node: int, reply: Accepted | Refusal) -> None:
         known = self._budget.sites.get(reply.site)

@@ -50,7 +50,7 @@ class Course:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """What a run between real machines has, and a simulation in one process does without.
+    """What a run between real machines has, and a simulation does without.
 
     Attributes:
       checkpoints: where the run's state is kept, and found when it is resumed.
@@ -69,6 +69,7 @@ class Rounds:
       run: what was declared.
       on_round: called after the declaration (DECLARATION_ROUND) and every round with (round, rounds, budget view).
       deployment: of a run between real machines; None in a simulation.
+      checkpoints: where the state is kept after every round; None keeps none.
       resumed: the state in which an earlier process left this run.
     """
 
@@ -79,6 +80,7 @@ class Rounds:
         *,
         on_round: Callable[[int, int, BudgetView], None],
         deployment: Deployment | None = None,
+        checkpoints: CheckpointFolder | None = None,
         resumed: Checkpoint | None = None,
     ) -> None:
         declaration, federation = run.declaration, run.federation
@@ -86,7 +88,7 @@ class Rounds:
         budget = BudgetView(delta=declaration.delta, accountant=declaration.accountant)
         traffic = Traffic()
         admission = Admission(
-            Delivery(grid, resend_after=resend_after),
+            Delivery(grid, resend_after=resend_after, all_come=deployment is None),
             declaration,
             run.payload,
             budget=budget,
@@ -94,10 +96,11 @@ class Rounds:
             roster=deployment.roster if deployment else dict,
             ask_again=deployment is not None,
         )
-        delivery = Delivery(grid, resend_after=resend_after)
+        delivery = Delivery(grid, resend_after=resend_after, all_come=deployment is None)
         delivery.follow(admission.current)
         self._run, self._on_round = run, on_round
-        self._checkpoints = deployment.checkpoints if deployment else None
+        self._deployed = deployment is not None
+        self._checkpoints = checkpoints
         self._failures = 0
         self._state = RunState(
             declaration=declaration,
@@ -134,6 +137,8 @@ class Rounds:
             return self._course(self._run.start)
         if state.round_done < DECLARATION_ROUND:
             self._open()
+        elif not self._deployed:
+            self._find_again()
         one_round = self._plain.run if declaration.aggregation == "plain" else self._masked_round
         first = 0 if declaration.mean_fraction > 0 else 1
         for index in range(max(first, state.round_done + 1), declaration.rounds + 1):
@@ -166,8 +171,26 @@ class Rounds:
         federation = self._run.federation
         needed = federation.num_sites if federation.min_nodes == "auto" else federation.min_nodes
         self._state.admission.open(needed=needed, timeout=federation.round_timeout)
+        if not self._deployed and (lost := federation.num_sites - len(self._state.budget.sites)) > 0:
+            raise RunFailed(
+                f"{lost} of federation.num_sites={federation.num_sites} simulated sites failed at the declaration, and a "
+                "result without them would not be what was asked for; look at the run's log"
+            )
         self._checks.require_active("the run")
         self._finish(DECLARATION_ROUND)
+
+    def _find_again(self) -> None:
+        """Ask simulated sites for the node that each has now: an engine numbers them anew, and nobody has registered them.
+
+        They answer the declaration that they accepted as before, and are charged nothing for it.
+        """
+        state, bytes_down = self._state, self._state.traffic.bytes_down
+        state.admission.forget()
+        state.admission.open(needed=self._run.federation.num_sites, timeout=self._run.federation.round_timeout)
+        # A run that nothing interrupted asks once.
+        state.traffic.bytes_down = bytes_down
+        if lost := sorted(set(state.budget.active) - set(state.admission.as_dict())):
+            raise RunFailed(f"simulated sites do not answer any more ({', '.join(lost)}); look at the run's log")
 
     def _finish(self, index: int) -> None:
         self._state.round_done = self._state.round_begun = index

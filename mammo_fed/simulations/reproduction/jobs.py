@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing import active_children, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -148,9 +145,8 @@ def run_jobs(
         return
     _prepare(open_jobs, Hooks(features=prepared))
     os.environ["OMP_NUM_THREADS"] = "1"
-    pool = spawned_pool(processes, _quiet)
-    pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in open_jobs}
-    try:
+    with spawned_pool(processes, _one_thread) as pool:
+        pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in open_jobs}
         while pending:
             ready, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in ready:
@@ -158,21 +154,16 @@ def run_jobs(
                 future.result()
                 done += 1
                 finished(job, done, len(jobs))
-    except BaseException:
-        # Nobody waits for the runs in hand: they start again from nothing, and the queue must not go on behind our back.
-        for child in active_children():
-            child.terminate()
-        pool.shutdown(wait=False)
-        raise
-    pool.shutdown()
 
 
 def _run(job: Job) -> None:
     """One run in a folder of its own; what the table needs is moved to the job's folder, whole or not at all."""
     work, result = job.folder.with_suffix(".work"), job.folder.with_suffix(".result")
-    for leftover in (work, result, job.folder):
+    # What a run spent of ledgers that outlive it is not to be spent again.
+    carried = job.settings.privacy.ledger != "run"
+    for leftover in (*([] if carried else [work]), result, job.folder):
         shutil.rmtree(leftover, ignore_errors=True)
-    simulate(job.settings, work, hooks=Hooks(), mode="reproduce")
+    simulate(job.settings, work, hooks=Hooks(), mode="reproduce", resume=carried)
     result.mkdir(parents=True)
     for name in (RECORD_NAME, SCORES_NAME):
         shutil.move(work / name, result / name)
@@ -182,19 +173,8 @@ def _run(job: Job) -> None:
     open_site.cache_clear()
 
 
-def _quiet() -> None:
-    """Leave Ctrl-C to the process that waits, and threads to the other runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End with the process that waits: one that was killed must leave nobody behind who writes where the next one will."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _prepare(jobs: Sequence[Job], hooks: Hooks) -> None:

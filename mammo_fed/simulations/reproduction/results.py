@@ -14,6 +14,7 @@ import numpy as np
 
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import DataError
+from mammo_fed.reporting.dropped import dropped_sites, dropped_text
 from mammo_fed.reporting.pages.table_page import Comparison, Stratified, TablePage, write_table_page
 from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.record import RECORD_NAME, Record, read_record
@@ -132,7 +133,7 @@ def write_results(folder: Path, results: Sequence[RowResult], *, settings: Mappi
 
 def _row(experiment: Experiment, jobs: Sequence[Job]) -> RowResult:
     plain = [job for job in jobs if job.fold is None]
-    records = tuple(read_record(job.folder) for job in plain)
+    records = _records(jobs, folds=False)
     arrays = [_load(job.folder) for job in plain]
     scores = {name: _scores(arrays, name) for name in EVALUATED if all(f"{name}/score" in run for run in arrays)}
     summaries = {name: summarise(found, seed=BOOTSTRAP_SEED) for name, found in scores.items()}
@@ -153,9 +154,14 @@ def _row(experiment: Experiment, jobs: Sequence[Job]) -> RowResult:
         patient_epsilon=patient if private else None,
         paper={name: Published(auroc=auroc, auprc_benign=auprc) for name, (auroc, auprc) in experiment.published.items()},
         summaries=summaries,
-        note=_note(records[0]),
+        note="; ".join(filter(None, (_note(records[0]), dropped_text([*records, *_records(jobs, folds=True)])))),
     )
     return RowResult(row=row, records=records, scores=scores)
+
+
+def _records(jobs: Sequence[Job], *, folds: bool) -> tuple[Record, ...]:
+    """Those of the runs on folds of cross-validation, or of all others."""
+    return tuple(read_record(job.folder) for job in jobs if (job.fold is not None) == folds)
 
 
 def _note(record: Record) -> str:
@@ -289,6 +295,7 @@ def _record(
                         "scope": record.model.scope,
                         "guarantee": record.privacy.guarantee,
                         "not_covered": list(record.privacy.not_covered),
+                        "dropped_sites": dropped_sites(record),
                         "seconds": record.seconds.total,
                     }
                     for record in result.records
