@@ -8,7 +8,7 @@ WORKERS ?= auto
 # One thread each: two processes with two threads on two cores wait for each other.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test check slow stress chaos flood fuzz bench clean
+.PHONY: help install demo test check slow stress chaos flood fuzz bench clean kills
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,8 @@ chaos: install ## Let thirty things happen to real federations: kills, cut lines
 
 flood: install ## Throw 12,000 connections and 10 GB at a server's port while a run is in progress (needs root)
 	MAMMO_FED_FLOOD=1 $(BIN)/python -m pytest -s -m slow -k flood tests/deploy
+kills: install ## Kill a simulation at every moment, between any two steps of a site and the server, and resume it
+	MAMMO_FED_ALL_MOMENTS=1 $(BIN)/python -m pytest -m slow -k resume tests/simulated
 
 fuzz: install ## Damage 20,000 DICOM files, and see that each gives a patch or a reason
 	MAMMO_FED_FUZZ=20000 $(BIN)/python -m pytest -s -k fuzz tests/data/dicom

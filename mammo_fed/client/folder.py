@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -30,12 +31,15 @@ class NetworkSettings:
       ca: the federation's authority's certificate.
       key: this site's private key.
       executor_port: port on 127.0.0.1 for the site's own processes; "auto" takes a free one.
+      executor_idle_minutes: after so many without a server and without a task the process that trains is ended, > 0; it takes
+        hundreds of megabytes, and is started again when the server is back.
     """
 
     server: str
     ca: str
     key: str
     executor_port: int | Literal["auto"]
+    executor_idle_minutes: float = 5.0
 
     def __post_init__(self) -> None:
         match = ADDRESS.fullmatch(self.server)
@@ -45,6 +49,8 @@ class NetworkSettings:
             )
         if self.executor_port != "auto" and not 1 <= self.executor_port <= 65535:
             raise InvalidSetting(f"network.executor_port={self.executor_port} must be from 1 to 65535, or auto")
+        if not (math.isfinite(self.executor_idle_minutes) and self.executor_idle_minutes > 0):
+            raise InvalidSetting(f"network.executor_idle_minutes={self.executor_idle_minutes} must be a finite number above 0")
 
     @property
     def host(self) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 from mammo_fed.privacy.ledger.report import verify_ledger
 
 # Longer than any machine takes to end a command, shorter than what the commands below would still have to do.
-PATIENCE = 120
+PATIENCE = 300
 KEPT = "interrupted; finished rounds are kept: mammo-fed simulate --resume "
 # A command whose main thread is in a library's code for hours, with a thread that does not end and a process of its own.
 STUCK = """
@@ -49,6 +49,9 @@ sys.exit(CommandLine("stuck", "Stuck.", interrupted="interrupted; nothing was do
 """
 
 
+started: list[subprocess.Popen[str]] = []
+
+
 def start(*command: str, ignoring: Sequence[int] = ()) -> subprocess.Popen[str]:
     """A command as a shell would start it that ignores some signals: SIGINT for a job in the background, SIGHUP under nohup."""
 
@@ -56,7 +59,7 @@ def start(*command: str, ignoring: Sequence[int] = ()) -> subprocess.Popen[str]:
         for number in ignoring:
             signal.signal(number, signal.SIG_IGN)
 
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -66,6 +69,19 @@ def start(*command: str, ignoring: Sequence[int] = ()) -> subprocess.Popen[str]:
         preexec_fn=ignore,
         start_new_session=True,
     )
+    started.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Whatever a test that failed has started ends with it."""
+    yield
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -79,11 +95,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 def ended(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
     """Exit code, standard output and error of a process after a signal; it ends itself."""
     process.send_signal(number)
-    try:
-        out, err = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from mammo_fed.client.backup.outside import remember_outside
 from mammo_fed.client.operations.supervisor import HEALTH_NAME
 from mammo_fed.client.policy import read_site_file
 from mammo_fed.client.rounds.app import app
+from mammo_fed.client.rounds.site import open_site
 from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.messages import quiet
@@ -38,8 +39,8 @@ logger = logging.getLogger(__name__)
 class _Health:
     """What this process does, in a file for the supervisor."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._answered, self._begun = path, 0, 0.0
+    def __init__(self, path: Path, *, holds: Callable[[], bool]) -> None:
+        self._path, self._holds, self._answered, self._begun = path, holds, 0, 0.0
 
     def write(self, busy: bool) -> None:
         """Note that a message begins, or that its answer has been handed over."""
@@ -47,7 +48,12 @@ class _Health:
             self._begun = time.time()
         elif self._begun:
             self._answered += 1
-        values = {"busy_since": self._begun if busy else None, "answered": self._answered, "time": time.time()}
+        values = {
+            "busy_since": self._begun if busy else None,
+            "answered": self._answered,
+            "time": time.time(),
+            "holds_state": self._holds(),
+        }
         try:
             write_private(self._path, json.dumps(values).encode())
         except OSError as error:
@@ -71,9 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Flower interrupts its own process when the SuperNode does not know it any more; threads that wait must not keep it.
     end_with_any_thread()
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
-    health = _Health(options.state / HEALTH_NAME)
-    health.write(False)
     site_file = str(options.site_file.resolve())
+    answered: list[bool] = []
+    # Before the first task the site is not opened for this: it takes a while, and holds nothing.
+    health = _Health(options.state / HEALTH_NAME, holds=lambda: bool(answered) and open_site(Path(site_file)).goes_on)
+    health.write(False)
 
     def answer(message: Message, context: Context) -> Message:
         # The site's own file, whatever came with the message: neither the bundle nor the SuperNode decides whose data this is.
@@ -88,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before the reply leaves: a backup from before it is an old one from then on.
         with suppress(MammoFedError):
             remember_outside(read_site_file(options.site_file))
+        # Only where the site could be opened: one that fails is opened again at the next task.
+        answered[:] = [True] if not reply.has_error() else []
         return reply
 
     logger.info("ready for %s", options.address)

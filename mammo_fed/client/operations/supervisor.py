@@ -30,8 +30,9 @@ HEALTH_NAME: Final = "executor.json"
 STATE_NAME: Final = "site-client.json"
 TICK_SECONDS: Final = 0.2
 HEALTH_SECONDS: Final = 5.0
-# Between looks for the server, before the executor is started for the first time.
+# Between looks for the server: while the executor waits to be started, and at most while it runs.
 LOOK_SECONDS: Final = 0.5
+LAST_LOOK_SECONDS: Final = 15.0
 # How long a round that has begun may take before a stop does not wait for it any more.
 GRACE_SECONDS: Final = 300.0
 # A SuperNode looks for answers twice a second, and hands them on.
@@ -83,7 +84,8 @@ class _SiteClient:
         port = folder.network.executor_port
         self._node, self._executor = self._processes(secret, _free_port() if port == "auto" else port)
         # It takes memory and processor time that nobody needs before there is a server.
-        self._executor.due, self._look = math.inf, 0.0
+        self._executor.due, self._look, self._last_seen = math.inf, 0.0, 0.0
+        self._idle = 60.0 * folder.network.executor_idle_minutes
         self._supervisor = Supervisor((self._node, self._executor), on_death=self._report_death)
 
     def run(self) -> int:
@@ -101,11 +103,26 @@ class _SiteClient:
         return 0
 
     def _look_for_server(self) -> None:
-        if self._executor.due < math.inf or time.monotonic() < self._look:
+        """Start the executor where there is a server; end it where there has been none for long, as after a run."""
+        now, absent = time.monotonic(), math.isinf(self._executor.due)
+        if now < self._look:
             return
         if healthy(self._folder.network.server, ca=None if self._insecure else self._folder.authority):
-            self._executor.due = 0.0
-        self._look = time.monotonic() + LOOK_SECONDS
+            self._last_seen = time.monotonic()
+            if absent:
+                self._executor.due = 0.0
+        elif not absent and now - self._last_seen > self._idle and not self._in_use():
+            self._executor.end(seconds=GRACE_SECONDS)
+            self._executor.due = math.inf
+            (self._folder.private / HEALTH_NAME).unlink(missing_ok=True)
+            self._say("no server and no task for a while: the executor has ended, and is started again when the server is back")
+        look = LOOK_SECONDS if math.isinf(self._executor.due) else min(LAST_LOOK_SECONDS, self._idle / 4)
+        self._look = time.monotonic() + look
+
+    def _in_use(self) -> bool:
+        """Whether the executor has a task, or something in its memory alone that a later round takes up."""
+        health = self._health()
+        return health.get("busy_since") is not None or bool(health.get("holds_state"))
 
     def _finish(self) -> None:
         """Let the executor end what it has begun, and the SuperNode hand it on."""
@@ -134,11 +151,15 @@ class _SiteClient:
             (self._folder.private / HEALTH_NAME).unlink(missing_ok=True)
 
     def _busy_since(self) -> float | None:
-        try:
-            found: float | None = json.loads((self._folder.private / HEALTH_NAME).read_text(encoding="utf-8"))["busy_since"]
-        except (OSError, ValueError, KeyError):
-            return None
+        found: float | None = self._health().get("busy_since")
         return found
+
+    def _health(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self._folder.private / HEALTH_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _report(self) -> None:
         if time.monotonic() < self._reported + HEALTH_SECONDS and self._reported:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,9 @@ __all__ = ["RunMemory"]
 
 DECLARATION_NAME: Final = "declaration.json"
 PAYLOAD_NAME: Final = "payload.npy"
+# A run that was not ended may be resumed: so long its payload is kept beside those of later runs.
+OLD_DAYS: Final = 30
+OLD_SECONDS: Final = OLD_DAYS * 86_400.0
 
 
 class RunMemory:
@@ -47,6 +52,18 @@ class RunMemory:
         np.save(content, payload, allow_pickle=False)
         write_private(folder / PAYLOAD_NAME, content.getvalue())
         write_private(folder / DECLARATION_NAME, declaration.to_json().encode())
+        self._forget_old(declaration.run_id)
+
+    def end(self, run_id: str) -> None:
+        """Give back the room of a run in whose last round this site has answered: replies come from the ledger from now on."""
+        (self.folder(run_id) / PAYLOAD_NAME).unlink(missing_ok=True)
+
+    def _forget_old(self, newest: str) -> None:
+        """Give back the room of runs that were declared long before this one; what they were declared with stays known."""
+        for payload in self._folder.glob(f"*/{PAYLOAD_NAME}"):
+            with suppress(OSError):
+                if payload.parent.name != newest and time.time() - payload.stat().st_mtime > OLD_SECONDS:
+                    payload.unlink()
 
     def check_same(self, declaration: Declaration) -> None:
         """PolicyRefused where the run was declared here before in another way: what was agreed on holds for the whole run."""
@@ -80,6 +97,6 @@ class RunMemory:
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"{PAYLOAD_NAME} of run {run_id} cannot be read: this site answers no round of the run until it is declared "
-                "again; restore the site's folder from a backup"
+                f"again; restore the site's folder from a backup (another run's declaration removes it after {OLD_DAYS} days)"
             ) from error
         return payload

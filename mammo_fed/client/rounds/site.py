@@ -135,8 +135,8 @@ class Site:
           DataError: If withdrawals left fewer patients than the policy's least number; nothing is charged then.
           PrivacyRefused: If the ledger refuses, or the update is asked for in another form than was declared.
         """
-        prepared = self._prepared.get(task.run_id) or self._recall(task.run_id)
-        declaration = prepared.declaration
+        prepared = self._prepared.get(task.run_id)
+        declaration = self._declared(task.run_id) if prepared is None else prepared.declaration
         if (parcels is None) != (declaration.aggregation == "plain"):
             raise PolicyRefused(
                 f"the run was declared with aggregation={declaration.aggregation}: nothing else leaves this site"
@@ -147,6 +147,10 @@ class Site:
         if parcels is not None:
             roster, present = self._sums(task.run_id).accept(declaration.terms(task.round_index), parcels)
             content = secure_task_hash(content, roster, present)
+        if prepared is None:
+            if (stored := self._stored(declaration, task, content)) is not None:
+                return sent_again(self.file, reply_from_bytes(stored))
+            prepared = self._recall(task.run_id)
         event = event_of(prepared.schedule, task)
         with self._ledger(declaration) as ledger:
 
@@ -176,7 +180,21 @@ class Site:
                 state=prepared.optimizer,
                 admit=lambda: self._check_enough(ledger.withdrawn(self.cohort.patients.tolist())),
             )
+        if task.round_index == declaration.rounds:
+            # Nothing is trained for this run any more: its features and its payload make room.
+            self._prepared.pop(task.run_id, None)
+            self._runs.end(task.run_id)
         return sent_again(self.file, reply_from_bytes(reply))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether this process holds what a later round takes up: an optimizer that goes on, and that no file has."""
+        return any(prepared.optimizer for prepared in self._prepared.values())
+
+    def _stored(self, declaration: Declaration, task: RoundTask, content: str) -> bytes | None:
+        """The reply to a task that was answered before, which needs nothing that the run was prepared with."""
+        with self._ledger(declaration) as ledger:
+            return ledger.stored_reply(run_id=task.run_id, round_index=task.round_index, task_hash=content)
 
     def _prepare(self, declaration: Declaration, payload: PublicPayload, *, begins: bool) -> Prepared:
         """Charge the run, or enrol in it who is new in the cohort, and only then look at the patients' images.

@@ -25,6 +25,7 @@ from mammo_fed.errors import RunFailed
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
+from mammo_fed.federation.flwr_internals.link_database import forget_runs
 from mammo_fed.reporting.console import results_table
 from mammo_fed.reporting.record.record import read_record
 from mammo_fed.server.operations.events import EventReader
@@ -80,7 +81,12 @@ def serve(
         while not stopped:
             try:
                 server.prepare(composed, resume=resume)
-                return server.run(stopped)
+                code = server.run(stopped)
+                if code == 0:
+                    # Nobody resumes this run, and a run that is resumed begins anew at the SuperLink.
+                    for database in folder.state.glob("link*.db"):
+                        forget_runs(database)
+                return code
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
