@@ -19,6 +19,7 @@ from mammo_fed.federation.identity.keys import SiteKey, check_site_name, make_pr
 __all__ = ["ABOUT", "NetworkSettings", "SiteFolder"]
 
 ABOUT: Final = "site.toml"
+USUAL_IDLE_MINUTES: Final = 5.0
 ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):(?P<port>[0-9]{1,5})")
 
 
@@ -39,7 +40,7 @@ class NetworkSettings:
     ca: str
     key: str
     executor_port: int | Literal["auto"]
-    executor_idle_minutes: float = 5.0
+    executor_idle_minutes: float = USUAL_IDLE_MINUTES
 
     def __post_init__(self) -> None:
         match = ADDRESS.fullmatch(self.server)
@@ -109,7 +110,8 @@ class SiteFolder:
         folder = cls(
             path=path.resolve(),
             file=read_site_file(about),
-            network=build(NetworkSettings, values["network"], path="network"),
+            # Files of earlier releases do not name it.
+            network=build(NetworkSettings, {"executor_idle_minutes": USUAL_IDLE_MINUTES, **values["network"]}, path="network"),
         )
         check_site_name(folder.file.site, option="site")
         return folder

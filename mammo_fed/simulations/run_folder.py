@@ -28,8 +28,8 @@ __all__ = [
 
 CONFIGURATION_NAME: Final = "config.yaml"
 SWEEP_NAME: Final = "sweep.json"
-# Beside the sites' own files, which nobody edits while a run lies there.
-BEGUN_NAME: Final = "settings.json"
+# Beside the sites' files, which nobody edits while a run lies there; not one of theirs, which end in .json.
+BEGUN_NAME: Final = "begun-with"
 LOCK_NAME: Final = "run.lock"
 
 

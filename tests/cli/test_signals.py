@@ -15,6 +15,8 @@ import pytest
 
 from mammo_fed.privacy.ledger.report import verify_ledger
 
+pytestmark = pytest.mark.timeout(1200)
+
 # Longer than any machine takes to end a command, shorter than what the commands below would still have to do.
 PATIENCE = 300
 KEPT = "interrupted; finished rounds are kept: mammo-fed simulate --resume "

@@ -1,4 +1,4 @@
-"""After a run a site gives its memory back, and neither side keeps what nobody needs; the next run finds everything in order."""
+"""After a run a site gives its memory back, and neither side keeps what nobody needs; the next run finds all in order."""
 
 from __future__ import annotations
 

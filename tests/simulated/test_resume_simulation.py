@@ -29,8 +29,10 @@ from mammo_fed.settings.compose import compose_settings, settings_yaml
 from mammo_fed.simulations.launch import simulate
 from mammo_fed.simulations.run_folder import make_run_folder
 
+pytestmark = pytest.mark.timeout(1800)
+
 SETTINGS = ("privacy.noise_seed=3", "federation.num_sites=2", "federation.rounds=3")
-PATIENCE = 240
+PATIENCE = 900
 # The simulation of a folder, killed as by a power loss when an event has happened so many times: between any two steps of a
 # site and of the server.
 KILLED = """
@@ -237,7 +239,6 @@ def charged_at_most(folder: Path, record: Record) -> dict[str, list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_resume_on_ray_after_a_kill_gives_the_same_model(small, whole, script, tmp_path):
     folder = tmp_path / "run"
     killed(script, ("after-checkpoint", 4), "simulate", *small, *SETTINGS, "engine=ray", f"hydra.run.dir={folder}")
