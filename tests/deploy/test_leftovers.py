@@ -11,8 +11,8 @@ from real_federation import SMALL_RUN, real_federation
 
 from mammo_fed.privacy.ledger.report import verify_ledger
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PATIENCE = 300
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+PATIENCE = 900
 INJECTED = ("privacy.noise_seed=5", "federation.rounds=1", "federation.num_sites=2", "privacy.target_epsilon=1")
 
 
