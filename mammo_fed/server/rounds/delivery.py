@@ -241,6 +241,8 @@ class Admission:
         self._budget, self._traffic, self._roster, self._ask_again = budget, traffic, roster, ask_again
         self._nodes: dict[str, int] = {}
         self._asked: set[int] = set()
+        # Nodes whose app failed at the declaration, and that are not asked again.
+        self.failed: set[int] = set()
 
     def node(self, site: str) -> int:
         """The node that speaks for a site now."""
@@ -285,8 +287,8 @@ class Admission:
             return
         answers = self._delivery.collect()
         for node, message in sorted(answers.items()):
-            if message.has_error() and self._ask_again:
-                self._asked.discard(node)
+            if message.has_error():
+                (self._asked.discard if self._ask_again else self.failed.add)(node)
         for node, (_, reply) in self.read(answers, Accepted).items():
             self._enter(node, reply)
 
@@ -335,6 +337,7 @@ class Admission:
         """Know no node any more: whoever is there is asked anew."""
         self._nodes.clear()
         self._asked.clear()
+        self.failed.clear()
 
     def _enter(self, node: int, reply: Accepted | Refusal) -> None:
         known = self._budget.sites.get(reply.site)

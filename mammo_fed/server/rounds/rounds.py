@@ -171,7 +171,7 @@ class Rounds:
         federation = self._run.federation
         needed = federation.num_sites if federation.min_nodes == "auto" else federation.min_nodes
         self._state.admission.open(needed=needed, timeout=federation.round_timeout)
-        if not self._deployed and (lost := federation.num_sites - len(self._state.budget.sites)) > 0:
+        if lost := len(self._state.admission.failed):
             raise RunFailed(
                 f"{lost} of federation.num_sites={federation.num_sites} simulated sites failed at the declaration, and a "
                 "result without them would not be what was asked for; look at the run's log"
