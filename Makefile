@@ -44,6 +44,7 @@ chaos: install ## Let thirty things happen to real federations: kills, cut lines
 
 flood: install ## Throw 12,000 connections and 10 GB at a server's port while a run is in progress (needs root)
 	MAMMO_FED_FLOOD=1 $(BIN)/python -m pytest -s -m slow -k flood tests/deploy
+
 kills: install ## Kill a simulation at every moment, between any two steps of a site and the server, and resume it
 	MAMMO_FED_ALL_MOMENTS=1 $(BIN)/python -m pytest -m slow -k resume tests/simulated
 
