@@ -51,9 +51,14 @@ class RunFailed(MammoFedError, RuntimeError):
 
 
 class PrivacyRefused(MammoFedError):
-    """A release would pass a site's budget, or a privacy rule forbids it."""
+    """A release would pass a site's budget, or a privacy rule forbids it.
+
+    Attributes:
+      fits: where a whole run was refused for its budget: the largest target epsilon at which a run of its shape fits.
+    """
 
     exit_code = 3
+    fits: float | None = None
 
 
 class PolicyRefused(PrivacyRefused):

@@ -22,6 +22,7 @@ HOMES = {
     "omegaconf": ("settings/compose.py", "audit/finished_run.py"),
     "matplotlib": ("reporting/plots",),
     "jinja2": ("reporting/pages",),
+    "prometheus_client": ("common/metrics_page.py",),
 }
 
 

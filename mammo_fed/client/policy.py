@@ -36,6 +36,7 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "weights": ["wheel", "none"],
     "extensions": [],
     "public_account": False,
+    "allow_plans": True,
 }
 
 
@@ -67,6 +68,7 @@ class SitePolicy:
         "backbone:NAME". Nothing else is imported for a run, and a run that needs it is refused.
       public_account: whether replies say what all runs in the ledger cost these patients and what is left of the budget. Both
         change when one patient is in the cohorts of two accounts, so that one study's server would learn of another study.
+      allow_plans: whether the server may ask, at most 24 times a day, if a run would be taken, without declaring it.
     """
 
     max_epsilon: float
@@ -86,6 +88,7 @@ class SitePolicy:
     weights: tuple[str, ...] = ("wheel", "none")
     extensions: tuple[str, ...] = ()
     public_account: bool = False
+    allow_plans: bool = True
 
     def __post_init__(self) -> None:
         if not self.max_epsilon > 0:

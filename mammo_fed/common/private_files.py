@@ -185,20 +185,21 @@ def check_private(path: Path) -> None:
 
 
 @contextmanager
-def file_lock(path: Path, *, what: str, folder: Path | None = None) -> Iterator[None]:
+def file_lock(path: Path, *, what: str, folder: Path | None = None, seconds: float = 0.0) -> Iterator[None]:
     """Have the lock file `path` for as long as the block runs; the system releases it when the process dies.
 
     Args:
       path: the lock file.
       what: names the process that has it, for the message.
       folder: that it stands for; by default the one above the file's own.
+      seconds: to wait for who has it.
 
     Raises:
       InvalidSetting: If another process has it.
     """
     lock = _lock(path)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=seconds)
     except Timeout as error:
         raise InvalidSetting(
             f"FOLDER={folder or path.parent.parent} is in use by another {what}; stop that one first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,9 +14,11 @@ __all__ = [
     "account_text",
     "budget_text",
     "delta_text",
+    "duration_text",
     "epsilon_text",
     "headline_set",
     "metric_text",
+    "moment_text",
     "participation_text",
     "readable",
     "set_title",
@@ -85,6 +88,34 @@ def metric_text(value: float | None, interval: tuple[float, float] | None = None
     if value is None:
         return "withheld"
     return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time in its two largest units; what is over or not yet there is 0 s.
+
+    >>> [duration_text(value) for value in (0.4, 59.6, 125, 7322, 180_000)]
+    ['0 s', '1 min 0 s', '2 min 5 s', '2 h 2 min', '2 d 2 h']
+    """
+    if not math.isfinite(seconds):
+        return "unknown"
+    whole = max(0, round(seconds))
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    first = next((index for index, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
+
+
+def moment_text(unix: float) -> str:
+    """A moment in this machine's own time zone, with its date where that is not today.
+
+    Args:
+      unix: seconds since 1970, UTC.
+
+    >>> moment_text(0.0)[:4] in ("1970", "1969")
+    True
+    """
+    moment = time.localtime(unix)
+    today = moment[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", moment)
 
 
 def set_title(name: str) -> str:

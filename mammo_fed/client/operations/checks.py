@@ -23,12 +23,15 @@ from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import verify_ledger
 from mammo_fed.privacy.ledger.rules import check_promised
 from mammo_fed.privacy.patient_identity import count_patients
+from mammo_fed.reporting.formatting import budget_text
 from mammo_fed.settings.checks import delta_warning
 
 __all__ = ["Check", "check_site"]
 
 TIMEOUT_SECONDS: Final = 10.0
 SOON_DAYS: Final = 30
+# What two decimals show.
+LEAST_SHOWN: Final = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,8 @@ def _ledger(folder: SiteFolder) -> str:
     if promised is not None:
         check_promised(dict([promised]), max_epsilon=policy.max_epsilon, delta=policy.delta)
     since = f", promised since {promised[1].since}" if promised else ""
-    return f"verified; {left:.3f} of epsilon {policy.max_epsilon:g} left in account {policy.account}{since}"
+    fits = f"a further run of epsilon {budget_text(left)}" if left >= LEAST_SHOWN else "no further run"
+    return f"verified; {fits} fits under {policy.max_epsilon:g} in account {policy.account}{since}"
 
 
 def _authority(folder: SiteFolder) -> str:
@@ -153,7 +157,8 @@ def _server(folder: SiteFolder) -> str:
     except (OSError, http.client.HTTPException) as error:
         raise RunFailed(
             f"{network.server} does not answer over TLS ({type(error).__name__}: {error}); check the address, the firewall for "
-            "outgoing connections, and with the coordinator whether the server is up: it is so during a run only"
+            "outgoing connections, and with the coordinator whether the server is up: between runs only `flower-server "
+            "listen` keeps it so"
         ) from error
     finally:
         connection.close()

@@ -80,6 +80,9 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
 def _add_run_options(run: argparse.ArgumentParser) -> None:
     _add_folder(run)
     run.add_argument("--insecure", action="store_true", help="no TLS, no keys: for trials on public cohorts only")
+    run.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="figures for Prometheus on http://127.0.0.1:PORT/metrics (none)"
+    )
 
 
 def _add_public_key_options(public: argparse.ArgumentParser) -> None:

@@ -21,9 +21,11 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from mammo_fed.client.backup.outside import remember_outside
+from mammo_fed.client.operations.activity import ActivityLog
+from mammo_fed.client.operations.activity_lines import ACTIVITY_NAME
 from mammo_fed.client.operations.supervisor import HEALTH_NAME
 from mammo_fed.client.policy import read_site_file
-from mammo_fed.client.rounds.app import app
+from mammo_fed.client.rounds.app import make_app
 from mammo_fed.client.rounds.site import open_site
 from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import MammoFedError
@@ -82,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before the first task the site is not opened for this: it takes a while, and holds nothing.
     health = _Health(options.state / HEALTH_NAME, holds=lambda: bool(answered) and open_site(Path(site_file)).goes_on)
     health.write(False)
+    activity = ActivityLog(options.state / ACTIVITY_NAME)
+    app = make_app(activity.note)
+
+    def on_task(busy: bool) -> None:
+        health.write(busy)
+        if not busy:
+            activity.write()
 
     def answer(message: Message, context: Context) -> Message:
         # The site's own file, whatever came with the message: neither the bundle nor the SuperNode decides whose data this is.
@@ -102,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     logger.info("ready for %s", options.address)
     secret = options.secret_file.read_bytes().strip()
-    serve_messages(answer, address=options.address, secret=secret, stop=stop, on_task=health.write)
+    serve_messages(answer, address=options.address, secret=secret, stop=stop, on_task=on_task)
     return 0
 
 

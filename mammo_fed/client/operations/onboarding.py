@@ -180,6 +180,7 @@ def _values(request: SiteRequest, network: NetworkSettings, data: DataSettings, 
         "public_images": images,
         "public_class_balance": data.public,
         "public_account": data.public,
+        "allow_plans": True,
         **asdict(request.share),
         **asdict(data),
     }

@@ -15,8 +15,10 @@ from typing import Any, Final
 from rich.console import Console
 
 from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.operations.activity_lines import ACTIVITY_NAME, activity_line
 from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
+from mammo_fed.common.json_lines import LineReader, last_lines
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
 from mammo_fed.errors import MammoFedError
@@ -30,6 +32,8 @@ HEALTH_NAME: Final = "executor.json"
 STATE_NAME: Final = "site-client.json"
 TICK_SECONDS: Final = 0.2
 HEALTH_SECONDS: Final = 5.0
+# Answers that `status` shows.
+SHOWN: Final = 5
 # Between looks for the server: while the executor waits to be started, and at most while it runs.
 LOOK_SECONDS: Final = 0.5
 LAST_LOOK_SECONDS: Final = 15.0
@@ -67,6 +71,7 @@ def status(folder: SiteFolder) -> dict[str, Any]:
         for name in (STATE_NAME, HEALTH_NAME):
             with suppress(OSError, ValueError):
                 found |= json.loads((folder.private / name).read_text(encoding="utf-8"))
+    found["last"] = last_lines(folder.private / ACTIVITY_NAME)[-SHOWN:]
     insecure = bool(found.get("insecure"))
     found["server"] = folder.network.server
     found["server_answers"] = healthy(folder.network.server, ca=None if insecure else folder.authority)
@@ -78,6 +83,7 @@ class _SiteClient:
         self._folder, self._insecure, self._console = folder, insecure, console
         self._asked = 0
         self._reported = 0.0
+        self._activity = LineReader(folder.private / ACTIVITY_NAME, seen=True)
         secret = folder.private / "superexec.secret"
         if not secret.exists():
             write_private(secret, secrets.token_hex(48).encode())
@@ -95,12 +101,19 @@ class _SiteClient:
                 while not self._asked:
                     self._look_for_server()
                     self._supervisor.tick()
+                    self._show_activity()
                     self._report()
                     time.sleep(TICK_SECONDS)
                 self._finish()
+                self._show_activity()
             finally:
                 self._supervisor.end(seconds=5.0)
         return 0
+
+    def _show_activity(self) -> None:
+        with suppress(OSError):
+            for found in self._activity.read():
+                self._say(activity_line(found))
 
     def _look_for_server(self) -> None:
         """Start the executor where there is a server; end it where there has been none for long, as after a run."""

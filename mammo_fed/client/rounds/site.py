@@ -102,6 +102,10 @@ class Site:
         self._prepared[declaration.run_id] = prepared
         return reply
 
+    def declaration_of(self, run_id: str) -> Declaration:
+        """What a run was declared with here; raises InvalidSetting if it never was accepted."""
+        return self._runs.declaration(run_id)
+
     def masked_sum_stage(self, question: Question) -> Answer:
         """A stage of a masked sum before or after the task itself; it touches no patient's data.
 

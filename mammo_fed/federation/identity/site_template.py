@@ -76,6 +76,9 @@ public_class_balance = $public_class_balance
 # Whether replies say what all runs here cost these patients, and what is left of max_epsilon. Both change when a patient of
 # one study is enrolled in another: with true, one study's server can learn that.
 public_account = $public_account
+# Whether the server may ask beforehand if this site would take a run, at most 24 times a day. It is told yes or one word, as by
+# a declaration, and nothing is charged.
+allow_plans = $allow_plans
 
 # A hospital with a table of its own has one share. More are for trials: the site is then one part of a common cohort.
 [share]
@@ -135,6 +138,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "public_images": 200,
     "public_class_balance": False,
     "public_account": False,
+    "allow_plans": True,
     "num_sites": 1,
     "how": "uniform",
     "alpha": 1.0,

@@ -21,7 +21,7 @@ from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 from mammo_fed.errors import PrivacyRefused
 from mammo_fed.privacy.events import PrivacyEvent
 
-__all__ = ["MOST_SAMPLED_STEPS", "Price", "Protected", "price_of", "renyi_price"]
+__all__ = ["MOST_SAMPLED_STEPS", "Price", "Protected", "beside", "price_of", "renyi_price"]
 
 Protected = Literal["unit", "patient"]
 # A figure is rounded up, and the other grid rounds up too: by less than this part of the price.
@@ -159,6 +159,25 @@ def _merged(events: Sequence[PrivacyEvent], protected: Protected) -> tuple[float
     if sum(sampled.values()) > MOST_SAMPLED_STEPS:
         raise PrivacyRefused(f"steps={sum(sampled.values())} must be at most {MOST_SAMPLED_STEPS} to be priced again here")
     return math.fsum(squares), sampled
+
+
+def beside(epsilon: float, *, cap: float, delta: float) -> float:
+    """Epsilon of the Gaussian release that composes with one of `epsilon` to `cap`, all at `delta`; an upper bound."""
+    if epsilon >= cap:
+        return 0.0
+    squares = _gaussian_mu(cap, delta, up=True) ** 2 - _gaussian_mu(epsilon, delta, up=False) ** 2
+    return min(cap, _gaussian_epsilon(math.sqrt(squares), delta))
+
+
+def _gaussian_mu(epsilon: float, delta: float, *, up: bool) -> float:
+    """The shift at which N(0, 1) against N(mu, 1) has `epsilon`, by bisection; the upper or the lower end."""
+    low, high = 1 / LARGEST_NOISE, 1.0
+    while _gaussian_epsilon(high, delta) < epsilon:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _gaussian_epsilon(middle, delta) < epsilon else (low, middle)
+    return high * (1 + SMALLEST) if up else low * (1 - SMALLEST)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from typing import Any
 from mammo_fed.errors import DataError
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.verification.figures import Sheet, events_of, number, whole
-from mammo_fed.privacy.verification.prices import Price, Protected, price_of
+from mammo_fed.privacy.verification.prices import Price, Protected, beside, price_of
 
 __all__ = ["Site", "Terms", "check_site", "read_site"]
 
@@ -233,18 +233,20 @@ def _check_cap(sheet: Sheet, site: Site, terms: Terms) -> None:
     left = site.values.get("budget_left")
     if left is None and (math.isinf(cap) or site.values.get("account_published") is False):
         return
-    most = max(0.0, cap - number(site.values, "epsilon")) if math.isfinite(cap) else 0.0
+    most = beside(number(site.values, "epsilon"), cap=cap, delta=delta) if math.isfinite(cap) and 0 < delta < 1 else 0.0
     name = f"{site.name}: budget left"
     if math.isinf(cap):
         sheet.holds(name, f"{left}", "no bound, where the policy sets none", False)
     elif terms.run_alone and site.events and whole(site.values, "rounds") > 0:
         spent = _filter_price(site, terms, delta=delta)
-        low = max(0.0, cap - spent * (1 + 1e-4)) if spent is not None else 0.0
+        # At least the difference, which records before this definition hold; a filter at one Renyi order may leave less.
+        exact = spent is not None and all(event.full_batch for event in site.events)
+        low = max(0.0, cap - spent * (1 + 1e-4)) if exact and spent is not None else 0.0
         sheet.within(
-            name, number(site.values, "budget_left"), min(low, most), max(low, most), "cap less what its filter charged"
+            name, number(site.values, "budget_left"), min(low, most), max(low, most), "what fits beside what its filter charged"
         )
     else:
-        sheet.within(name, number(site.values, "budget_left"), 0.0, most, "at most the cap less this run")
+        sheet.within(name, number(site.values, "budget_left"), 0.0, most, "at most what fits under the cap beside this run")
 
 
 def _filter_price(site: Site, terms: Terms, *, delta: float) -> float | None:

@@ -137,7 +137,8 @@ class SitePrivacy:
       epsilon_after_round: cumulative epsilon of this run after each round that the site was asked and did not refuse.
       patient_epsilon: of a patient with the largest allowed number of images; equals `epsilon` where the unit is the patient.
       mechanism: the mechanism in words, such as "full-batch DP gradient descent".
-      budget_left: epsilon that its policy still allows, infinite where the policy sets no bound.
+      budget_left: epsilon of the largest further full-batch run that its account's filter still admits under its policy,
+        infinite where that sets no bound. Losses add up in squares: it is more than the cap less what was spent.
       rounds: number of rounds it answered.
       refused: whether the site refused the task or a round of it.
       patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images; infinite in

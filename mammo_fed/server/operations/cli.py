@@ -24,6 +24,16 @@ settings are given as key=value; `--cfg job` prints them all. The most used:
   seed=0                     hydra.run.dir=FOLDER (FOLDER/runs/TIME)
 """
 
+LISTEN: Final = """
+Sites can connect, and `site-client check` passes, while nothing is asked of them. `flower-server run` and `plan` may be given
+meanwhile: the listener gives way, and listens again when they are done.
+"""
+
+PLAN: Final = """
+Every connected site says whether its policy and its ledger would take the run. Nothing is charged, and no ledger gets an entry.
+Exit codes: 0 enough sites would take it, 3 sites refuse and too few are left, 1 too few answered.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failure, 2 bad input, 3 refused for privacy, 130 interrupted)."""
@@ -94,7 +104,28 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the newest unfinished run, or the one of hydra.run.dir"
     )
     starts.add_argument("--prepare", action="store_true", help="write the settings of a run and stop: --resume starts it")
-    run.add_argument("--insecure", action="store_true", help="no TLS, no site keys: for trials on public cohorts only")
+    _add_door_options(run)
+
+
+def _add_door_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--insecure", action="store_true", help="no TLS, no site keys: for trials on public cohorts only")
+    command.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="figures for Prometheus on http://127.0.0.1:PORT/metrics (none)"
+    )
+
+
+def _add_listen_options(listen: argparse.ArgumentParser) -> None:
+    _add_folder(listen)
+    listen.epilog = LISTEN
+    _add_door_options(listen)
+
+
+def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    _add_folder(plan)
+    plan.epilog = PLAN
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run that is planned")
+    plan.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for sites that are not connected yet (60)")
+    plan.add_argument("--insecure", action="store_true", help="no TLS, no site keys: for trials on public cohorts only")
 
 
 COMMANDS: Final = (
@@ -127,6 +158,18 @@ COMMANDS: Final = (
         "start the server and one run of the federation",
         _add_run_options,
         "mammo_fed.server.operations.commands.run:run",
+    ),
+    Command(
+        "listen",
+        "let sites connect while there is no run",
+        _add_listen_options,
+        "mammo_fed.server.operations.commands.listen:listen",
+    ),
+    Command(
+        "plan",
+        "ask every connected site whether it would take a run; charges nothing",
+        _add_plan_options,
+        "mammo_fed.server.operations.commands.plan:plan",
     ),
     Command(
         "status",

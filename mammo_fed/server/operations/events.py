@@ -5,9 +5,7 @@ A line that a crash or a full disk cut short is skipped by readers, and the next
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from mammo_fed.common.json_lines import LineReader, append_line
 from mammo_fed.common.serialization import plain
+from mammo_fed.reporting.formatting import readable
 
 __all__ = ["Event", "EventKind", "EventLog", "EventReader", "WarningEvents"]
 
@@ -49,22 +49,12 @@ class EventLog:
         """Append one event."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         event = {"time": time, "kind": kind, "lines": list(lines), "values": plain(values)}
-        content = json.dumps(event, allow_nan=False).encode() + b"\n"
         with self._lock:
             try:
-                self._append(content)
+                append_line(self._path, event)
             except OSError:
                 # Not a warning: that would become the next event. The log of the run and the outcome are kept elsewhere.
                 logging.getLogger(__name__).info("an event cannot be written")
-
-    def _append(self, content: bytes) -> None:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            size = os.fstat(descriptor).st_size
-            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, b"\n" * cut + content)
-        finally:
-            os.close(descriptor)
 
 
 class WarningEvents(logging.Handler):
@@ -89,33 +79,18 @@ class EventReader:
     """
 
     def __init__(self, path: Path, *, seen: bool = False) -> None:
-        self._path = path
-        self._offset = path.stat().st_size if seen and path.exists() else 0
+        self._lines = LineReader(path, seen=seen)
 
     def read(self) -> list[Event]:
         """Events since the last call, without lines that were cut short."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                content = file.read()
-        except FileNotFoundError:
-            return []
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [event for line in whole.splitlines() if (event := _parse(line)) is not None]
+        return [event for found in self._lines.read() if (event := _parse(found)) is not None]
 
 
-def _parse(line: bytes) -> Event | None:
+def _parse(found: Mapping[str, Any]) -> Event | None:
     try:
-        found = json.loads(line)
         kind, lines, values = found["kind"], found["lines"], found["values"]
         if kind not in get_args(EventKind) or not isinstance(lines, list) or not isinstance(values, dict):
             return None
-        return Event(time=str(found["time"]), kind=kind, lines=tuple(map(_printable, lines)), values=values)
+        return Event(time=str(found["time"]), kind=kind, lines=tuple(readable(str(line)) for line in lines), values=values)
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _printable(text: object) -> str:
-    """Text that can do nothing to a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in str(text))

@@ -22,11 +22,13 @@ from mammo_fed.server.operations.run_folder import (
     EVENTS_NAME,
     OUTCOME_NAME,
     PID_NAME,
+    PLAN_NAME,
     PROGRESS_NAME,
     ROSTER_NAME,
     RUN_VARIABLE,
     SETTINGS_NAME,
 )
+from mammo_fed.server.plan import ask_sites
 from mammo_fed.server.results.progress_lines import round_lines
 from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.server.rounds.checkpoint import CheckpointFolder
@@ -50,8 +52,7 @@ def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - the bundle tha
         logger.info("the server's app starts")
         events.write("started", ["the server's app starts"])
         try:
-            _run(grid, folder, events)
-            outcome = {"exit_code": 0, "message": ""}
+            outcome = {"exit_code": _run(grid, folder, events), "message": ""}
         except MammoFedError as error:
             logger.error("%s", error)
             outcome = {"exit_code": error.exit_code, "message": str(error)}
@@ -61,15 +62,22 @@ def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - the bundle tha
         write_private(folder / OUTCOME_NAME, json.dumps(outcome).encode())
 
 
-def _run(grid: Grid, folder: Path, events: EventLog) -> None:
+def _run(grid: Grid, folder: Path, events: EventLog) -> int:
+    """Do what the folder asks for; the exit code."""
     settings = Settings.from_json((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
     hooks = Hooks(
         features=lambda name, done, total: _features(folder, events, name, done, total),
         round=lambda index, rounds, budget: _round(folder, events, index, rounds, budget),
     )
     roster = folder / ROSTER_NAME
+    if (folder / PLAN_NAME).exists():
+        wait = float(json.loads((folder / PLAN_NAME).read_text(encoding="utf-8"))["wait"])
+        plan = ask_sites(grid, settings, roster=lambda: read_roster(roster), wait=wait, progress=hooks.features)
+        write_private(folder / PLAN_NAME, json.dumps({"wait": wait, **plan.as_dict()}).encode())
+        return plan.exit_code
     deployment = Deployment(checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME), roster=lambda: read_roster(roster))
     run_federation(grid, settings, folder, mode="deploy", hooks=hooks, deployment=deployment)
+    return 0
 
 
 def read_roster(path: Path) -> Mapping[int, str]:

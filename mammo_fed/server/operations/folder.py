@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from mammo_fed.common.private_files import check_private, file_lock, new_folder, write_atomically, write_private
 from mammo_fed.common.serialization import build, canonical_json
@@ -35,6 +35,12 @@ __all__ = ["STATE_NAME", "Federation", "FederationFolder", "init_folder"]
 ABOUT: Final = "federation.json"
 # In the folder of the server's state: the run that it serves, or served last.
 STATE_NAME: Final = "server.json"
+# Who has RUN_LOCK wants a run, or has one; who has LOCK has the processes.
+RUN_LOCK: Final = "run.lock"
+LOCK: Final = "lock"
+# Longer than a look at a lock takes, and than a listener takes to end its processes.
+LOOK_SECONDS: Final = 2.0
+GIVE_WAY_SECONDS: Final = 60.0
 FORMAT: Final = 1
 # A site's SuperNode has a handful of connections; above the most, all addresses together may have no more.
 LEAST_CONNECTIONS: Final = 8
@@ -155,9 +161,39 @@ class FederationFolder:
         """Run folders."""
         return self.path / "runs"
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Keep every other server off the folder while the block runs; raises InvalidSetting where one is there."""
-        return file_lock(self.state / "lock", what="flower-server")
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Have the folder for a run while the block runs: a listener gives way, and comes back afterwards.
+
+        Raises:
+          InvalidSetting: If another run is there, or the listener does not end.
+        """
+        # Others look whether it is taken, and have it for a moment then.
+        with file_lock(self.state / RUN_LOCK, what="flower-server", seconds=LOOK_SECONDS), self._held(GIVE_WAY_SECONDS):
+            yield
+
+    def hold_between_runs(self) -> AbstractContextManager[None]:
+        """Have the folder as a listener while the block runs, which has to end as soon as `run_wants_folder`.
+
+        Raises:
+          InvalidSetting: If another server is there.
+        """
+        return self._held(LOOK_SECONDS)
+
+    @property
+    def run_wants_folder(self) -> bool:
+        """Whether a run has the folder, or waits for it."""
+        return _is_taken(self.state / RUN_LOCK)
+
+    @property
+    def state_of_server(self) -> Literal["running", "listening", "stopped"]:
+        """What has the folder: a run, a listener between runs, or nobody."""
+        if self.run_wants_folder:
+            return "running"
+        return "listening" if _is_taken(self.state / LOCK) else "stopped"
+
+    def _held(self, seconds: float) -> AbstractContextManager[None]:
+        return file_lock(self.state / LOCK, what="flower-server", seconds=seconds)
 
     @property
     def registry(self) -> Registry:
@@ -204,6 +240,14 @@ class FederationFolder:
         if not found:
             raise InvalidSetting(f"--resume finds no unfinished run in {self.runs}; start one without --resume")
         return max(found, key=lambda run: (not _ended_for_bad_input(run), (run / "config.yaml").stat().st_mtime_ns))
+
+
+def _is_taken(lock: Path) -> bool:
+    try:
+        with file_lock(lock, what="flower-server"):
+            return False
+    except InvalidSetting:
+        return True
 
 
 def _ended_for_bad_input(run: Path) -> bool:

@@ -13,6 +13,7 @@ from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, node_key
 from mammo_fed.server.operations.registry import Registry
+from mammo_fed.server.operations.watch.presence import Presence
 
 __all__ = ["NodeAuthorizer"]
 
@@ -26,11 +27,15 @@ class NodeAuthorizer:
       registry: of the federation.
       control: of the SuperLink.
       roster: file that tells the server's app which node is which site.
+      presence: of the sites; told whose node is there.
       say: called with a line for every change.
     """
 
-    def __init__(self, registry: Registry, control: Control, roster: Path, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, registry: Registry, control: Control, roster: Path, *, presence: Presence, say: Callable[[str], None]
+    ) -> None:
         self._registry, self._control, self._roster, self._say = registry, control, roster, say
+        self._presence = presence
         self._due = 0.0
         self._written: dict[int, str] | None = None
         self._complaint = ""
@@ -61,6 +66,9 @@ class NodeAuthorizer:
         if roster != self._written:
             write_private(self._roster, json.dumps(roster).encode())
             self._written = roster
+        there = {wanted[node.public_key]: node.online for node in nodes if node.public_key in wanted}
+        for line in self._presence.note(there):
+            self._say(line)
 
     def _try(self, change: Callable[[], None], done: str) -> None:
         """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "ATTENDANCE_NAME",
     "CHECKPOINT_NAME",
     "EVENTS_NAME",
     "OUTCOME_NAME",
     "PID_NAME",
+    "PLAN_NAME",
     "PROGRESS_NAME",
     "ROSTER_NAME",
     "RUN_VARIABLE",
@@ -24,3 +26,6 @@ EVENTS_NAME: Final = "events.jsonl"
 PID_NAME: Final = "server-app.pid"
 CHECKPOINT_NAME: Final = "checkpoint"
 ROSTER_NAME: Final = "roster.json"
+ATTENDANCE_NAME: Final = "attendance.json"
+# There where sites are only asked whether they would take the run; holds their answers in the end.
+PLAN_NAME: Final = "plan.json"

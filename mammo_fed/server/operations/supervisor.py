@@ -21,7 +21,7 @@ from mammo_fed.common.isolation import python_command
 from mammo_fed.common.logs import LOG_NAME
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
-from mammo_fed.errors import RunFailed
+from mammo_fed.errors import PrivacyRefused, RunFailed
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
@@ -32,6 +32,7 @@ from mammo_fed.server.operations.events import EventReader
 from mammo_fed.server.operations.folder import STATE_NAME, FederationFolder
 from mammo_fed.server.operations.node_authorizer import NodeAuthorizer
 from mammo_fed.server.operations.run_folder import (
+    ATTENDANCE_NAME,
     EVENTS_NAME,
     OUTCOME_NAME,
     PID_NAME,
@@ -41,9 +42,11 @@ from mammo_fed.server.operations.run_folder import (
     SETTINGS_NAME,
 )
 from mammo_fed.server.operations.sockets import bind_own, bind_public
+from mammo_fed.server.operations.watch.attendance import AttendanceWatch
+from mammo_fed.server.operations.watch.presence import PRESENCE_NAME, Presence
 from mammo_fed.settings.compose import Composed
 
-__all__ = ["serve"]
+__all__ = ["INTERRUPTED", "Server", "serve", "stopping"]
 
 INTERRUPTED: Final = 130
 TICK_SECONDS: Final = 0.2
@@ -53,6 +56,7 @@ ASK_SECONDS: Final = 1.0
 END_SECONDS: Final = 3.0
 # Starts of the server's app that may end without a round in between.
 FRUITLESS_STARTS: Final = 8
+DECLARATION_ROUND: Final = -1
 # The modules are named as words: they are run, never imported, in processes of their own.
 GUARD_MODULE: Final = "mammo_fed.federation.flwr_internals.guard"
 # What callers made the SuperLink take is given back to the system when they have gone, and not kept for the next.
@@ -75,8 +79,8 @@ def serve(
       insecure: neither encryption nor keys.
       console: shows what happens.
     """
-    server = _Server(folder, run_folder=run_folder, insecure=insecure, console=console)
-    with _stopping() as stopped:
+    server = Server(folder, run_folder=run_folder, insecure=insecure, console=console)
+    with stopping() as stopped:
         server.listen()
         while not stopped:
             try:
@@ -94,7 +98,9 @@ def serve(
     return INTERRUPTED
 
 
-class _Server:
+class Server:
+    """The processes of a federation's server and one run; see `serve`."""
+
     def __init__(self, folder: FederationFolder, *, run_folder: Path, insecure: bool, console: Console) -> None:
         self._folder, self._run_folder, self._insecure, self._console = folder, run_folder.resolve(), insecure, console
         self._ca = None if insecure else folder.authority_certificate
@@ -113,20 +119,40 @@ class _Server:
         self._own = bind_own()
         self._public = bind_public(self._folder.about.bind, self._folder.about.port)
 
+    def stop_listening(self) -> None:
+        """Give the sockets back, for another server of the folder."""
+        for taken in (self._own, self._public):
+            taken.close()
+
     def prepare(self, composed: Composed, *, resume: bool) -> None:
         """Write what the processes need."""
         write_private(self._run_folder / SETTINGS_NAME, composed.settings.to_json().encode())
-        for name in (OUTCOME_NAME, PID_NAME):
+        for name in (OUTCOME_NAME, PID_NAME, ATTENDANCE_NAME):
             (self._run_folder / name).unlink(missing_ok=True)
         self._events = EventReader(self._run_folder / EVENTS_NAME, seen=resume)
+        self._attendance = AttendanceWatch(self._run_folder / ATTENDANCE_NAME)
+        self.note_state()
+        self.prepare_processes()
+
+    def note_state(self) -> None:
+        """Say in the federation's folder which run is served."""
+        about = {"run": str(self._run_folder), "address": self._folder.about.address, "pid": os.getpid()}
+        write_private(self._folder.state / STATE_NAME, json.dumps(about).encode())
+
+    def prepare_processes(self) -> None:
+        """Write what the processes need whatever the run."""
         for name in ("superexec.secret", "control.secret"):
             if not (self._folder.state / name).exists():
                 write_private(self._folder.state / name, secrets.token_hex(48).encode())
-        about = {"run": str(self._run_folder), "address": self._folder.about.address, "pid": os.getpid()}
-        write_private(self._folder.state / STATE_NAME, json.dumps(about).encode())
         secret = (self._folder.state / "control.secret").read_text(encoding="ascii").strip()
         self._control = Control(self._local, ca=self._ca, secret=secret)
-        self._authorizer = NodeAuthorizer(self._folder.registry, self._control, self._run_folder / ROSTER_NAME, say=self._say)
+        self._authorizer = NodeAuthorizer(
+            self._folder.registry,
+            self._control,
+            self._run_folder / ROSTER_NAME,
+            presence=Presence(self._folder.state / PRESENCE_NAME),
+            say=self._say,
+        )
         self._supervisor = Supervisor(self._processes(), on_death=self._report_death)
 
     def wait_for_room(self) -> None:
@@ -136,7 +162,7 @@ class _Server:
 
     def run(self, stopped: list[int]) -> int:
         """Keep all alive until the run has ended or somebody asks to stop."""
-        self._say(f"the server listens at {self._folder.about.bind}:{self._folder.about.port}; run folder {self._run_folder}")
+        self._say(f"the server listens at {self._folder.about.bind}:{self._folder.about.port}; {self._purpose()}")
         try:
             self._wait_for_link(stopped)
             while not stopped:
@@ -155,6 +181,9 @@ class _Server:
             return self._interrupted()
         finally:
             self._supervisor.end(seconds=END_SECONDS)
+
+    def _purpose(self) -> str:
+        return f"run folder {self._run_folder}"
 
     def _step(self) -> int | None:
         if (outcome := self._outcome()) is not None:
@@ -210,20 +239,36 @@ class _Server:
             self._control.stop(run)
 
     def _finish(self, outcome: dict[str, Any]) -> int:
+        """What is said and done once the run has ended; the exit code."""
         self._show_events()
         code = int(outcome["exit_code"])
         if code:
             self._console.print(f"error: {outcome['message']}", style="red", highlight=False, markup=False, soft_wrap=True)
-            self._say(f"what was finished is kept: flower-server run {self._folder.path} --resume")
+            self._say(self._after_failure(code))
             return code
         Console().print(results_table(read_record(self._run_folder)))
         self._say(f"results: {self._run_folder}", f"report:  {self._run_folder / 'report.html'}")
         return 0
 
-    def _interrupted(self) -> int:
+    def _after_failure(self, code: int) -> str:
+        resume = f"flower-server run {self._folder.path} --resume"
+        if code != PrivacyRefused.exit_code:
+            return f"what was finished is kept: {resume}"
+        if json.loads(self._progress() or "{}").get("round", DECLARATION_ROUND) > DECLARATION_ROUND:
+            return f"what was finished is kept; once the sites that refused allow the rest: {resume}"
+        # The same run would be refused in the same words.
+        return (
+            "nothing was trained, and nothing is charged; ask for less (privacy.target_epsilon) in another run. What sites "
+            f"would take: flower-server plan {self._folder.path} key=value"
+        )
+
+    def _interrupted_run(self) -> None:
         if self._run is not None:
             with contextlib.suppress(*CONTROL_ERRORS):
                 self._control.stop(self._run)
+
+    def _interrupted(self) -> int:
+        self._interrupted_run()
         self._say(f"stopped; finished rounds are kept: flower-server run {self._folder.path} --resume")
         return INTERRUPTED
 
@@ -299,6 +344,7 @@ class _Server:
     def _show_events(self) -> None:
         for event in self._events.read():
             self._say(*event.lines)
+        self._say(*self._attendance.news())
 
     def _report_death(self, ended: ManagedProcess, wait: float) -> None:
         self._say(f"the {ended.name} has died; it is started again in {wait:.1f} s ({ended.log})")
@@ -322,7 +368,7 @@ def _database_name() -> str:
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
+def stopping() -> Iterator[list[int]]:
     """A list that is empty until somebody asks this process to stop."""
     asked: list[int] = []
     with stop_signals(asked.append):

@@ -12,6 +12,7 @@ from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.protocol.version import own_version
+from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.cap import CapRaise
@@ -41,7 +42,8 @@ class SiteSpending:
         site's own where that is larger.
       epsilon_account: the site's own figure for everything its ledger holds, at least this run's; None, as the next two, where
         the site does not publish it.
-      budget_left: of the site's own maximum, by its own account and by this run alone: the smaller.
+      budget_left: epsilon of a further full-batch run within the site's own maximum, by its own account and by this run alone:
+        the smaller.
       patient_epsilon_account: as `epsilon_account`, for a patient with the largest allowed number of images.
       cap_epsilon, cap_delta: the site's own maximum for all runs on its patients.
       cap_since, cap_raised: when the site's account was given it, "" where unknown, and every raise.
@@ -125,7 +127,7 @@ class SiteSpending:
         if self.epsilon_account is not None:
             self.epsilon_account = max(self.epsilon_account, largest)
         if self.budget_left is not None and math.isfinite(self.cap_epsilon):
-            self.budget_left = min(self.budget_left, max(0.0, self.cap_epsilon - largest))
+            self.budget_left = min(self.budget_left, _beside(largest, cap=self.cap_epsilon, delta=self.cap_delta))
 
 
 class BudgetView:
@@ -258,6 +260,18 @@ class BudgetView:
 
     def _price(self, events: Sequence[PrivacyEvent]) -> float:
         return epsilon(events, delta=self._delta, accountant=self._accountant)
+
+
+def _beside(epsilon: float, *, cap: float, delta: float) -> float:
+    """Epsilon of the full-batch run that fits under `cap` beside one of `epsilon`: losses add up in squares.
+
+    >>> round(_beside(3.0, cap=6.0, delta=1e-4), 1)
+    4.8
+    """
+    if epsilon >= cap or not 0 < delta < 1:
+        return 0.0
+    squares = gaussian_mu(epsilon=cap, delta=delta) ** 2 - gaussian_mu(epsilon=epsilon, delta=delta) ** 2
+    return min(cap, gaussian_epsilon(mu=math.sqrt(max(0.0, squares)), delta=delta)) if squares > 0 else 0.0
 
 
 def reason_text(reason: str, protocol_version: int) -> str:

@@ -9,7 +9,9 @@ from rich.console import Console
 
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.operations import supervisor
-from mammo_fed.common.command_line import describe, print_json, say, warn
+from mammo_fed.client.operations.figures import site_figures, status_lines
+from mammo_fed.common.command_line import print_json, say, warn
+from mammo_fed.common.metrics_page import metrics_page
 from mammo_fed.errors import InvalidSetting
 
 __all__ = ["run", "status"]
@@ -32,7 +34,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 "read and change messages; leave it out"
             )
         warn(console, "--insecure: no encryption, no proof of who the server is; for trials with public data only")
-    with folder.hold():
+    with folder.hold(), metrics_page(options.metrics_port, lambda: site_figures(folder)):
         return supervisor.serve(folder, insecure=options.insecure, console=console)
 
 
@@ -43,7 +45,7 @@ def status(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         print_json(found)
     else:
-        say(Console(), *describe(found))
-    # What a container's health check goes by; the server may be away, for it is up during a run only.
+        say(Console(), *status_lines(found))
+    # What a container's health check goes by; the server may be away between runs.
     well = all(found.get(process) == "running" for process in ("site_client", "supernode")) and found.get("executor") in WELL
     return 0 if well else 1

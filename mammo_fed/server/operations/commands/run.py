@@ -13,13 +13,15 @@ from typing import Final
 from rich.console import Console
 
 from mammo_fed.common.command_line import print_json, say, warn
+from mammo_fed.common.metrics_page import metrics_page
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.reporting.record.record import read_record
 from mammo_fed.server.operations.folder import FederationFolder
+from mammo_fed.server.operations.watch.metrics import server_figures
 from mammo_fed.settings.compose import Composed, compose_settings, read_composed
 
-__all__ = ["run"]
+__all__ = ["compose_for", "run", "warn_of_door"]
 
 RUN_FOLDER: Final = "hydra.run.dir="
 NUM_SITES: Final = "federation.num_sites="
@@ -37,12 +39,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.cfg:
         sys.stdout.write(composed.yaml)
         return 0
-    if options.insecure:
-        warn(console, "--insecure: no encryption, no site keys: anybody can read, send and change everything; for trials only")
-    else:
-        left = folder.certificate().days_left()
-        if left < SOON_DAYS:
-            warn(console, f"the server's certificate expires in {left:.0f} days; flower-server renew {folder.path}")
+    warn_of_door(folder, console, insecure=options.insecure)
     with folder.hold():
         if not options.resume:
             _make_run_folder(run_folder, composed)
@@ -50,6 +47,34 @@ def run(options: argparse.Namespace, console: Console) -> int:
             say(console, f"{run_folder} is prepared; start it: flower-server run {folder.path} --resume")
             return 0
         return _serve(folder, composed, run_folder, options, console)
+
+
+def warn_of_door(folder: FederationFolder, console: Console, *, insecure: bool) -> None:
+    """Say what nobody should miss before the server listens: no encryption, or a certificate that expires soon."""
+    if insecure:
+        warn(console, "--insecure: no encryption, no site keys: anybody can read, send and change everything; for trials only")
+        return
+    left = folder.certificate().days_left()
+    if left < SOON_DAYS:
+        warn(console, f"the server's certificate expires in {left:.0f} days; flower-server renew {folder.path}")
+
+
+def compose_for(folder: FederationFolder, overrides: Sequence[str], *, insecure: bool) -> Composed:
+    """Settings of a run for all registered sites unless the overrides say how many.
+
+    Raises:
+      InvalidSetting: If a setting is wrong, or no site is registered and no number is given.
+    """
+    overrides = list(overrides)
+    if not insecure and not any(override.startswith(NUM_SITES) for override in overrides):
+        registered = len(folder.registry.read())
+        if registered == 0:
+            raise InvalidSetting(
+                f"federation.num_sites must be given as long as no site is registered in {folder.path}; register the sites "
+                "(flower-server register), or give the number that will come"
+            )
+        overrides.append(f"{NUM_SITES}{registered}")
+    return compose_settings(overrides)
 
 
 def _serve(
@@ -60,7 +85,7 @@ def _serve(
 
     # With --json standard output is for the record alone.
     aside = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
-    with aside:
+    with aside, metrics_page(options.metrics_port, lambda: server_figures(folder)):
         code = serve(folder, composed, run_folder=run_folder, resume=options.resume, insecure=options.insecure, console=console)
     if code == 0 and options.json:
         print_json(read_record(run_folder).as_dict())
@@ -69,17 +94,8 @@ def _serve(
 
 def _fresh(folder: FederationFolder, options: argparse.Namespace) -> tuple[Composed, Path]:
     """A new run: its settings, and its folder."""
-    overrides = list(options.overrides)
-    if not options.insecure and not any(override.startswith(NUM_SITES) for override in overrides):
-        registered = len(folder.registry.read())
-        if registered == 0:
-            raise InvalidSetting(
-                f"federation.num_sites must be given as long as no site is registered in {folder.path}; register the sites "
-                "(flower-server register), or give the number that will come"
-            )
-        overrides.append(f"{NUM_SITES}{registered}")
-    composed = compose_settings(overrides)
-    if any(override.startswith(RUN_FOLDER) for override in overrides):
+    composed = compose_for(folder, options.overrides, insecure=options.insecure)
+    if any(override.startswith(RUN_FOLDER) for override in options.overrides):
         return composed, composed.folder.absolute()
     return composed, folder.runs / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 

@@ -1,0 +1,130 @@
+"""Who is there, in which stage a run is and until when: what a server's folder says, in words and in numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from mammo_fed.reporting.formatting import duration_text, moment_text
+from mammo_fed.server.operations.watch.attendance import AttendanceWatch, read_attendance
+from mammo_fed.server.operations.watch.presence import Presence, read_presence
+from mammo_fed.server.operations.watch.status import status_lines
+
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "attendance.json"
+
+
+def attendance(path, *, stage="train", index=3, attempt=1, deadline=NOW + 125, **sites) -> None:
+    found = {"stage": stage, "round": index, "rounds": 12, "attempt": attempt, "begun": NOW - 10, "deadline": deadline}
+    path.write_text(json.dumps({**found, "sites": sites}))
+
+
+def site(state, *, since=NOW, missed=0):
+    return {"state": state, "since": since, "missed": missed}
+
+
+def test_status_presence_keeps_since_when_a_site_is_away_over_a_restart(tmp_path):
+    now = [NOW]
+    file = tmp_path / "presence.json"
+    first = Presence(file, clock=lambda: now[0])
+    assert first.note({"a": True, "b": False}) == ["a is connected"]
+    now[0] += 60
+    (gone,) = first.note({"a": False, "b": False})
+    assert gone == f"a is not connected any more (since {moment_text(NOW + 60)})"
+    now[0] += 125
+    again = Presence(file, clock=lambda: now[0])
+    assert again.note({"a": False, "b": False}) == []
+    assert read_presence(file)["a"].since == NOW + 60
+    assert again.note({"a": True, "b": False}) == ["a is connected again, after 2 min 5 s"]
+    # A key that was revoked is not there any more.
+    again.note({"b": False})
+    assert list(read_presence(file)) == ["b"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"connected": true}}', "null"])
+def test_status_of_a_damaged_presence_is_of_nobody(tmp_path, content):
+    (tmp_path / "presence.json").write_text(content)
+    assert read_presence(tmp_path / "presence.json") == {}
+
+
+def test_console_tells_of_a_stage_once_and_of_sites_that_are_missing_and_come_back(path):
+    watch = AttendanceWatch(path, clock=lambda: NOW)
+    assert watch.news() == []
+    attendance(path, a=site("asked"), b=site("asked"))
+    assert watch.news() == [f"round 3 of 12 has begun; 2 min 5 s until its deadline, {moment_text(NOW + 125)}"]
+    attendance(path, a=site("answered"), b=site("missing", missed=2))
+    assert watch.news() == [f"b is missing since {moment_text(NOW)}, 2 rounds in a row"]
+    assert watch.news() == []
+    attendance(path, index=4, attempt=2, a=site("asked"), b=site("answered"))
+    assert watch.news() == [
+        f"round 4 of 12, attempt 2 has begun; 2 min 5 s until its deadline, {moment_text(NOW + 125)}",
+        "b answers again",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"stage": 1, "round": "x"}', '{"stage": "train", "sites": []}', "[" * 5000]
+)
+def test_status_of_a_damaged_attendance_is_none(path, content):
+    path.write_text(content)
+    assert read_attendance(path) is None
+
+
+def test_status_of_hostile_names_and_figures_cannot_steer_a_terminal(path):
+    attendance(path, **{"a\x1b[2J": {"state": "\x1b]0;x", "since": float("inf"), "missed": "many"}}, deadline=True)
+    found = read_attendance(path)
+    assert found is not None
+    ((name, one),) = found.sites.items()
+    assert (name, one.state, one.since, one.missed, found.deadline) == ("a?[2J", "?]0;x", None, 0, None)
+
+
+def test_status_lines_say_times_as_times(path):
+    found = {
+        "server": "running",
+        "address": "fed.example.org:8443",
+        "run": "/runs/one",
+        "stage": "round 3 of 12",
+        "begun": NOW - 10,
+        "deadline": NOW + 125,
+        "sites": [
+            {
+                "site": "a",
+                "registered": True,
+                "connected": True,
+                "since": NOW - 3600,
+                "state": "answered",
+                "state_since": NOW - 5,
+            },
+            {"site": "b", "registered": True, "connected": False, "since": NOW - 125, "state": "missing", "missed": 2},
+            {"site": "c", "registered": True, "connected": None, "reason": "budget"},
+            {
+                "site": "d",
+                "registered": True,
+                "connected": True,
+                "since": NOW,
+                "epsilon": 1.319,
+                "rounds": 3,
+                "budget_left": 4.779,
+            },
+        ],
+    }
+    text = "\n".join(status_lines(found, now=NOW))
+    assert f"round 3 of 12; begun {moment_text(NOW - 10)}, 10 s ago; 2 min 5 s until the deadline" in text
+    assert f"connected since {moment_text(NOW - 3600)} (1 h 0 min)" in text
+    assert f"not connected since {moment_text(NOW - 125)} (2 min 5 s)" in text
+    assert "missing, 2 rounds missed" in text
+    assert "refused (budget)" in text
+    assert "3 rounds, epsilon 1.32, left 4.77" in text
+    assert not re.search(r"\b1[67]\d{8}\b", text)
+
+
+def test_status_times_are_of_this_machine():
+    assert moment_text(time.time()) == time.strftime("%H:%M:%S", time.localtime(time.time()))
+    assert duration_text(float("inf")) == "unknown"
