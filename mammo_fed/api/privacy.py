@@ -123,7 +123,7 @@ def open_ledger(
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with open_ledger(folder + "/ledger", max_epsilon=2.0, delta=1e-5) as ledger:
+    ...     with open_ledger(folder + "/ledger", max_epsilon=2.0, delta=1e-5, filter="gdp") as ledger:
     ...         ledger.budget_left()
     2.0
     """
@@ -158,7 +158,7 @@ def charge(ledger: Ledger, events: Sequence[PrivacyEvent], *, patients: Iterable
     ...             charge(ledger, [event.repeated(100)], patients=["A", "B"])
     ...         except PrivacyRefused:
     ...             print("refused;", ledger.budget_left() == left, round(left, 3))
-    refused; True 1.274
+    refused; True 1.816
     """
     # One text would be charged to its letters.
     patients = [] if isinstance(patients, str) else list(patients)

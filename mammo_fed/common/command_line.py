@@ -7,7 +7,7 @@ import difflib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pkgutil import resolve_name
@@ -20,7 +20,7 @@ from mammo_fed.common.isolation import isolate_children
 from mammo_fed.common.serialization import plain
 from mammo_fed.errors import MammoFedError
 
-__all__ = ["INTERRUPTED", "Command", "CommandGroup", "CommandLine", "Handler", "describe", "print_json", "say", "warn"]
+__all__ = ["INTERRUPTED", "Command", "CommandGroup", "CommandLine", "Handler", "print_json", "say", "warn"]
 
 INTERRUPTED: Final = 130
 
@@ -171,17 +171,6 @@ def say(console: Console, *lines: str) -> None:
 def warn(console: Console, line: str) -> None:
     """Print a line that nobody should miss."""
     console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-
-
-def describe(found: Mapping[str, Any]) -> Iterator[str]:
-    """A mapping as lines for a person; a list of mappings in it becomes one line each."""
-    for name, value in found.items():
-        words = name.replace("_", " ")
-        if isinstance(value, Sequence) and value and all(isinstance(item, Mapping) for item in value):
-            yield f"{words}:"
-            yield from ("  " + ", ".join(f"{key} {item[key]}" for key in item) for item in value)
-        else:
-            yield f"{words}: {value}"
 
 
 def print_json(value: Any) -> None:

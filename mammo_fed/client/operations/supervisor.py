@@ -88,7 +88,9 @@ class _SiteClient:
         if not secret.exists():
             write_private(secret, secrets.token_hex(48).encode())
         port = folder.network.executor_port
-        self._node, self._executor = self._processes(secret, _free_port() if port == "auto" else port)
+        self._node, self._executor = self._processes(
+            secret, _free_port(other_than=folder.network.port) if port == "auto" else port
+        )
         # It takes memory and processor time that nobody needs before there is a server.
         self._executor.due, self._look, self._last_seen = math.inf, 0.0, 0.0
         self._idle = 60.0 * folder.network.executor_idle_minutes
@@ -214,10 +216,16 @@ class _SiteClient:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _free_port() -> int:
-    """A port that nobody listens on, below those of outgoing connections: it stays free while a SuperNode is started again."""
+def _free_port(*, other_than: int) -> int:
+    """A port that nobody listens on, below those of outgoing connections: it stays free while a SuperNode is started again.
+
+    Args:
+      other_than: the server's, which may be on this machine too and not be there yet.
+    """
     while True:
         port = LOWEST_PORT + secrets.randbelow(PORTS)
+        if port == other_than:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -39,7 +39,7 @@ ca.crt is the federation's own authority. Its SHA-256 fingerprint, to be compare
   site-client public-key SITE --fingerprint
 
 3. When the coordinator has registered you, check, and start. It runs until you stop it, and takes part in every run that
-   your policy allows. (The server is up during a run only; before, the last line of the check says so, and that is no harm.)
+   your policy allows. (Between runs the last line of the check passes while the coordinator runs flower-server listen.)
 
   site-client check SITE
   site-client run SITE
