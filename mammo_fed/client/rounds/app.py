@@ -96,9 +96,10 @@ def make_app(told: Callable[[Answered], None] = lambda _: None) -> ClientApp:
         site = _open(context)
         if site is None:
             return _closed(message)
+        failure: Exception | None = None
         try:
             check_planned(site.file, read_plan(message.content), public=site.cohort.public)
-            answer, failure = PlanAnswer(site=site.file.site), None
+            answer = PlanAnswer(site=site.file.site)
         except Exception as error:  # noqa: BLE001 - whatever it is, the network gets one word
             _log_refusal(site, error)
             answer, failure = plan_refused(site.file, error), error
@@ -124,7 +125,8 @@ def _answer(
     told: Callable[[Answered], None],
 ) -> Message:
     # Whatever happens, the text of it stays here: Flower would send str(error) to the server.
-    site, about, failure = _open(context), _About(), None
+    failure: Exception | None = None
+    site, about = _open(context), _About()
     if site is None:
         return _closed(message)
     try:
