@@ -103,7 +103,7 @@ def answer(site: SiteFile, declaration: Declaration) -> PlanAnswer:
 def test_plan_is_answered_by_a_site_without_a_ledger_and_makes_none(site, declaration):
     assert answer(site, declaration).reason is None
     assert answer(site, replace(declaration, target_epsilon=6.5)).reason == "budget"
-    assert answer(site, replace(declaration, unit="image")).reason == "policy"
+    assert answer(site, replace(declaration, noise="float")).reason == "policy"
     assert content(Path(site.ledger)) == {}
 
 
