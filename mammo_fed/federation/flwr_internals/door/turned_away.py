@@ -16,7 +16,7 @@ EVERY_SECONDS: Final = 60.0
 # Addresses that are counted one by one between two lines.
 NAMED: Final = 256
 # Lines of one kind that a log takes a minute.
-LINES: Final = 300
+LINES: Final = 1000
 
 
 class TurnedAway:
