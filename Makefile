@@ -8,7 +8,7 @@ WORKERS ?= auto
 # One thread each: two processes with two threads on two cores wait for each other.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test check slow stress chaos flood fuzz bench clean kills
+.PHONY: help install demo test check slow stress chaos hostile flood fuzz bench clean kills
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,13 @@ flood: install ## Throw 12,000 connections and 10 GB at a server's port while a 
 
 kills: install ## Kill a simulation at every moment, between any two steps of a site and the server, and resume it
 	MAMMO_FED_ALL_MOMENTS=1 $(BIN)/python -m pytest -m slow -k resume tests/simulated
+
+# The runs are kept in HOSTILE_RUNS: the same command goes on where it was stopped.
+HOSTILE_RUNS ?= $(HOME)/mammo-fed-hostile
+
+hostile: install ## Print what hostile sites cost, on the phantom and on the patches of MAMMO_DP_ROOT (about 170 runs each)
+	$(BIN)/python simulations/hostile.py $(HOSTILE_RUNS) --data phantom
+	test -z "$(MAMMO_DP_ROOT)" || $(BIN)/python simulations/hostile.py $(HOSTILE_RUNS) --data mammo_dp data.root=$(MAMMO_DP_ROOT)
 
 fuzz: install ## Damage 20,000 DICOM files, and see that each gives a patch or a reason
 	MAMMO_FED_FUZZ=20000 $(BIN)/python -m pytest -s -k fuzz tests/data/dicom

@@ -231,7 +231,7 @@ class FinishedRun:
             weight_decay=privacy.weight_decay,
             optimizer=privacy.optimizer,
             label_smoothing=privacy.label_smoothing,
-            proximal=federation.proximal_mu if federation.strategy == "FedProx" else 0.0,
+            proximal=federation.proximal_mu if federation.resolved_strategy == "FedProx" else 0.0,
         )
 
 

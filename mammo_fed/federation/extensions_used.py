@@ -40,7 +40,7 @@ def extensions_used(settings: Settings) -> tuple[UsedExtension, ...]:
     asked = [
         ("mechanism", MECHANISMS, settings.privacy.mechanism),
         ("accountant", ACCOUNTANTS, settings.privacy.accountant),
-        ("strategy", STRATEGIES, settings.federation.strategy),
+        ("strategy", STRATEGIES, settings.federation.resolved_strategy),
         *(("backbone", BACKBONES, name) for name in settings.model.backbone),
     ]
     return tuple(

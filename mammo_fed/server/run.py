@@ -107,7 +107,7 @@ def declare(extractor: Extractor, start: PublicStart, settings: Settings, *, run
             weight_decay=privacy.weight_decay,
             optimizer=privacy.optimizer,
             label_smoothing=privacy.label_smoothing,
-            proximal=federation.proximal_mu if federation.strategy == "FedProx" else 0.0,
+            proximal=federation.proximal_mu if federation.resolved_strategy == "FedProx" else 0.0,
         ),
         federation=federation,
         seed=settings.seed,

@@ -18,6 +18,8 @@ __all__ = ["ROBUST", "FederationSettings"]
 ROBUST: Final = ("FedMedian", "FedTrimmedAvg", "Krum", "FedAgree")
 # Site-level noise is on a plain average.
 AVERAGING: Final = ("FedAvg", "FedProx")
+# Of two sites that disagree nobody can tell which is right.
+FEWEST_TO_COMPARE: Final = 3
 # They need no more than the sites' sum.
 SUMMABLE: Final = (*AVERAGING, "FedAdam", "FedYogi")
 
@@ -35,7 +37,7 @@ class FederationSettings:
       release: which model is the result: "average" of the last rounds (see `tail`), or "best_val", the round with the highest
         validation AUPRC (benign), which epsilon does not cover.
       strategy: Flower's strategy by name, "FedAgree" (mammo_fed.federation.strategies.fed_agree), or one that another
-        distribution brings; see docs/recipes.md.
+        distribution brings; see docs/recipes.md. "auto" is `resolved_strategy`.
       fraction: part of the sites that trains in a round, in (0, 1].
       min_nodes: sites to wait for, >= 1; "auto" is all of them.
       tail: part of the last rounds whose models are averaged, in (0, 1].
@@ -46,6 +48,8 @@ class FederationSettings:
       round_timeout: seconds that a round waits at most; also for the first sites to come.
       resend_after: seconds after which a site that has not answered is sent the same task again; it answers it once.
       max_failed_rounds: after so many tries of one round without enough replies the run stops, and can be resumed.
+      max_weight_share: largest share that one site has in an average, whatever size it declares, in (0, 1]; under masks a site
+        above it takes no part. "auto" is `weight_share`.
       max_update_norm: largest norm of a site's change of the model that is taken in; "auto" is what its declared schedule can
         reach, infinity takes any.
       site_budgets: each simulated site's own maximum epsilon; empty means the target everywhere.
@@ -79,9 +83,12 @@ class FederationSettings:
     site_budgets: tuple[float, ...]
     central: CentralSettings
     secure: SecureSettings
+    # A run that was begun by an earlier release is resumed without it.
+    max_weight_share: float | Auto = "auto"
 
     def __post_init__(self) -> None:
-        STRATEGIES.check(self.strategy)
+        if self.strategy != "auto":
+            STRATEGIES.check(self.strategy)
         at_least("federation.num_sites", self.num_sites, 1)
         for name, least in (("rounds", 0), ("local_steps", 1), ("min_nodes", 1)):
             if getattr(self, name) != "auto":
@@ -116,7 +123,9 @@ class FederationSettings:
             )
         if self.max_update_norm != "auto" and not self.max_update_norm > 0:
             raise InvalidSetting(f"federation.max_update_norm={self.max_update_norm} must be above 0, inf or auto")
-        if self.central.noise_multiplier > 0 and self.strategy not in AVERAGING:
+        if self.max_weight_share != "auto" and not 0 < self.max_weight_share <= 1:
+            raise InvalidSetting(f"federation.max_weight_share={self.max_weight_share} must be in (0, 1] or auto")
+        if self.central.noise_multiplier > 0 and self.resolved_strategy not in AVERAGING:
             raise InvalidSetting(
                 f"federation.strategy={self.strategy} must be FedAvg or FedProx where federation.central adds noise; "
                 "choose one, or set federation.central.noise_multiplier=0"
@@ -128,7 +137,7 @@ class FederationSettings:
                 f"federation.strategy={self.strategy}, and {self.chosen_sites} take part (federation.num_sites="
                 f"{self.num_sites}, fraction={self.fraction:g}); suppose fewer of them, or choose another strategy"
             )
-        if self.strategy == "FedTrimmedAvg" and int(self.trim * self.chosen_sites) < self.num_malicious:
+        if self.resolved_strategy == "FedTrimmedAvg" and int(self.trim * self.chosen_sites) < self.num_malicious:
             raise InvalidSetting(
                 f"federation.trim={self.trim} cuts {int(self.trim * self.chosen_sites)} of {self.chosen_sites} sites at each "
                 f"end, fewer than federation.num_malicious={self.num_malicious}; raise trim"
@@ -142,6 +151,24 @@ class FederationSettings:
         return max(1, round(self.fraction * self.num_sites))
 
     @property
+    def resolved_strategy(self) -> str:
+        """`strategy`; where it is "auto": FedAgree if at least three sites train in a round and their updates can be compared.
+
+        Under masks, and where the server adds site-level noise to a plain average, that is FedAvg.
+        """
+        if self.strategy != "auto":
+            return self.strategy
+        comparable = self.secure.use == "none" and self.central.noise_multiplier == 0
+        return "FedAgree" if comparable and self.chosen_sites >= FEWEST_TO_COMPARE else "FedAvg"
+
+    @property
+    def weight_share(self) -> float:
+        """`max_weight_share`; where it is "auto": 0.6, and 0.75 of two sites or under masks."""
+        if self.max_weight_share != "auto":
+            return self.max_weight_share
+        return 0.6 if self.secure.use == "none" and self.chosen_sites >= FEWEST_TO_COMPARE else 0.75
+
+    @property
     def fewest_replies(self) -> int:
         """Replies without which a round is tried again: `min_replies`, or what the strategy needs for its hostile sites."""
         return max(self.min_replies, self._strategy_replies)
@@ -149,9 +176,9 @@ class FederationSettings:
     @property
     def _strategy_replies(self) -> int:
         """Krum needs 2 f + 3 sites (arXiv:1703.02757); a median, a trimmed mean and a comparison an honest majority."""
-        if self.strategy == "Krum":
+        if self.resolved_strategy == "Krum":
             return 2 * self.num_malicious + 3
-        return 2 * self.num_malicious + 1 if self.strategy in ROBUST and self.num_malicious else 1
+        return 2 * self.num_malicious + 1 if self.resolved_strategy in ROBUST and self.num_malicious else 1
 
     @property
     def min_survivors(self) -> int:
@@ -174,10 +201,15 @@ class FederationSettings:
                 f"federation.secure.min_survivors={self.min_survivors} must be above half of the {self.chosen_sites} sites of "
                 f"a round and the {self.secure.colluders} colluders together: otherwise two sets of survivors could be opened"
             )
-        if self.strategy not in SUMMABLE:
+        if self.resolved_strategy not in SUMMABLE:
             raise InvalidSetting(
                 f"federation.strategy={self.strategy} looks at single updates, and secure.use={self.secure.use} hides them: "
                 "choose FedAvg, FedProx, FedAdam or FedYogi"
+            )
+        if self.weight_share < 0.5:
+            raise InvalidSetting(
+                f"federation.max_weight_share={self.max_weight_share} must be at least 0.5 or auto where federation.secure.use="
+                f"{self.secure.use}: sites weigh their own updates there, and one above the share takes no part"
             )
         if self.max_update_norm not in ("auto", math.inf):
             raise InvalidSetting(
@@ -190,7 +222,7 @@ class FederationSettings:
                 f"{self.secure.use} hides them: use one of the two"
             )
         if self.secure.use == "shared_noise" and (
-            self.strategy != "FedAvg" or self.fraction < 1 or self.local_steps not in ("auto", 1)
+            self.resolved_strategy != "FedAvg" or self.fraction < 1 or self.local_steps not in ("auto", 1)
         ):
             raise InvalidSetting(
                 "federation.secure.use=shared_noise needs one plain sum a round: federation.strategy=FedAvg, fraction=1 and "

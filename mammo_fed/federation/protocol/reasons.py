@@ -22,6 +22,7 @@ RejectionReason: TypeAlias = Literal[
     "not_finite",
     "norm",
     "direction",
+    "weight",
     "version",
 ]
 """Why the server leaves out what a site sent; see mammo_fed.reporting.record.statements.REJECTIONS."""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, PrivacyAccountant
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrimmedAvg, FedYogi, Krum, Strategy
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting, RunFailed
-from mammo_fed.extensions.kinds import STRATEGIES
-from mammo_fed.federation.protocol.messages import ARRAYS, CONFIG, METRICS, WEIGHT, pack_parameters, read_parameters
+from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, pack_parameters, read_parameters
 from mammo_fed.federation.protocol.version import stamped
-from mammo_fed.federation.strategies.fed_agree import FedAgree, Reputation
+from mammo_fed.federation.strategies.by_name import strategy_of
+from mammo_fed.federation.strategies.fed_agree import FedAgree
+from mammo_fed.federation.strategies.reputation import Course, Reputation
 from mammo_fed.federation.strategies.site_level_dp import (
     SiteLevelNoise,
     accountant_state,
     site_level_accountant,
     take_up_accountant,
 )
+from mammo_fed.federation.strategies.weights import OUTSIZED, bounded_weights
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.settings import FederationSettings
 from mammo_fed.settings.federation import ROBUST
@@ -33,6 +36,7 @@ __all__ = ["Aggregator", "choose_sites"]
 # Attributes of Flower's adaptive strategies.
 MOMENTS: Final = ("m_t", "v_t")
 REPUTATION: Final = "standing"
+COURSE: Final = "course"
 ACCOUNT: Final = "site-level account"
 # In whose name the server draws; no site may be called so.
 SERVER: Final = "-server-"
@@ -83,12 +87,21 @@ class Aggregator:
     """
 
     def __init__(self, settings: FederationSettings, *, noise_seed: int | None = None) -> None:
-        self._reputation = Reputation()
+        self._reputation, self._course, self._share = Reputation(), Course(), settings.weight_share
         self._left_out: tuple[str, ...] = ()
-        train = _strategy(settings, settings.strategy, self._reputation)
-        mean = _strategy(settings, settings.strategy if settings.strategy in ROBUST else "FedAvg", self._reputation)
+        self._against: tuple[str, ...] = ()
+        self._shares: dict[str, float] = {}
+        self._sent = np.zeros(0, np.float32)
+        name = settings.resolved_strategy
+        train, mean = (
+            strategy_of(settings, kind, reputation=self._reputation, course=course)
+            # The mean is another space than the model, and of one round: nobody has come far in it.
+            for kind, course in ((name, self._course), (name if name in ROBUST else "FedAvg", Course()))
+        )
         self._train: Strategy = train
         self._mean: Strategy = mean
+        self._counts_sites = name in ROBUST and name != "FedAgree"
+        self._most_of_median = OUTSIZED if isinstance(train, FedAgree) and settings.max_weight_share == "auto" else math.inf
         self._accountant: PrivacyAccountant | None = None
         if settings.central.noise_multiplier > 0:
             self._accountant = site_level_accountant(settings.central, sites=settings.num_sites)
@@ -114,11 +127,22 @@ class Aggregator:
         """Sites whose valid updates the last aggregate does without."""
         return self._left_out
 
+    @property
+    def against(self) -> tuple[str, ...]:
+        """Sites that pointed against the others by the last aggregate, whether it does without them or not."""
+        return self._against
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Share of each site in the weights of the last aggregate; empty under masks, and where all sites weigh the same."""
+        return self._shares
+
     def configure(
         self, grid: Grid, nodes: Sequence[int], *, round_index: int, parameters: NDArray[np.float32], config: ConfigRecord
     ) -> list[Message]:
         """The messages of a round to `nodes`, in their order."""
         strategy = self._mean if round_index == 0 else self._train
+        self._sent = parameters
         messages = list(strategy.configure_train(round_index, pack_parameters(parameters), config, _Chosen(grid, nodes)))
         for message in messages:
             stamped(message.content)
@@ -130,9 +154,36 @@ class Aggregator:
         Raises:
           RunFailed: If the strategy gives no array.
         """
+        self._bound(replies)
+        strategy = self._mean if round_index == 0 else self._train
+        sites = [str(reply.content.config_records[PRIVACY]["site"]) for reply in replies]
+        if not isinstance(strategy, FedAgree):
+            # Also under a strategy that leaves nobody out the record says who pointed against the others.
+            updates = np.stack([read_parameters(reply.content.array_records[ARRAYS]) for reply in replies])
+            self._against = self._reputation.against(sites, updates.astype(np.float64) - self._sent)
+        aggregated = self._aggregated(round_index, replies)
+        self._left_out = ()
+        if isinstance(strategy, FedAgree):
+            self._against, self._left_out = strategy.against, strategy.left_out
+        weights = {
+            site: float(reply.content.metric_records[METRICS][WEIGHT])  # type: ignore[arg-type] - a number, as it was read
+            for site, reply in zip(sites, replies, strict=True)
+            if site not in self._left_out
+        }
+        total = sum(weights.values())
+        self._shares = {} if self._counts_sites else {site: weight / total for site, weight in weights.items()}
+        return aggregated
+
+    def _bound(self, replies: Sequence[Message]) -> None:
+        """Bound what each site weighs: its size is its own word."""
+        images = [reply.content.metric_records[METRICS][WEIGHT] for reply in replies]
+        weights = bounded_weights(images, max_share=self._share, times_median=self._most_of_median)  # type: ignore[arg-type]
+        for reply, weight in zip(replies, weights.tolist(), strict=True):
+            reply.content[METRICS] = MetricRecord({WEIGHT: weight})
+
+    def _aggregated(self, round_index: int, replies: Sequence[Message]) -> NDArray[np.float32]:
         strategy = self._mean if round_index == 0 else self._train
         arrays, _ = strategy.aggregate_train(round_index, replies)
-        self._left_out = strategy.left_out if isinstance(strategy, FedAgree) else ()
         if arrays is None:
             raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
         # FedAdam and FedYogi return float64, which would double every later message.
@@ -150,13 +201,14 @@ class Aggregator:
           asked: one of the messages of the round, from `configure`.
         """
         content = RecordDict({ARRAYS: pack_parameters(average), METRICS: MetricRecord({WEIGHT: public_images})})
-        return self.aggregate(round_index, [Message(content, reply_to=asked)])
+        return self._aggregated(round_index, [Message(content, reply_to=asked)])
 
     def state(self) -> dict[str, NDArray[Any]]:
         """State from round to round: moments of FedAdam and FedYogi, sites' reputation, the site-level account."""
         state = {f"{name}/{key}": array for name in MOMENTS for key, array in (getattr(self._train, name, None) or {}).items()}
         if reputation := self._reputation.as_dict():
             state[REPUTATION] = np.frombuffer(json.dumps(reputation).encode(), np.uint8)
+        state |= {f"{COURSE}/{site}": array for site, array in self._course.as_arrays().items()}
         if self._accountant is not None:
             state[ACCOUNT] = accountant_state(self._accountant)
         return state
@@ -169,6 +221,8 @@ class Aggregator:
         """
         if REPUTATION in state:
             self._reputation.restore(json.loads(state[REPUTATION].tobytes()))
+        prefix = f"{COURSE}/"
+        self._course.restore({key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)})
         if self._accountant is not None:
             if ACCOUNT not in state:
                 raise InvalidSetting("federation.central.noise_multiplier must be 0, as when the run began")
@@ -179,44 +233,3 @@ class Aggregator:
             moments = {key.partition("/")[2]: array for key, array in state.items() if key.partition("/")[0] == name}
             if moments:
                 setattr(self._train, name, moments)
-
-
-def _strategy(settings: FederationSettings, name: str, reputation: Reputation) -> FedAvg:
-    common: dict[str, Any] = {
-        "fraction_train": 1.0,
-        "fraction_evaluate": 1.0,
-        "min_train_nodes": 1,
-        "min_evaluate_nodes": 1,
-        "min_available_nodes": 1,
-        "weighted_by_key": WEIGHT,
-        "arrayrecord_key": ARRAYS,
-        "configrecord_key": CONFIG,
-    }
-    adaptive: dict[str, Any] = {
-        "eta": settings.server_learning_rate,
-        "beta_1": settings.beta_1,
-        "beta_2": settings.beta_2,
-        "tau": settings.tau,
-    }
-    if name == "FedProx":
-        return FedProx(**common, proximal_mu=settings.proximal_mu)
-    if name == "FedAdam":
-        return FedAdam(**common, **adaptive)
-    if name == "FedYogi":
-        return FedYogi(**common, **adaptive)
-    if name == "FedMedian":
-        return FedMedian(**common)
-    if name == "FedTrimmedAvg":
-        return FedTrimmedAvg(**common, beta=settings.trim)
-    if name == "FedAgree":
-        return FedAgree(**common, reputation=reputation)
-    if name == "Krum":
-        return Krum(**common, num_malicious_nodes=settings.num_malicious)
-    if name == "FedAvg":
-        return FedAvg(**common)
-    found = STRATEGIES.load(name)(settings, **common)
-    if not isinstance(found, FedAvg):
-        raise InvalidSetting(
-            f"federation.strategy={name} from {STRATEGIES.origin(name)} must make a strategy that is a kind of Flower's FedAvg"
-        )
-    return found

@@ -1,21 +1,23 @@
 """A robust average for few sites with noisy updates: bound what each can do, and leave out who points against the others.
 
 Under differential privacy most of an update is noise, and a coordinate's median of few sites says little. Two things still tell
-honest sites from a hostile one: noise makes their updates about equally long, and the private mean and the first steps, where
-the signal is, point the same way. So
+honest sites from a hostile one: noise makes what they contribute about equally long, and the private mean and the first steps,
+where the signal is, point the same way. So
 
-- every update is shortened to the median length of its round;
-- every site has a reputation: the sum, never above zero, of how far its updates agreed with the others', in standard deviations
-  of what noise alone gives. Below a limit its updates are left out, until the others agree with it again.
+- no site weighs more than its share, whatever it declares, nor, where that share is not set, four times the median of all;
+- a site whose contribution, weight times length, is above the median of its round weighs less, until it is not: honest noise
+  makes small sites' updates long and large sites' short, and their contributions equal;
+- no site may move the model much farther over ten rounds than the median site does: see reputation.Course;
+- a site that has pointed against the others by more than noise explains is left out until the others agree with it again: see
+  reputation.Reputation.
 
-A site that is honest at first gains nothing by it. What a hostile site can still do is bounded by one honest site's length.
+Only weights change, never an update: where honest sites differ in size, the average has the length that it would have anyway.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -23,83 +25,44 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from mammo_fed.federation.protocol.messages import ARRAYS, PRIVACY, pack_parameters, read_parameters
+from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, read_parameters
+from mammo_fed.federation.strategies.reputation import Course, Reputation
 
-__all__ = ["FedAgree", "Reputation", "direction_scores", "shortened"]
-
-LOWEST_REPUTATION: Final = -3.0
-# Of two sites that disagree nobody can tell which is right.
-FEWEST_TO_COMPARE: Final = 3
+__all__ = ["FedAgree", "balanced"]
 
 
-def direction_scores(updates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median cosine of every update with the others, times the root of the dimension, float64, shape (sites,).
-
-    Between independent noise the cosine times the root of the dimension is about standard normal.
+def balanced(updates: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights under which no contribution is longer than the median of them all, float64, shape (sites,).
 
     Args:
-      updates: float64, shape (sites, dims), finite, at least two sites; one that is zero agrees with nobody and disagrees with
-        nobody.
+      updates: float64, shape (sites, dims).
+      weights: of the updates, > 0.
     """
-    norms = np.linalg.norm(updates, axis=1, keepdims=True)
-    rows = np.divide(updates, norms, out=np.zeros_like(updates), where=norms > 0)
-    cosines = rows @ rows.T
-    sites = len(updates)
-    others = cosines[~np.eye(sites, dtype=bool)].reshape(sites, sites - 1)
-    medians: NDArray[np.float64] = np.median(others, axis=1) * math.sqrt(updates.shape[1])
-    return medians
-
-
-def shortened(updates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Updates brought down to their median length where they are longer, float64, shape (sites, dims)."""
     norms = np.linalg.norm(updates, axis=1)
-    median = float(np.median(norms))
-    factors = np.divide(median, norms, out=np.ones_like(norms), where=norms > median)
-    short: NDArray[np.float64] = updates * factors[:, None]
-    return short
-
-
-class Reputation:
-    """How far each site has agreed with the others so far; shared by the mean and the training rounds."""
-
-    def __init__(self) -> None:
-        self._scores: dict[str, float] = {}
-
-    def exclude(self, sites: Sequence[str], updates: NDArray[np.float64]) -> frozenset[str]:
-        """Take in a round and name the sites whose updates are to be left out: the lowest, always fewer than half of all."""
-        if len(sites) < FEWEST_TO_COMPARE:
-            return frozenset()
-        for site, score in zip(sites, direction_scores(updates).tolist(), strict=True):
-            self._scores[site] = min(0.0, self._scores.get(site, 0.0) + score)
-        low = sorted((self._scores[site], site) for site in sites if self._scores[site] < LOWEST_REPUTATION)
-        return frozenset(site for _, site in low[: (len(sites) - 1) // 2])
-
-    def as_dict(self) -> dict[str, float]:
-        """Scores by site."""
-        return dict(self._scores)
-
-    def restore(self, scores: Mapping[str, float]) -> None:
-        """Take up what `as_dict` gave."""
-        self._scores = {site: float(score) for site, score in scores.items()}
+    middle = float(np.median(norms * weights))
+    return np.minimum(weights, np.divide(middle, norms, out=np.full_like(norms, np.inf), where=norms > 0))
 
 
 class FedAgree(FedAvg):
-    """FedAvg over shortened updates of the sites in good reputation.
+    """FedAvg over the sites in good reputation, with weights that bound what each can do.
 
     Guarantee: post-processing of what sites released.
 
     Args:
       reputation: of the sites; may be shared by several strategies.
+      course: how far they have moved the model; of one model only, so not shared.
       settings: of FedAvg.
 
     Attributes:
-      left_out: sites whose updates the last aggregate does without.
+      against: sites that pointed against the others by the last round.
+      left_out: those of them whose updates the last aggregate does without.
     """
 
-    def __init__(self, *, reputation: Reputation, **settings: Any) -> None:
+    def __init__(self, *, reputation: Reputation, course: Course, **settings: Any) -> None:
         super().__init__(**settings)
-        self._reputation = reputation
+        self._reputation, self._course = reputation, course
         self._sent = np.zeros(0, np.float32)
+        self.against: tuple[str, ...] = ()
         self.left_out: tuple[str, ...] = ()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -108,17 +71,22 @@ class FedAgree(FedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The weighted average of the shortened updates of the sites in good reputation."""
+        """The average of the updates of the sites in good reputation, under bounded weights."""
         taken = list(replies)
         if not taken:
             return None, None
         sites = [str(reply.content.config_records[PRIVACY]["site"]) for reply in taken]
+        images = [reply.content.metric_records[METRICS][WEIGHT] for reply in taken]
         sent = self._sent.astype(np.float64)
-        updates = shortened(np.stack([read_parameters(reply.content.array_records[ARRAYS]) for reply in taken]) - sent)
-        low = self._reputation.exclude(sites, updates)
+        updates = np.stack([read_parameters(reply.content.array_records[ARRAYS]) for reply in taken]) - sent
+        self.against = self._reputation.against(sites, updates)
+        # The lowest, and always fewer than half of all.
+        low = self.against[: (len(sites) - 1) // 2]
+        weights = self._course.weights(sites, updates, balanced(updates, np.asarray(images, np.float64)))
         self.left_out = tuple(sorted(low))
-        for reply, update in zip(taken, updates, strict=True):
-            reply.content[ARRAYS] = pack_parameters((sent + update).astype(np.float32))
-        return super().aggregate_train(
-            server_round, [reply for reply, site in zip(taken, sites, strict=True) if site not in low]
-        )
+        kept = [index for index, site in enumerate(sites) if site not in low]
+        if not weights[kept].any():
+            weights[kept] = 1.0
+        for index in kept:
+            taken[index].content[METRICS] = MetricRecord({WEIGHT: float(weights[index])})
+        return super().aggregate_train(server_round, [taken[index] for index in kept])

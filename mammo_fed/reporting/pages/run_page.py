@@ -24,7 +24,7 @@ from mammo_fed.reporting.pages.rendering import Card, Figure, Table, render
 from mammo_fed.reporting.pages.run_figures import course_figures, curve_figures
 from mammo_fed.reporting.plots.score_plots import ScoredSet
 from mammo_fed.reporting.record.cap_words import CapHistory, cap_words
-from mammo_fed.reporting.record.record import PrivacySection, Record
+from mammo_fed.reporting.record.record import PrivacySection, Record, SiteWeight
 
 __all__ = ["PAGE_NAME", "Curves", "write_page"]
 
@@ -206,18 +206,27 @@ def _shown(record: Record, name: str) -> bool:
 
 
 def _data(record: Record) -> Table:
+    weights = {weight.site: weight for weight in record.federation.weights}
     rows = [
         (
             site.site,
             f"{site.patients:,}",
             f"{site.images:,}",
             "withheld" if site.malignant_fraction is None else f"{100 * site.malignant_fraction:.1f} %",
+            *([_share_text(weights.get(site.site))] if weights else []),
         )
         for site in record.data.sites
     ]
     caption = f"Source: {record.data.source}. Fingerprint: {record.data.fingerprint}"
-    head = ("Site", "Patients", "Images", "Malignant images")
+    head = ("Site", "Patients", "Images", "Malignant images", *(["Largest weight in an average"] if weights else []))
     return Table(head=head, rows=rows, caption=caption)
+
+
+def _share_text(weight: SiteWeight | None) -> str:
+    """What a site weighed for the size that it declared."""
+    if weight is None or weight.share is None:
+        return "not seen"
+    return f"{100 * weight.share:.1f} %" + (" (declared out of proportion)" if weight.outsized else "")
 
 
 def _how_it_ran(record: Record) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ from mammo_fed.reporting.record.sections import (
     Seconds,
     SiteData,
     SitePrivacy,
+    SiteWeight,
     SynthesisSection,
 )
 from mammo_fed.reporting.record.statements import guarantee_sentence, not_covered_sentences, shared_noise_sentence, threat_text
@@ -43,6 +44,7 @@ __all__ = [
     "Seconds",
     "SiteData",
     "SitePrivacy",
+    "SiteWeight",
     "SynthesisSection",
     "comparable",
     "guarantee_sentence",

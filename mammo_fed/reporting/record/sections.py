@@ -358,11 +358,34 @@ class CentralPrivacy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SiteWeight:
+    """What a site declared and what it weighed for it.
+
+    Attributes:
+      site: its name.
+      images: that it declared.
+      share: the largest that its updates had in a round's average, in [0, 1]; None where none was averaged, or it was not seen.
+      outsized: it declared more than four times the median of all.
+      against: rounds (0 is the mean) by which its updates pointed against the others', whether they were left out or not.
+    """
+
+    site: str
+    images: int
+    share: float | None
+    outsized: bool
+    against: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_count("federation.weights.images", self.images)
+        require_fraction("federation.weights.share", self.share)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FederationSection:
     """How the messages went: strategy, rounds and sites asked for, payload bytes, mean seconds per round.
 
     `failed_rounds` gave no sum: what they cost is charged, and the model stayed as it was. `central` is None without site-level
-    noise at the server.
+    noise at the server. `weights` are of the sites that took part; records of earlier releases have none.
     """
 
     strategy: str
@@ -373,6 +396,7 @@ class FederationSection:
     seconds_per_round: float
     failed_rounds: tuple[int, ...] = ()
     central: CentralPrivacy | None = None
+    weights: tuple[SiteWeight, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round"):

@@ -40,6 +40,7 @@ REJECTIONS: Final[Mapping[RejectionReason, str]] = {
     "not_finite": "the update was not finite",
     "norm": "the update was longer than its steps can reach",
     "direction": "the update pointed against the others'",
+    "weight": "it declared more images than it may weigh with",
     "version": "it spoke another version of the protocol",
 }
 # Above it an accountant gives an upper bound and no more.

@@ -86,6 +86,7 @@ def _add_register_options(register: argparse.ArgumentParser) -> None:
     _add_folder(register)
     register.add_argument("key", type=Path, metavar="FILE.pub", help="the site's keys/NAME.pub")
     register.add_argument("--name", help="of the site (the file's name)")
+    register.add_argument("--max-images", type=int, metavar="N", help="largest number of images that it may declare (any)")
     register.add_argument("--replace", action="store_true", help="the site has rotated its key: the old one is revoked")
 
 

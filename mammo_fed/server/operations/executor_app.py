@@ -20,6 +20,7 @@ from mammo_fed.server.operations.events import EventLog, WarningEvents
 from mammo_fed.server.operations.run_folder import (
     CHECKPOINT_NAME,
     EVENTS_NAME,
+    MOST_IMAGES_NAME,
     OUTCOME_NAME,
     PID_NAME,
     PLAN_NAME,
@@ -75,7 +76,11 @@ def _run(grid: Grid, folder: Path, events: EventLog) -> int:
         plan = ask_sites(grid, settings, roster=lambda: read_roster(roster), wait=wait, progress=hooks.features)
         write_private(folder / PLAN_NAME, json.dumps({"wait": wait, **plan.as_dict()}).encode())
         return plan.exit_code
-    deployment = Deployment(checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME), roster=lambda: read_roster(roster))
+    deployment = Deployment(
+        checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME),
+        roster=lambda: read_roster(roster),
+        most_images=lambda: read_most_images(folder / MOST_IMAGES_NAME),
+    )
     run_federation(grid, settings, folder, mode="deploy", hooks=hooks, deployment=deployment)
     return 0
 
@@ -84,6 +89,14 @@ def read_roster(path: Path) -> Mapping[int, str]:
     """The registered sites' names by node; empty where sites come without keys."""
     try:
         return {int(node): str(name) for node, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+
+
+def read_most_images(path: Path) -> Mapping[str, int]:
+    """What registered sites may declare at most, by name; empty where nobody has a limit."""
+    try:
+        return {str(name): int(most) for name, most in json.loads(path.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
         return {}
 

@@ -27,15 +27,25 @@ class NodeAuthorizer:
       registry: of the federation.
       control: of the SuperLink.
       roster: file that tells the server's app which node is which site.
+      most_images: file that tells it what sites may declare at most.
       presence: of the sites; told whose node is there.
       say: called with a line for every change.
     """
 
     def __init__(
-        self, registry: Registry, control: Control, roster: Path, *, presence: Presence, say: Callable[[str], None]
+        self,
+        registry: Registry,
+        control: Control,
+        roster: Path,
+        most_images: Path,
+        *,
+        presence: Presence,
+        say: Callable[[str], None],
     ) -> None:
         self._registry, self._control, self._roster, self._say = registry, control, roster, say
         self._presence = presence
+        self._most_images = most_images
+        self._limits: dict[str, int] | None = None
         self._due = 0.0
         self._written: dict[int, str] | None = None
         self._complaint = ""
@@ -46,13 +56,16 @@ class NodeAuthorizer:
             return
         self._due = time.monotonic() + CHECK_SECONDS
         try:
-            wanted = {node_key(site.key.file_content(site.name)): site.name for site in self._registry.read()}
+            sites = self._registry.read()
+            wanted = {node_key(site.key.file_content(site.name)): site.name for site in sites}
         except MammoFedError as error:
             if str(error) != self._complaint:
                 self._say(f"the registered keys cannot be read: {error}")
             self._complaint = str(error)
             return
         self._complaint = ""
+        # Before anybody may come in whom they are for.
+        self._write_limits({site.name: site.max_images for site in sites if site.max_images is not None})
         nodes = self._control.nodes()
         for node in nodes:
             if node.public_key not in wanted:
@@ -69,6 +82,11 @@ class NodeAuthorizer:
         there = {wanted[node.public_key]: node.online for node in nodes if node.public_key in wanted}
         for line in self._presence.note(there):
             self._say(line)
+
+    def _write_limits(self, limits: dict[str, int]) -> None:
+        if limits != self._limits:
+            write_private(self._most_images, json.dumps(limits).encode())
+            self._limits = limits
 
     def _try(self, change: Callable[[], None], done: str) -> None:
         """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""

@@ -14,15 +14,18 @@ __all__ = ["RegisteredSite", "Registry"]
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredSite:
-    """A site that may come: its name and its public key."""
+    """A site that may come: its name, its public key, and how many images it may declare; None is any number."""
 
     name: str
     key: SiteKey
+    max_images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registry:
     """The sites that may come, as the files NAME.pub of a folder, and keys that may never come again.
+
+    Beside a key may lie NAME.max-images, the largest number of images that the site may declare.
 
     Attributes:
       sites: folder of the registered keys; the truth about who may come.
@@ -40,21 +43,30 @@ class Registry:
         """
         found = sorted(path for path in self.sites.glob("*.pub") if not path.name.startswith("."))
         return tuple(
-            RegisteredSite(name=check_site_name(path.stem, option=str(path)), key=read_public_key(path)) for path in found
+            RegisteredSite(
+                name=check_site_name(path.stem, option=str(path)),
+                key=read_public_key(path),
+                max_images=_read_limit(self._limit_of(path.stem)),
+            )
+            for path in found
         )
 
-    def register(self, name: str, key: SiteKey, *, replace: bool) -> bool:
+    def register(self, name: str, key: SiteKey, *, replace: bool, max_images: int | None = None) -> bool:
         """Let the site `name` come with `key`; whether that changed anything.
 
         Args:
           name: of the site.
           key: its public key.
           replace: whether the site has rotated its key: the one that it has here is then revoked.
+          max_images: largest number of images that it may declare, >= 1; None leaves what is set, which is any number at first.
 
         Raises:
-          InvalidSetting: If the key is another site's or was revoked, or the site has another key and `replace` is not given.
+          InvalidSetting: If `max_images` is below 1, the key is another site's or was revoked, or the site has another key and
+            `replace` is not given.
         """
         check_site_name(name, option="--name")
+        if max_images is not None and max_images < 1:
+            raise InvalidSetting(f"--max-images={max_images} must be at least 1; give what the site may declare at most")
         if any(key == read_public_key(path) for path in self.revoked.glob("*.pub")):
             raise InvalidSetting(
                 f"the key {key.fingerprint} was revoked or replaced, and must not come back; the site makes a new one with "
@@ -63,7 +75,7 @@ class Registry:
         present = {site.name: site.key for site in self.read()}
         owner = next((site for site, other in present.items() if other == key), None)
         if owner == name:
-            return False
+            return self._limit(name, max_images)
         if owner is not None:
             raise InvalidSetting(f"the key {key.fingerprint} is already registered for {owner}; one key is one site")
         if name in present and not replace:
@@ -73,6 +85,11 @@ class Registry:
             )
         if name in present:
             self._retire(name)
+        elif max_images is None:
+            # Whoever had the name before had a limit of its own.
+            self._limit_of(name).unlink(missing_ok=True)
+        # The limit first: nobody with one may come without it.
+        self._limit(name, max_images)
         write_atomically(self.sites / f"{name}.pub", key.file_content(name).decode())
         return True
 
@@ -86,10 +103,33 @@ class Registry:
         if name not in present:
             raise InvalidSetting(f"NAME={name} must be a registered site; there are {', '.join(present) or 'none'}")
         self._retire(name)
+        self._limit_of(name).unlink(missing_ok=True)
         return present[name]
+
+    def _limit_of(self, name: str) -> Path:
+        return self.sites / f"{name}.max-images"
+
+    def _limit(self, name: str, max_images: int | None) -> bool:
+        """Set how many images a site may declare; whether that changed anything."""
+        if max_images is None or max_images == _read_limit(self._limit_of(name)):
+            return False
+        write_atomically(self._limit_of(name), f"{max_images}\n")
+        return True
 
     def _retire(self, name: str) -> None:
         """Take a key out of `sites` for good."""
         self.revoked.mkdir(mode=0o700, exist_ok=True)
         path = self.sites / f"{name}.pub"
         path.replace(self.revoked / f"{name}-{path.stat().st_mtime_ns}.pub")
+
+
+def _read_limit(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"{path} cannot be read ({type(error).__name__}); register the site with --max-images") from error
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise InvalidSetting(f"{path} must hold one whole number, at least 1; register the site with --max-images")
+    return int(text)

@@ -12,6 +12,7 @@ __all__ = [
     "PID_NAME",
     "PLAN_NAME",
     "PROGRESS_NAME",
+    "MOST_IMAGES_NAME",
     "ROSTER_NAME",
     "RUN_VARIABLE",
     "SETTINGS_NAME",
@@ -29,3 +30,4 @@ ROSTER_NAME: Final = "roster.json"
 ATTENDANCE_NAME: Final = "attendance.json"
 # There where sites are only asked whether they would take the run; holds their answers in the end.
 PLAN_NAME: Final = "plan.json"
+MOST_IMAGES_NAME: Final = "most-images.json"

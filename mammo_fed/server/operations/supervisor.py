@@ -34,6 +34,7 @@ from mammo_fed.server.operations.node_authorizer import NodeAuthorizer
 from mammo_fed.server.operations.run_folder import (
     ATTENDANCE_NAME,
     EVENTS_NAME,
+    MOST_IMAGES_NAME,
     OUTCOME_NAME,
     PID_NAME,
     PROGRESS_NAME,
@@ -150,6 +151,7 @@ class Server:
             self._folder.registry,
             self._control,
             self._run_folder / ROSTER_NAME,
+            self._run_folder / MOST_IMAGES_NAME,
             presence=Presence(self._folder.state / PRESENCE_NAME),
             say=self._say,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mammo_fed.reporting.formatting import budget_text, epsilon_text
-from mammo_fed.server.rounds.budget import BudgetView, SiteSpending
+from mammo_fed.server.rounds.budget import BudgetView, SiteSpending, outsized_text
 
 __all__ = ["round_lines"]
 
@@ -17,7 +17,8 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
     """What to say after the declaration (round -1), the private mean (0) or a round."""
     if index < 0:
         refused = [f"  {name} does not train: {site.reason_text}" for name, site in budget.sites.items() if site.reason]
-        return [f"{len(budget.active)} of {len(budget.sites)} sites take part", *refused]
+        named = [f"  {outsized_text(name, budget)}" for name in budget.outsized]
+        return [f"{len(budget.active)} of {len(budget.sites)} sites take part", *refused, *named]
     what = "private mean" if index == 0 else f"round {index}/{rounds}"
     if len(budget.sites) > MANY:
         largest = max(site.epsilon for site in budget.sites.values())
@@ -35,8 +36,9 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
 def _amiss(index: int, site: SiteSpending) -> str:
     if index in site.unanswered:
         return " NO REPLY, charged all the same"
+    against = " AGAINST THE OTHERS" if index in site.against and (index, "direction") not in site.rejected else ""
     left_out = "".join(f" LEFT OUT ({reason})" for each, reason in site.rejected if each == index)
-    return (" MISMATCH with the site's own figure" if index in site.mismatches else "") + left_out
+    return (" MISMATCH with the site's own figure" if index in site.mismatches else "") + against + left_out
 
 
 def _cost(epsilon: float) -> str:

@@ -33,6 +33,7 @@ from mammo_fed.reporting.record.record import (
     Seconds,
     SiteData,
     SitePrivacy,
+    SiteWeight,
     SynthesisSection,
     guarantee_sentence,
     not_covered_sentences,
@@ -40,7 +41,7 @@ from mammo_fed.reporting.record.record import (
     threat_text,
 )
 from mammo_fed.reporting.record.statements import site_level_sentence, synthetic_sentence
-from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView, SiteSpending
+from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView, SiteSpending, outsized_text
 from mammo_fed.server.rounds.delivery import Traffic
 from mammo_fed.server.rounds.synthetic_overlap import seen_by_generator
 from mammo_fed.settings import Settings
@@ -109,7 +110,7 @@ def build_record(outcome: Outcome) -> Record:
         privacy=_privacy(outcome, seen),
         evaluation=dict(outcome.evaluation),
         federation=FederationSection(
-            strategy=settings.federation.strategy,
+            strategy=settings.federation.resolved_strategy,
             rounds=outcome.declaration.rounds,
             sites=len(outcome.budget.sites),
             bytes_up=outcome.traffic.bytes_up,
@@ -117,7 +118,23 @@ def build_record(outcome: Outcome) -> Record:
             seconds_per_round=sum(seconds) / max(1, len(seconds)),
             central=_central(outcome),
             failed_rounds=tuple(outcome.traffic.failed),
+            weights=_weights(outcome.budget),
         ),
+    )
+
+
+def _weights(budget: BudgetView) -> tuple[SiteWeight, ...]:
+    """What every site that took part weighed, and when it pointed against the others."""
+    return tuple(
+        SiteWeight(
+            site=site.site,
+            images=site.images,
+            share=site.largest_share,
+            outsized=site.site in budget.outsized,
+            against=tuple(site.against),
+        )
+        for site in budget.sites.values()
+        if site.epsilon > 0
     )
 
 
@@ -242,10 +259,24 @@ def _privacy(outcome: Outcome, seen: Provenance) -> PrivacySection:
 
 
 def _cautions(outcome: Outcome) -> tuple[str, ...]:
-    """A sentence for each site at which delta is too large to mean anything."""
+    """A sentence for each site at which delta is too large to mean anything, or that stood out from the others."""
     delta = outcome.settings.privacy.delta
     found = ((site, delta_warning(delta=delta, patients=of.patients)) for site, of in outcome.budget.sites.items())
-    return tuple(f"{site}: {said}." for site, said in found if said)
+    return tuple(f"{site}: {said}." for site, said in found if said) + _of_aggregation(outcome.budget)
+
+
+def _of_aggregation(budget: BudgetView) -> tuple[str, ...]:
+    """A sentence for each site that declared out of proportion, or pointed against the others and was counted all the same."""
+    sizes = tuple(f"{outsized_text(site, budget)}." for site in budget.outsized)
+    counted = {
+        name: [index for index in site.against if (index, "direction") not in site.rejected]
+        for name, site in budget.sites.items()
+    }
+    return sizes + tuple(
+        f"{name}: its updates pointed against the others' by round {', '.join(map(str, rounds))}, and were counted."
+        for name, rounds in counted.items()
+        if rounds
+    )
 
 
 def _schedule_cost(charged: Sequence[SitePrivacy]) -> float | None:

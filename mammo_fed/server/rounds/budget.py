@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from statistics import median
 from typing import Any, Final
 
 from mammo_fed.common.serialization import build, plain
@@ -12,13 +13,14 @@ from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.protocol.version import own_version
+from mammo_fed.federation.strategies.weights import OUTSIZED, outsized
 from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.cap import CapRaise
 from mammo_fed.privacy.shared_noise import Adversaries, adversary_epsilons
 
-__all__ = ["EXCLUDED", "BudgetView", "SiteSpending", "reason_text"]
+__all__ = ["EXCLUDED", "BudgetView", "SiteSpending", "outsized_text", "reason_text"]
 
 EVENTS: Final = ("declared", "events", "answered")
 # In place of a site's own reason, where the server excludes it.
@@ -55,6 +57,8 @@ class SiteSpending:
       ledger_head: what the site last said of where its ledger stood.
       withdrawn_at: ISO date of the last withdrawal of consent that the site spoke of, "" for none.
       withdrawn_rounds: rounds whose reply was the first to speak of a later withdrawal than all before.
+      against: rounds by which its updates pointed against the others', counted or not.
+      largest_share: of its updates in the average of a round; None where none of them was averaged, or under masks.
       protocol_version: that the site speaks, where `reason` is "version"; nothing else is known of it then.
     """
 
@@ -82,6 +86,8 @@ class SiteSpending:
     unanswered: list[int] = field(default_factory=list)
     rejected: list[tuple[int, RejectionReason]] = field(default_factory=list)
     protocol_version: int = 0
+    against: list[int] = field(default_factory=list)
+    largest_share: float | None = None
 
     @property
     def epsilon(self) -> float:
@@ -203,11 +209,27 @@ class BudgetView:
         """Note that what a site sent in a round was left out, and why."""
         self._sites[site].rejected.append((round_index, reason))
 
+    def weigh(self, shares: Mapping[str, float], *, against: Sequence[str], round_index: int) -> None:
+        """Note what sites weighed in a round's average, and who pointed against the others."""
+        for site, share in shares.items():
+            self._sites[site].largest_share = max(share, self._sites[site].largest_share or 0.0)
+        for site in against:
+            self._sites[site].against.append(round_index)
+
+    @property
+    def outsized(self) -> tuple[str, ...]:
+        """Sites that take part and declare more than four times the median number of images."""
+        return outsized({site.site: site.images for site in self.active_spending})
+
+    def turn_away(self, site: str, *, round_index: int, reason: RejectionReason) -> None:
+        """Note that a site takes no further part, because the server does not want it."""
+        self._sites[site].reason = EXCLUDED
+        self.reject(site, round_index=round_index, reason=reason)
+
     def exclude(self, reply: Accepted, *, reason: RejectionReason) -> None:
         """Note that a site takes no part, because what it declares is not what it was asked for."""
         self.enter(reply)
-        self._sites[reply.site].reason = EXCLUDED
-        self.reject(reply.site, round_index=DECLARATION_ROUND, reason=reason)
+        self.turn_away(reply.site, round_index=DECLARATION_ROUND, reason=reason)
 
     def spend(self, reply: Update, *, round_index: int, events: Sequence[PrivacyEvent]) -> None:
         """Charge the declared `events` of a round that a site answered, and compare with what the site says."""
@@ -283,3 +305,9 @@ def reason_text(reason: str, protocol_version: int) -> str:
     if reason != "version":
         return reason
     return f"version (it speaks version {protocol_version} of the protocol, this server version {own_version()})"
+
+
+def outsized_text(site: str, budget: BudgetView) -> str:
+    """That a site declares out of proportion to the others, for people."""
+    middle = median(each.images for each in budget.active_spending)
+    return f"{site} declares {budget.sites[site].images:,} images, more than {OUTSIZED:g} times the median of {middle:,.0f}"

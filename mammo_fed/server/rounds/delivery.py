@@ -24,7 +24,7 @@ from mammo_fed.federation.protocol.messages import pack_declaration, read_reply
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.server.rounds.budget import BudgetView, reason_text
-from mammo_fed.server.rounds.reply_checks import declaration_fault, refusal_of_version
+from mammo_fed.server.rounds.reply_checks import declaration_fault, refusal_of_version, weight_fault
 
 __all__ = ["Admission", "Delivery", "Traffic", "Waiting"]
 
@@ -223,6 +223,7 @@ class Admission:
       declaration, payload: what a site is asked to accept, and the public array that comes with it.
       budget, traffic: where sites are entered and bytes counted.
       roster: the registered names by node, where the sites' keys are known; an empty one believes the first who gives a name.
+      most_images: what registered sites may declare at most, by name.
       ask_again: a site that could not answer is asked again before every round.
     """
 
@@ -236,9 +237,11 @@ class Admission:
         traffic: Traffic,
         roster: Callable[[], Mapping[int, str]],
         ask_again: bool,
+        most_images: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._delivery, self._declaration, self._payload = delivery, declaration, payload
         self._budget, self._traffic, self._roster, self._ask_again = budget, traffic, roster, ask_again
+        self._most_images = most_images
         self._nodes: dict[str, int] = {}
         self._asked: set[int] = set()
         # Nodes whose app failed at the declaration, and that are not asked again.
@@ -347,7 +350,7 @@ class Admission:
         is_new = known is None or not known.events
         if isinstance(reply, Refusal):
             logger.warning("%s refuses the run: %s", reply.site, reason_text(reply.reason, reply.protocol_version))
-        elif wrong := declaration_fault(self._declaration, reply):
+        elif wrong := weight_fault(reply, self._most_images()) or declaration_fault(self._declaration, reply):
             logger.warning("%s %s; it is left out", reply.site, wrong.text)
             if is_new:
                 self._budget.exclude(reply, reason=wrong.reason)

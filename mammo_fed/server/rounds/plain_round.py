@@ -83,19 +83,27 @@ class PlainRound:
                 f"and {self._needed(needed)}; look at the sites' logs"
             )
         aggregated = self.aggregator.aggregate(index, [valid[site] for site in sorted(valid)])
-        for site in self.aggregator.left_out:
-            logger.warning("%s points against the others by round %d; its update is left out", site, index)
-            self.checks.budget.reject(site, round_index=index, reason="direction")
+        self._note(index)
         self.traffic.seconds.append(time.perf_counter() - started)
         return aggregated
+
+    def _note(self, index: int) -> None:
+        """What the aggregate did with whose update."""
+        left_out, budget = self.aggregator.left_out, self.checks.budget
+        budget.weigh(self.aggregator.shares, against=self.aggregator.against, round_index=index)
+        for site in self.aggregator.against:
+            what = "is left out" if site in left_out else "counts all the same"
+            logger.warning("%s points against the others by round %d; its update %s", site, index, what)
+        for site in left_out:
+            budget.reject(site, round_index=index, reason="direction")
 
     def _needed(self, replies: int) -> str:
         settings = self.settings
         if replies == settings.min_replies:
             return f"federation.min_replies={replies}"
         return (
-            f"federation.strategy={settings.strategy} with federation.num_malicious={settings.num_malicious} needs {replies}: "
-            "fewer could be outvoted by those"
+            f"federation.strategy={settings.resolved_strategy} with federation.num_malicious={settings.num_malicious} needs "
+            f"{replies}: fewer could be outvoted by those"
         )
 
     def _ask(self, sent: SentTask, sites: Sequence[str], *, enough: int) -> list[tuple[Update | Refusal, Message]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -27,7 +27,7 @@ from mammo_fed.federation.protocol.site_schedule import site_sample_rate
 from mammo_fed.federation.protocol.task import Declaration, RoundTask, task_hash
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent, full_batch
-from mammo_fed.server.rounds.budget import BudgetView, SiteSpending, reason_text
+from mammo_fed.server.rounds.budget import BudgetView, SiteSpending, outsized_text, reason_text
 
 __all__ = [
     "Rejection",
@@ -38,6 +38,7 @@ __all__ = [
     "refusal_of_version",
     "update_bound",
     "validate",
+    "weight_fault",
 ]
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,18 @@ def declaration_fault(asked: Declaration, reply: Accepted) -> Rejection | None:
         text = f"declares events of epsilon {price:.4g} for a target of {target:.4g}"
         return Rejection(reason="noise", text=text)
     return None
+
+
+def weight_fault(reply: Accepted, most_images: Mapping[str, int]) -> Rejection | None:
+    """Why a site may not weigh what it declares: more images than the coordinator registered it for; None if it may."""
+    most = most_images.get(reply.site, reply.public_images)
+    if reply.public_images <= most:
+        return None
+    text = (
+        f"declares {reply.public_images} images and is registered for {most} (correct public_images at the site, or "
+        "flower-server register --max-images, and resume)"
+    )
+    return Rejection(reason="weight", text=text)
 
 
 def validate(
@@ -241,6 +254,31 @@ class ReplyChecks:
             reasons = ", ".join(f"{name}: {spending.reason_text}" for name, spending in sites.items())
             raise PrivacyRefused(f"every site refuses {what} ({reasons}); look at the sites' policies and ledgers")
 
+    def bound_shares(self, max_share: float, *, round_index: int) -> None:
+        """Turn away who declares a larger share of all images than `max_share`, where sites weigh their own updates.
+
+        What it sends could not be weighed down, and the sum is divided by what sites declare.
+        """
+        images = {site.site: site.images for site in self.budget.active_spending}
+        total = sum(images.values())
+        for site, count in images.items():
+            if len(images) > 1 and count > max_share * total:
+                logger.warning(
+                    "%s declares %d of %d images, more than federation.max_weight_share=%g of them; it is left out, and its "
+                    "public_images or that setting must change before it can come back",
+                    site,
+                    count,
+                    total,
+                    max_share,
+                )
+                self.budget.turn_away(site, round_index=round_index, reason="weight")
+
+    def name_outsized(self, named: set[str]) -> None:
+        """Warn once of every site that declares out of proportion; `named` are those of whom it was said before."""
+        for site in sorted(set(self.budget.outsized) - named):
+            logger.warning("%s", outsized_text(site, self.budget))
+            named.add(site)
+
     def _expected(self, site: str, sent: SentTask) -> tuple[PrivacyEvent, ...]:
         return events_of(sent.task, self.budget.sites[site].declared, local_steps=self.declaration.local_steps)
 
@@ -274,7 +312,8 @@ def update_bound(
     """
     (event,) = events
     images_in_all = public_images + declaration.mixed_images
-    units = (public_patients if event.unit == "patient" else public_images) + declaration.mixed_images
+    # A site that claims more patients than images would claim a longer reach.
+    units = (min(public_patients, public_images) if event.unit == "patient" else public_images) + declaration.mixed_images
     if task.kind == "mean":
         signal = event.clipping_norm * units / images_in_all
         if declaration.model.norm == "unit":

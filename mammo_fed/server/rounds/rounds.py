@@ -55,10 +55,12 @@ class Deployment:
     Attributes:
       checkpoints: where the run's state is kept, and found when it is resumed.
       roster: the registered sites' names by node.
+      most_images: what registered sites may declare at most, by name; a site that is not named may declare any number.
     """
 
     checkpoints: CheckpointFolder
     roster: Callable[[], Mapping[int, str]]
+    most_images: Callable[[], Mapping[str, int]] = dict
 
 
 class Rounds:
@@ -94,6 +96,7 @@ class Rounds:
             budget=budget,
             traffic=traffic,
             roster=deployment.roster if deployment else dict,
+            most_images=deployment.most_images if deployment else dict,
             ask_again=deployment is not None,
         )
         delivery = Delivery(grid, resend_after=resend_after, all_come=deployment is None)
@@ -102,6 +105,7 @@ class Rounds:
         self._deployed = deployment is not None
         self._checkpoints = checkpoints
         self._failures = 0
+        self._outsized: set[str] = set()
         self._state = RunState(
             declaration=declaration,
             aggregator=Aggregator(federation, noise_seed=declaration.noise_seed),
@@ -143,6 +147,7 @@ class Rounds:
         first = 0 if declaration.mean_fraction > 0 else 1
         for index in range(max(first, state.round_done + 1), declaration.rounds + 1):
             state.admission.poll_joins()
+            self._judge_sizes(index)
             if index == 0:
                 state.feature_mean = one_round(self._sent(index, np.zeros(declaration.dims, np.float32)), self._chosen(index))
             else:
@@ -164,6 +169,12 @@ class Rounds:
             traffic=state.traffic,
             site_level_epsilon=state.aggregator.site_level_epsilon,
         )
+
+    def _judge_sizes(self, index: int) -> None:
+        """What sites declare is their own word: who is out of proportion is named, or turned away under masks."""
+        self._checks.name_outsized(self._outsized)
+        if self._run.declaration.aggregation != "plain":
+            self._checks.bound_shares(self._run.federation.weight_share, round_index=index)
 
     def _open(self) -> None:
         """Declare the run; its name is on the disk before the first site hears it: nobody prices it twice."""

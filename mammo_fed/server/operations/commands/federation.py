@@ -44,11 +44,13 @@ def register(options: argparse.Namespace, console: Console) -> int:
     """Let a site come in; the exit code."""
     folder, key = FederationFolder.open(options.folder), read_public_key(options.key)
     name = options.name or options.key.stem
-    changed = folder.registry.register(name, key, replace=options.replace)
+    changed = folder.registry.register(name, key, replace=options.replace, max_images=options.max_images)
+    limit = next(site.max_images for site in folder.registry.read() if site.name == name)
     if options.json:
-        print_json({"site": name, "fingerprint": key.fingerprint, "changed": changed})
+        print_json({"site": name, "fingerprint": key.fingerprint, "changed": changed, "max_images": limit})
         return 0
     said = "is registered" if changed else "was registered already, with this key"
+    said += "" if limit is None else f", for at most {limit} images"
     say(console, f"{name} {said}: {key.fingerprint}; compare it with the site by another way than the file came")
     return 0
 
@@ -80,9 +82,13 @@ def sites(options: argparse.Namespace, console: Console) -> int:
     """List the registered sites; the exit code."""
     found = FederationFolder.open(options.folder).registry.read()
     if options.json:
-        print_json([{"site": site.name, "fingerprint": site.key.fingerprint} for site in found])
+        print_json([{"site": site.name, "fingerprint": site.key.fingerprint, "max_images": site.max_images} for site in found])
         return 0
-    say(Console(), *(f"{site.name:<24} {site.key.fingerprint}" for site in found))
+    say(Console(), *(f"{site.name:<24} {site.key.fingerprint}{_limit_text(site.max_images)}" for site in found))
     if not found:
         say(console, "no site is registered; flower-server register FOLDER NAME.pub")
     return 0
+
+
+def _limit_text(most: int | None) -> str:
+    return "" if most is None else f"  at most {most} images"
