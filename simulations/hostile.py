@@ -203,7 +203,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--attacks", default=",".join(ATTACKS), help="separated by commas")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     table = Table(
         folder=options.folder / options.data,
         overrides=((*PHANTOM,) if options.data == "phantom" else PATCHES) + tuple(options.overrides),

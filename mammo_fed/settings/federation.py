@@ -12,7 +12,7 @@ from mammo_fed.settings.central import CentralSettings, SecureSettings
 from mammo_fed.settings.checks import Auto, at_least
 from mammo_fed.settings.data import PartitionRule
 
-__all__ = ["ROBUST", "FederationSettings"]
+__all__ = ["FEWEST_TO_COMPARE", "ROBUST", "FederationSettings"]
 
 # Rules that look at single updates; as post-processing of the sites' means they have a place where pseudo-gradients have none.
 ROBUST: Final = ("FedMedian", "FedTrimmedAvg", "Krum", "FedAgree")

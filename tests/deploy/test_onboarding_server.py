@@ -303,3 +303,34 @@ def test_resume_takes_the_newest_run_but_one_that_ended_for_bad_input_only_if_th
     for run in runs[:2]:
         (run / "record.json").write_text("{}")
     assert federation.unfinished_run() == runs[2]
+
+
+def test_max_images_of_a_site_are_kept_changed_and_forgotten_with_it(server, refused, federation, key_file):
+    path = key_file("hospital-a")
+
+    def limits() -> dict[str, int | None]:
+        return {site["site"]: site["max_images"] for site in json.loads(server("sites", federation.path, "--json")[1])}
+
+    assert "at most 500 images" in server("register", federation.path, path, "--max-images", 500)[2]
+    assert limits() == {"hospital-a": 500}
+    server("register", federation.path, path)
+    assert limits() == {"hospital-a": 500}
+    assert json.loads(server("register", federation.path, path, "--max-images", 700, "--json")[1])["changed"]
+    new = key_file("rotated")
+    server("register", federation.path, new, "--name", "hospital-a", "--replace")
+    assert limits() == {"hospital-a": 700}
+    server("revoke", federation.path, "hospital-a")
+    server("register", federation.path, key_file("another"), "--name", "hospital-a")
+    assert limits() == {"hospital-a": None}
+    for bad in (0, -3):
+        assert f"--max-images={bad} must be at least 1" in refused(
+            server("register", federation.path, key_file(f"bad{bad}"), f"--max-images={bad}")
+        )
+
+
+@pytest.mark.parametrize("text", ["", "many", "0", "-5", "1.5", "٣"])
+def test_max_images_that_somebody_wrote_by_hand_are_read_or_refused_in_one_line(server, refused, federation, key_file, text):
+    server("register", federation.path, key_file("hospital-a"), "--max-images", 500)
+    (limit,) = federation.path.rglob("hospital-a.max-images")
+    limit.write_text(text)
+    assert "must hold one whole number" in refused(server("sites", federation.path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -170,7 +171,8 @@ class Trial:
 
 
 ROBUST = "federation=robust"
-PLAIN = "federation=hospitals"
+PLAIN = "federation.strategy=FedAvg"
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "simulations" / "hostile.py"))
 
 
 def held_to(trial: Trial, attack: str) -> list[Record]:
@@ -213,8 +215,9 @@ def test_a_hostile_phantom_site_costs_little(phantom_trial, attack):
         if attack in SEEN_THROUGH:
             assert [(each.round, each.reason) for each in hostile.rejected] == list(enumerate(SEEN_THROUGH[attack]))
         else:
+            # With little noise it is seen in the mean, where the signal is.
             assert {each.reason for each in hostile.rejected} == {"direction"}
-            assert {1, 2, 3, 4} <= {each.round for each in hostile.rejected}
+            assert 0 in {each.round for each in hostile.rejected}
 
 
 def test_a_hostile_phantom_site_would_cost_much_without_the_robust_configuration(phantom_trial):
@@ -234,6 +237,28 @@ def test_the_robust_configuration_costs_little_where_nobody_is_hostile(phantom_t
 
 
 @pytest.fixture(scope="module")
+def hostile_table(tmp_path_factory, cache):
+    """The script's federations on the phantom, with one seed."""
+    overrides = (*SCRIPT["PHANTOM"], f"engine.cache={cache}")
+    folder = tmp_path_factory.mktemp("table")
+    return SCRIPT["Table"](folder=folder, overrides=overrides, evaluated="test", seeds=SEEDS[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("attack", SCRIPT["ATTACKS"])
+def test_a_hostile_site_costs_little_by_default(hostile_table, attack):
+    column = next(column for column in SCRIPT["COLUMNS"] if column[0] == "default, 1 of 4")
+    before, after = hostile_table.auroc(column, ""), hostile_table.auroc(column, attack)
+    logger.info("%s: AUROC %.4f without the attack, %.4f with it", attack, before, after)
+    assert after >= before - LARGEST_FALL
+    record = hostile_table.record(column, attack, SEEDS[0])
+    assert record.federation.strategy == "FedAgree"
+    named = {weight.site for weight in record.federation.weights if weight.outsized}
+    assert named == ({HOSTILE} if attack == "false weight" else set())
+
+
+@pytest.fixture(scope="module")
 def patches_trial(tmp_path_factory) -> Trial:
     if not MAMMO_DP:
         pytest.skip("MAMMO_DP_ROOT does not name a clone of the public patches")
@@ -243,7 +268,7 @@ def patches_trial(tmp_path_factory) -> Trial:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in SEEN_THROUGH])
 def test_a_hostile_site_costs_little_on_public_patches(patches_trial, attack):
     records = held_to(patches_trial, attack)
     assert all(record.privacy.warnings for record in records)

@@ -18,7 +18,7 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import PrivacyRefused, RunFailed
-from mammo_fed.federation.protocol.messages import pack_reply, read_reply
+from mammo_fed.federation.protocol.messages import pack_reply, read_reply, read_task
 from mammo_fed.federation.protocol.replies import Refusal, Reply, Update
 from mammo_fed.federation.protocol.version import PROTOCOL, PROTOCOL_VERSION, stamped
 from mammo_fed.models.classifier import Classifier, read_classifier
@@ -29,6 +29,7 @@ from mammo_fed.privacy.ledger.report import show_ledger, verify_ledger
 from mammo_fed.reporting.console import results_table
 from mammo_fed.reporting.record.record import Record, Rejected, SitePrivacy, read_record
 from mammo_fed.server.app import make_app
+from mammo_fed.server.results.progress_lines import round_lines
 from mammo_fed.server.run import Hooks, share_of
 from mammo_fed.settings.compose import compose_settings
 from mammo_fed.simulations.in_process import run_in_process
@@ -439,3 +440,48 @@ def test_relation_of_hostile_sites_to_all_that_too_few_replies_break_stops_the_r
     krum = ("federation.strategy=Krum", "federation.num_sites=3", "federation.max_failed_rounds=1")
     with pytest.raises(RunFailed, match=r"strategy=Krum with federation\.num_malicious=0 needs 3"):
         federate(lost, *krum, hostile="site-3", from_round=1)
+
+
+def declaring(images: int) -> Tamper:
+    """From the declaration on the site is as large as it says."""
+    return lambda reply, message: answer(reply, message, public_images=images, public_patients=images)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "FedAvg"])
+def test_a_false_weight_is_named_and_silences_nobody(federate, strategy):
+    lines: list[str] = []
+    hooks = Hooks(round=lambda index, rounds, budget: lines.extend(round_lines(index, rounds, budget)))
+    found = federate(declaring(10**6), f"federation.strategy={strategy}", from_round=-1, hooks=hooks)
+    weights = {weight.site: weight for weight in found.record.federation.weights}
+    assert [site for site, weight in weights.items() if weight.outsized] == [HOSTILE]
+    assert weights[HOSTILE].images == 10**6
+    assert weights[HOSTILE].share <= 0.6 + 1e-6
+    assert sum(weight.share for weight in weights.values()) == pytest.approx(1.0, abs=0.3)
+    assert any(f"{HOSTILE} declares 1,000,000 images, more than 4 times the median of" in line for line in lines)
+    assert f"{HOSTILE} declares 1,000,000 images" in found.warnings
+    assert any("1,000,000" in warning for warning in found.record.privacy.warnings)
+
+
+def test_a_false_weight_under_masks_keeps_the_site_out(federate):
+    found = federate(declaring(10**6), "federation.secure.use=masks", from_round=-1)
+    assert [(each.round, each.reason) for each in found.hostile.rejected] == [(0, "weight")]
+    assert found.hostile.epsilon == 0.0
+    assert [site.rounds for site in found.honest] == [3, 3, 3]
+    assert "more than federation.max_weight_share=0.75" in found.warnings
+
+
+def test_a_site_that_points_against_the_others_is_in_the_record_where_it_is_counted(federate):
+    def turned(reply: Reply, message: Message) -> Message:
+        sent = read_task(message)[2]
+        return answer(reply, message, parameters=(2 * sent - reply.parameters).astype(np.float32))
+
+    strong = ("privacy.target_epsilon=200", "data.images_train=400")
+    counted = federate(turned, "federation.strategy=FedAvg", *strong, again="counted")
+    weights = {weight.site: weight for weight in counted.record.federation.weights}
+    assert 0 in weights[HOSTILE].against
+    assert all(not weight.against for site, weight in weights.items() if site != HOSTILE)
+    assert not counted.hostile.rejected
+    assert any("pointed against" in warning and "counted" in warning for warning in counted.record.privacy.warnings)
+    left_out = federate(turned, *strong, again="left out")
+    assert (0, "direction") in [(each.round, each.reason) for each in left_out.hostile.rejected]
+    assert left_out.record.federation.strategy == "FedAgree"

@@ -34,16 +34,19 @@ SMALL = (
     "privacy.noise_seed=5",
 )
 RUNS = {
-    "dp_gd": (),
+    "dp_gd": ("federation.strategy=FedAvg",),
     "dp_gd_image": ("privacy.unit=image", "federation.strategy=FedAdam"),
-    "dp_sgd": ("privacy=dp_sgd", "privacy.noise=float"),
+    "dp_sgd": ("privacy=dp_sgd", "privacy.noise=float", "federation.strategy=FedAvg"),
     "dp_sgd_kept_optimizer": (
         *("privacy=dp_sgd", "privacy.noise=float", "federation.keep_optimizer=true", "privacy.optimizer=adamw"),
+        "federation.strategy=FedAvg",
     ),
     "robust": ("federation=robust",),
     "masks": ("federation.secure.use=masks",),
     "shared_noise": ("federation.secure.use=shared_noise",),
-    "augmented": ("synthesis.use=[whiten,pretrain,augment]", "privacy=dp_sgd", "privacy.noise=float"),
+    "augmented": (
+        *("synthesis.use=[whiten,pretrain,augment]", "privacy=dp_sgd", "privacy.noise=float", "federation.strategy=FedAvg"),
+    ),
 }
 GAN = (
     "gan.image_size=32",

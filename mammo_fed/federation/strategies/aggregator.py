@@ -28,7 +28,7 @@ from mammo_fed.federation.strategies.site_level_dp import (
 from mammo_fed.federation.strategies.weights import OUTSIZED, bounded_weights
 from mammo_fed.privacy.noise.source import NoiseSource
 from mammo_fed.settings import FederationSettings
-from mammo_fed.settings.federation import ROBUST
+from mammo_fed.settings.federation import FEWEST_TO_COMPARE, ROBUST
 
 __all__ = ["Aggregator", "choose_sites"]
 
@@ -157,7 +157,8 @@ class Aggregator:
         self._bound(replies)
         strategy = self._mean if round_index == 0 else self._train
         sites = [str(reply.content.config_records[PRIVACY]["site"]) for reply in replies]
-        if not isinstance(strategy, FedAgree):
+        self._against = ()
+        if len(replies) >= FEWEST_TO_COMPARE and not isinstance(strategy, FedAgree):
             # Also under a strategy that leaves nobody out the record says who pointed against the others.
             updates = np.stack([read_parameters(reply.content.array_records[ARRAYS]) for reply in replies])
             self._against = self._reputation.against(sites, updates.astype(np.float64) - self._sent)

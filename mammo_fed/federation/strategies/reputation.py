@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mammo_fed.settings.federation import FEWEST_TO_COMPARE
+
 __all__ = ["Course", "Reputation", "direction_scores"]
 
 # Standard deviations of the sum that noise alone gives; an honest site without any signal is below it once in 4,000 rounds.
 LOWEST_REPUTATION: Final = -3.5
-# Of two sites that disagree nobody can tell which is right.
-FEWEST_TO_COMPARE: Final = 3
 # A hostile update without noise agrees or disagrees with noisy ones more than those do with each other.
 WORTH: Final = 3.0
 # Above so many sites one of them changes little of what the others agree on.

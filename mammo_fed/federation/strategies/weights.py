@@ -14,12 +14,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mammo_fed.settings.federation import FEWEST_TO_COMPARE
+
 __all__ = ["OUTSIZED", "bounded_weights", "outsized"]
 
 # Whoever declares more than so many times the median is named, and weighs no more than that under the robust strategy.
 OUTSIZED: Final = 4.0
-# Of two sites with different sizes nobody can tell which is out of the ordinary.
-FEWEST_TO_COMPARE: Final = 3
 
 
 def outsized(images: Mapping[str, int]) -> tuple[str, ...]:
