@@ -61,6 +61,7 @@ def test_two_of_five_that_collude_are_the_ones_that_point_against_the_others():
     assert reputation.exclude(names, updates) == {"site-4", "site-5"}
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**20), factor=st.floats(1e-3, 1e3))
 def test_agreement_does_not_depend_on_length(seed, factor):
     updates = np.random.default_rng(seed).standard_normal((4, 20))
@@ -74,6 +75,7 @@ def test_an_update_of_zero_neither_agrees_nor_disagrees():
     assert direction_scores(updates)[1] == 0.0
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**20), factor=st.floats(0.0, 1e6), claim=st.floats(1.0, 1e6), count=st.integers(3, 6))
 def test_no_contribution_is_longer_than_the_median_whatever_a_site_sends_and_declares(seed, factor, claim, count):
     updates = np.random.default_rng(seed).standard_normal((count, 20))
@@ -110,6 +112,7 @@ def test_weight_of_a_site_is_bounded_and_others_keep_theirs(images, share, times
     np.testing.assert_allclose(bounded_weights(images, max_share=share, times_median=times), weights)
 
 
+@settings(deadline=None)
 @given(images=st.lists(st.integers(1, 10**9), min_size=1, max_size=9), share=st.floats(0.01, 1.0))
 def test_weight_is_never_above_the_share_nor_above_the_images(images, share):
     weights = bounded_weights(images, max_share=share)
@@ -155,7 +158,7 @@ def test_a_site_comes_back_when_the_others_agree_with_it_again():
     assert excluded[-1] == frozenset()
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**20), count=st.integers(1, 7), hostile=st.integers(0, 7))
 def test_fewer_than_half_are_ever_left_out_and_of_two_nobody_is(seed, count, hostile):
     rng, reputation = np.random.default_rng(seed), Reputation()
