@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mammo_fed.client.policy import SiteFile, read_site_file, read_toml
-from mammo_fed.common.private_files import check_private, file_lock, write_private
+from mammo_fed.common.private_files import check_private, file_lock, is_locked, write_private
 from mammo_fed.common.serialization import build
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.identity.keys import SiteKey, check_site_name, make_private_key, public_key_of
@@ -19,6 +19,7 @@ from mammo_fed.federation.identity.keys import SiteKey, check_site_name, make_pr
 __all__ = ["ABOUT", "NetworkSettings", "SiteFolder"]
 
 ABOUT: Final = "site.toml"
+LOCK: Final = "lock"
 USUAL_IDLE_MINUTES: Final = 5.0
 ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):(?P<port>[0-9]{1,5})")
 
@@ -149,7 +150,12 @@ class SiteFolder:
     def hold(self) -> AbstractContextManager[None]:
         """Keep every other site-client off the folder while the block runs; raises InvalidSetting where one is there."""
         self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return file_lock(self.private / "lock", what="site-client")
+        return file_lock(self.private / LOCK, what="site-client")
+
+    @property
+    def held(self) -> bool:
+        """Whether a site-client has the folder."""
+        return is_locked(self.private / LOCK)
 
     def public_key(self) -> SiteKey:
         """The public half of the site's key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ __all__ = [
     "check_private",
     "exclusive",
     "file_lock",
+    "is_locked",
     "load_or_create",
     "load_or_create_secret",
     "new_folder",
@@ -208,6 +210,21 @@ def file_lock(path: Path, *, what: str, folder: Path | None = None, seconds: flo
         yield
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has the lock file `path`. Any number may look at once, and nobody takes a look for a lock."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager

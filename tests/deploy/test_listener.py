@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 import time
 
@@ -36,6 +37,16 @@ def test_deploy_listener_never_has_the_folder_of_a_run_and_a_second_run_is_refus
         for other in (federation.hold, federation.hold_between_runs):
             with pytest.raises(InvalidSetting, match="in use by another flower-server"), other():
                 pass
+
+
+def test_status_that_takes_long_to_look_is_no_run_for_a_listener(federation):
+    """A process that looks at the lock may be put to sleep before it lets go."""
+    with federation.hold():
+        pass
+    with (federation.state / "run.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not federation.run_wants_folder
+        assert federation.state_of_server == "stopped"
 
 
 def test_status_of_a_federation_that_never_ran_lists_who_is_registered(server, federation):

@@ -21,7 +21,6 @@ from mammo_fed.common.isolation import python_command
 from mammo_fed.common.json_lines import LineReader, last_lines
 from mammo_fed.common.private_files import write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
-from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 
@@ -61,11 +60,7 @@ def serve(folder: SiteFolder, *, insecure: bool, console: Console) -> int:
 
 def status(folder: SiteFolder) -> dict[str, Any]:
     """What the site's processes are doing: plain values for people and programs."""
-    try:
-        with folder.hold():
-            running = False
-    except MammoFedError:
-        running = True
+    running = folder.held
     found: dict[str, Any] = {"site": folder.file.site, "site_client": "running" if running else "stopped"}
     if running:
         for name in (STATE_NAME, HEALTH_NAME):

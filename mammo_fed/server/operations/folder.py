@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from mammo_fed.common.private_files import check_private, file_lock, new_folder, write_atomically, write_private
+from mammo_fed.common.private_files import check_private, file_lock, is_locked, new_folder, write_atomically, write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.flwr_internals.door.limits import CONNECTIONS_PER_ADDRESS
@@ -168,7 +168,7 @@ class FederationFolder:
         Raises:
           InvalidSetting: If another run is there, or the listener does not end.
         """
-        # Others look whether it is taken, and have it for a moment then.
+        # Who looks whether it is taken is in the way for a moment.
         with file_lock(self.state / RUN_LOCK, what="flower-server", seconds=LOOK_SECONDS), self._held(GIVE_WAY_SECONDS):
             yield
 
@@ -183,14 +183,14 @@ class FederationFolder:
     @property
     def run_wants_folder(self) -> bool:
         """Whether a run has the folder, or waits for it."""
-        return _is_taken(self.state / RUN_LOCK)
+        return is_locked(self.state / RUN_LOCK)
 
     @property
     def state_of_server(self) -> Literal["running", "listening", "stopped"]:
         """What has the folder: a run, a listener between runs, or nobody."""
         if self.run_wants_folder:
             return "running"
-        return "listening" if _is_taken(self.state / LOCK) else "stopped"
+        return "listening" if is_locked(self.state / LOCK) else "stopped"
 
     def _held(self, seconds: float) -> AbstractContextManager[None]:
         return file_lock(self.state / LOCK, what="flower-server", seconds=seconds)
@@ -240,14 +240,6 @@ class FederationFolder:
         if not found:
             raise InvalidSetting(f"--resume finds no unfinished run in {self.runs}; start one without --resume")
         return max(found, key=lambda run: (not _ended_for_bad_input(run), (run / "config.yaml").stat().st_mtime_ns))
-
-
-def _is_taken(lock: Path) -> bool:
-    try:
-        with file_lock(lock, what="flower-server"):
-            return False
-    except InvalidSetting:
-        return True
 
 
 def _ended_for_bad_input(run: Path) -> bool:
