@@ -55,8 +55,9 @@ hostile: install ## Print what hostile sites cost, on the phantom and on the pat
 	$(BIN)/python simulations/hostile.py $(HOSTILE_RUNS) --data phantom
 	test -z "$(MAMMO_DP_ROOT)" || $(BIN)/python simulations/hostile.py $(HOSTILE_RUNS) --data mammo_dp data.root=$(MAMMO_DP_ROOT)
 
-fuzz: install ## Damage 20,000 DICOM files, and see that each gives a patch or a reason
+fuzz: install ## Damage 20,000 DICOM files and 100,000 messages, and see that each is read or refused with a reason
 	MAMMO_FED_FUZZ=20000 $(BIN)/python -m pytest -s -k fuzz tests/data/dicom
+	MAMMO_FED_FUZZ=100000 $(BIN)/python -m pytest -s -k fuzz tests/federation
 
 bench: install ## Run the benchmarks; each prints a ratio
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -22,6 +22,7 @@ __all__ = [
     "exclusive",
     "file_lock",
     "is_locked",
+    "hex_secret",
     "load_or_create",
     "load_or_create_secret",
     "new_folder",
@@ -35,6 +36,7 @@ PRIVATE_FOLDER: Final = 0o700
 PRIVATE_FILE: Final = 0o600
 SHARED_FILE: Final = 0o666
 SECRET_BYTES: Final = 32
+HEX_DIGITS: Final = 96
 
 
 @contextmanager
@@ -147,6 +149,27 @@ def load_or_create(path: Path, content: bytes) -> bytes:
             draft.unlink(missing_ok=True)
         sync_folder(path.parent)
     return path.read_bytes()
+
+
+def hex_secret(path: Path) -> tuple[str, bool]:
+    """The secret of HEX_DIGITS hex digits that processes of this machine share, and whether the file had held something else.
+
+    It lives no longer than the processes that read it: one that was cut or emptied is replaced, before they start.
+
+    Raises:
+      OSError: If it can neither be read nor made.
+    """
+    try:
+        found = path.read_bytes().strip()
+    except FileNotFoundError:
+        found, damaged = b"", False
+    else:
+        damaged = len(found) != HEX_DIGITS or not all(byte in b"0123456789abcdef" for byte in found)
+    if found and not damaged:
+        return found.decode("ascii"), False
+    secret = secrets.token_hex(HEX_DIGITS // 2)
+    write_private(path, secret)
+    return secret, damaged
 
 
 def user_folder(variable: str, *, shared: str, usual: str, what: str) -> Path:

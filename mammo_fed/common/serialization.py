@@ -11,15 +11,21 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from mammo_fed.errors import DataError, InvalidSetting
 
-__all__ = ["RECORD", "SETTINGS", "JsonForm", "build", "canonical_json", "dumps", "plain"]
+__all__ = ["RECORD", "SETTINGS", "JsonForm", "bounded_json", "build", "canonical_json", "dumps", "plain", "printable"]
 
 T = TypeVar("T")
+# Of a stranger's JSON: more digits than any 64-bit number has, and deeper than any message of ours is.
+MOST_DIGITS: Final = 19
+MOST_NUMBER: Final = 64
+MOST_DEPTH: Final = 16
+# Characters of a value or a key that a message shows.
+SHOWN: Final = 80
 NAMES: Final = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -48,6 +54,59 @@ SETTINGS: Final = JsonForm(infinity="inf", defaults=False, single=True, thing="a
 RECORD: Final = JsonForm(infinity=None, defaults=True, single=False, thing="a key of this version", error=DataError)
 
 
+def bounded_json(text: str, *, most: int) -> Any:
+    """What a JSON text says that came from a stranger, read within bounds; what it says is not checked.
+
+    Args:
+      text: as it came.
+      most: characters that it may have.
+
+    Raises:
+      DataError: If it is longer or nested deeper, is no strict JSON, or holds a whole number beyond 64 bits, another number
+        that is infinite as a float, or half of a surrogate pair.
+    """
+    if len(text) > most:
+        raise DataError(f"a JSON text of {len(text)} characters is longer than {most}")
+    try:
+        values = json.loads(text, parse_int=_bounded_int, parse_float=_bounded_float, parse_constant=_no_constant)
+        # Half of a surrogate pair can be written in JSON, and then in no file.
+        if "\\u" in text:
+            json.dumps(values, ensure_ascii=False).encode()
+    except (ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError("a text is not valid JSON, or nested too deeply") from error
+    level: list[Any] = [values]
+    for _ in range(MOST_DEPTH):
+        level = [item for each in level for item in _items(each)]
+        if not level:
+            return values
+    raise DataError(f"a JSON text is nested more than {MOST_DEPTH} levels deep")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _bounded_int(text: str) -> int:
+    # By its length before anything else: the time that a conversion takes grows with its square.
+    if len(text.lstrip("-")) > MOST_DIGITS or not -(1 << 63) <= int(text) < 1 << 63:
+        raise DataError(f"a whole number of {len(text)} characters has more than 64 bits")
+    return int(text)
+
+
+def _bounded_float(text: str) -> float:
+    if len(text) > MOST_NUMBER or not math.isfinite(float(text)):
+        raise DataError(f"a number of {len(text)} characters is too long, or infinite as a float")
+    return float(text)
+
+
+def _no_constant(text: str) -> float:
+    raise DataError(f"{text} is no strict JSON")
+
+
 def build(cls: type[T], values: Any, *, path: str, form: JsonForm = SETTINGS) -> T:
     """Build dataclass `cls` from a mapping of its fields, nested dataclasses from nested mappings; the inverse of `plain`.
 
@@ -62,12 +121,16 @@ def build(cls: type[T], values: Any, *, path: str, form: JsonForm = SETTINGS) ->
       InvalidSetting, DataError: As `form` has it: if a key is missing or unknown, or a value has the wrong type.
     """
     if not isinstance(values, Mapping):
-        raise form.error(f"{path}={values!r} must be a group of settings" if form is SETTINGS else f"{path} must be an object")
+        raise form.error(
+            f"{path}={_shown(values)} must be a group of settings" if form is SETTINGS else f"{path} must be an object"
+        )
     hints = get_type_hints(cls)
     named = {field.name: field for field in fields(cast(Any, cls))}
     prefix = f"{path}." if path else ""
     if unknown := sorted(set(values) - set(named)):
-        raise form.error(f"{prefix}{unknown[0]} is not {form.thing}; {path or 'the top level'} knows {', '.join(named)}")
+        raise form.error(
+            f"{prefix}{printable(unknown[0])} is not {form.thing}; {path or 'the top level'} knows {', '.join(named)}"
+        )
     missing = [name for name, field in named.items() if name not in values and not (form.defaults and _has_default(field))]
     if missing:
         raise form.error(f"{prefix}{missing[0]} is missing; give {prefix}{missing[0]}=VALUE")
@@ -103,6 +166,19 @@ def dumps(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def printable(text: str) -> str:
+    """The beginning of a text that may be a stranger's, fit for one line of a log.
+
+    >>> printable("seed" + chr(10) + "error: all is lost")
+    'seed?error: all is lost'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text[:SHOWN])
+
+
+def _shown(value: Any) -> str:
+    return repr(value[:SHOWN] if isinstance(value, str) else value)[: SHOWN + 2]
+
+
 def _has_default(field: Field[Any]) -> bool:
     return field.default is not MISSING or field.default_factory is not MISSING
 
@@ -117,7 +193,7 @@ def _convert(value: Any, hint: Any, path: str, form: JsonForm) -> Any:
         return _convert_tuple(value, arguments, path, form)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise form.error(f"{path}={value!r} must be an object")
+            raise form.error(f"{path}={_shown(value)} must be an object")
         return {key: _convert(item, arguments[1], f"{path}.{key}", form) for key, item in value.items()}
     return _convert_scalar(value, hint, path, form)
 
@@ -135,7 +211,7 @@ def _convert_union(value: Any, options: tuple[Any, ...], path: str, form: JsonFo
             return _convert(value, option, path, form)
         except form.error:
             continue
-    raise form.error(f"{path}={value!r} must be {' or '.join(map(_describe, options))}")
+    raise form.error(f"{path}={_shown(value)} must be {' or '.join(map(_describe, options))}")
 
 
 def _convert_tuple(value: Any, arguments: tuple[Any, ...], path: str, form: JsonForm) -> tuple[Any, ...]:
@@ -144,7 +220,7 @@ def _convert_tuple(value: Any, arguments: tuple[Any, ...], path: str, form: Json
     elif form.single:
         items = [value]
     else:
-        raise form.error(f"{path}={value!r} must be a list")
+        raise form.error(f"{path}={_shown(value)} must be a list")
     if arguments[-1] is not Ellipsis and len(items) != len(arguments):
         raise form.error(f"{path} must have {len(arguments)} values, not {len(items)}")
     names = [path if form.single else f"{path}[{row}]" for row in range(len(items))]
@@ -161,7 +237,7 @@ def _convert_scalar(value: Any, hint: Any, path: str, form: JsonForm) -> Any:
             return value
     elif (hint is not int or not isinstance(value, bool)) and isinstance(value, hint):
         return value
-    raise form.error(f"{path}={value!r} must be {_describe(hint)}")
+    raise form.error(f"{path}={_shown(value)} must be {_describe(hint)}")
 
 
 def _number(value: Any, form: JsonForm) -> float | None:

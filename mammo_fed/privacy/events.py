@@ -146,7 +146,7 @@ def events_from_json(text: str) -> tuple[PrivacyEvent, ...]:
     """
     try:
         items = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSetting("privacy events are not valid JSON") from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise InvalidSetting("privacy events must be a JSON list of objects")

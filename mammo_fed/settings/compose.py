@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,18 +12,17 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mammo_fed.common.serialization import plain
+from mammo_fed.common.serialization import plain, printable
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.settings import Settings
 from mammo_fed.settings.gan import GanSettings
+from mammo_fed.settings.overrides import Overrides, combinations
 
 __all__ = [
     "Composed",
@@ -111,9 +109,14 @@ def _composed(name: str, overrides: Sequence[str], *, command: str) -> tuple[Any
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGURATION.resolve()), version_base="1.3"):
+            given = Overrides.read(overrides)
             if overrides:
-                _check_keys(overrides, _known_keys(name), command=command)
-            config = compose(name, overrides=list(overrides), return_hydra_config=True)
+                _check_keys(given, _known_keys(name), command=command)
+            parsed = [str(override.input_line) for override in given.parsed]
+            config = compose(name, overrides=parsed, return_hydra_config=True)
+        with open_dict(config):
+            for key, value in given.literal.items():
+                OmegaConf.update(config, key, value)
         folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
         job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         return OmegaConf.to_container(job, resolve=True, throw_on_missing=True), folder, sweep_folder
@@ -161,20 +164,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     Raises:
       InvalidSetting: If an override cannot be parsed.
     """
-    axes = []
-    for override in _parse(overrides):
-        if override.is_sweep_override():
-            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([str(override.input_line)])
-    return [list(combination) for combination in itertools.product(*axes)]
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        return list(OverridesParser.create().parse_overrides(overrides=list(overrides)))
-    except HydraException as error:
-        raise InvalidSetting(f"{_one_line(error)}; overrides look like privacy.target_epsilon=1") from error
+    return combinations(overrides)
 
 
 @lru_cache(maxsize=2)
@@ -183,15 +173,23 @@ def _known_keys(name: str) -> tuple[str, ...]:
     return tuple(sorted(_names(OmegaConf.to_container(compose(name), resolve=False))))
 
 
-def _check_keys(overrides: Sequence[str], names: Sequence[str], *, command: str) -> None:
+def _check_keys(overrides: Overrides, names: Sequence[str], *, command: str) -> None:
     """Name an unknown key and its nearest neighbours before Hydra answers with several lines."""
-    for override in _parse(overrides):
-        key = str(override.key_or_group)
-        if override.is_add() or key in names or key.startswith("hydra"):
+    for key, value in overrides.literal.items():
+        if (CONFIGURATION / key).is_dir():
+            raise InvalidSetting(f"{key}={printable(value)} must be one of {', '.join(_options(key))}")
+    changed = [str(override.key_or_group) for override in overrides.parsed if not override.is_add()]
+    for key in (*changed, *overrides.literal):
+        if key in names or key.startswith("hydra"):
             continue
         near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"see mammo-fed {command} --cfg job"
         raise InvalidSetting(f"{key} is not a setting; {hint}")
+
+
+def _options(group: str) -> list[str]:
+    """The choices of a group."""
+    return sorted(path.stem for path in (CONFIGURATION / group).glob("*.yaml"))
 
 
 def _names(values: Any, prefix: str = "") -> Iterator[str]:

@@ -97,9 +97,10 @@ events = st.builds(
 )
 site = {
     "site": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True),
-    "public_images": st.integers(1, 2**40),
-    "public_patients": st.integers(1, 2**40),
+    "public_images": st.integers(1, 10**9),
+    "public_patients": st.integers(1, 10**9),
 }
+words = st.text(st.characters(codec="ascii", min_codepoint=32, max_codepoint=126), max_size=9)
 figure = st.floats(0, allow_nan=False)
 times = st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.isoformat(timespec="seconds"))
 raises = st.builds(
@@ -110,7 +111,7 @@ raises = st.builds(
 )
 priced = {
     **site,
-    "run_id": st.text(max_size=9),
+    "run_id": words,
     "events": st.lists(events, max_size=3).map(tuple),
     "epsilon": figure,
     "epsilon_account": figure,
@@ -136,7 +137,7 @@ replies = st.one_of(
         cap_since=st.just("") | times,
         cap_raised=st.lists(raises, max_size=3).map(tuple),
         malignant_fraction=st.none() | st.floats(0, 1),
-        fingerprint=st.text(max_size=9),
+        fingerprint=words,
     ),
     st.builds(Refusal, **site, reason=st.sampled_from(get_args(Reason))),
 )
@@ -313,7 +314,7 @@ def test_a_reply_that_lacks_a_record_is_refused(record):
     ids=str,
 )
 def test_a_reply_with_a_value_of_the_wrong_kind_is_refused(reply, privacy):
-    with pytest.raises(DataError, match=r"a reply (has a|is of a kind)"):
+    with pytest.raises(DataError, match=r"a reply('s| has a| is of a kind)"):
         read_reply(changed(reply, **privacy))
 
 
@@ -389,7 +390,7 @@ def test_what_flowers_strategies_stumble_over_is_no_reply(name, record):
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"mechanism": "mean"}]', "[" * 50])
 def test_a_reply_whose_events_are_none_is_refused(text):
-    with pytest.raises(InvalidSetting):
+    with pytest.raises((InvalidSetting, DataError)):
         read_reply(changed(events=text))
 
 
@@ -417,10 +418,9 @@ def test_a_message_carries_exactly_one_flat_real_array(record):
         read_parameters(record)
 
 
-def test_wider_numbers_become_float32():
-    narrowed = read_parameters(ArrayRecord({"flat": Array(np.array([0.1, 1e30]))}))
-    np.testing.assert_array_equal(narrowed, np.array([0.1, 1e30], np.float32))
-    assert narrowed.dtype == np.float32
+def test_wider_numbers_are_refused():
+    with pytest.raises(DataError, match="must be float32"):
+        read_parameters(ArrayRecord({"flat": Array(np.array([0.1, 1e30]))}))
 
 
 def test_an_array_that_lies_apart_in_memory_arrives_whole():

@@ -19,7 +19,7 @@ from mammo_fed.client.operations.activity_lines import ACTIVITY_NAME, activity_l
 from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.json_lines import LineReader, last_lines
-from mammo_fed.common.private_files import write_private
+from mammo_fed.common.private_files import hex_secret, write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
@@ -80,8 +80,8 @@ class _SiteClient:
         self._reported = 0.0
         self._activity = LineReader(folder.private / ACTIVITY_NAME, seen=True)
         secret = folder.private / "superexec.secret"
-        if not secret.exists():
-            write_private(secret, secrets.token_hex(48).encode())
+        if hex_secret(secret)[1]:
+            self._say(f"{secret} was damaged; there is a new one")
         port = folder.network.executor_port
         self._node, self._executor = self._processes(
             secret, _free_port(other_than=folder.network.port) if port == "auto" else port

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from mammo_fed.client.rounds.planned import check_planned, plan_refused
 from mammo_fed.client.rounds.replies import reason_for, refusal
 from mammo_fed.client.rounds.site import Site, open_site
-from mammo_fed.errors import PrivacyRefused, VersionMismatch
+from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
 from mammo_fed.federation.protocol.messages import SECURE, pack_reply, read_declaration, read_task
 from mammo_fed.federation.protocol.plan_messages import PlanAnswer, pack_plan_answer, read_plan
@@ -156,7 +156,7 @@ def _closed(message: Message) -> Message:
 
 def _is_expected(error: Exception) -> bool:
     """Whether the error's text tells the operator all there is to know."""
-    return isinstance(error, PrivacyRefused | VersionMismatch)
+    return isinstance(error, MammoFedError)
 
 
 def _site_path(context: Context) -> Path:

@@ -6,22 +6,50 @@ import copy
 import logging
 import os
 import uuid
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import httpx
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
+from flwr.common.serde_utils import metadata_from_proto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import PULL_MAX_TIME
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_head_values_from_object_content,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from mammo_fed.common.serialization import bounded_json
+from mammo_fed.errors import DataError
 
 __all__ = [
     "CLIENT_FAILED",
     "LINK_ERRORS",
     "SERVER_NODE_ID",
+    "TASK_BYTES",
     "become_server",
+    "contents_of",
+    "empty_message",
     "empty_run",
+    "fetch_one",
+    "inflated",
     "own_copy",
     "quiet",
     "stamp",
@@ -29,6 +57,11 @@ __all__ = [
 ]
 
 SERVER_NODE_ID = 1
+# Parts of a message: records, arrays, and the arrays' chunks of 20 MiB. What describes a part is short.
+MOST_PARTS: Final = 512
+MOST_DESCRIPTION: Final = 1 << 16
+# What a site takes from a server: a pretrained network may be in it.
+TASK_BYTES: Final = 1 << 30
 CLIENT_FAILED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 # What a grid raises while its SuperLink is away or broken.
 LINK_ERRORS: tuple[type[Exception], ...] = (httpx.HTTPError, ObjectPullError, ConnectionError)
@@ -60,12 +93,125 @@ def own_copy(message: Message) -> Message:
 
 def through_the_wire(message: Message) -> Message:
     """Serialise and rebuild a message exactly as it travels between machines; the identifier stays."""
-    parts: dict[str, Any] = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
-    rebuilt: Any = inflate_object_from_contents(message.object_id, parts)
-    if not isinstance(rebuilt, Message):
-        raise TypeError(f"Flower rebuilt a {type(rebuilt).__name__} from a message")
+    parts = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
+    rebuilt = inflated(message.object_id, parts, most_bytes=TASK_BYTES)
     rebuilt.metadata.__dict__["_message_id"] = message.metadata.message_id
     return rebuilt
+
+
+def fetch_one(grid: Grid, identifier: str, *, most_bytes: int, seconds: float | None = None) -> Message | None:
+    """The answer to one message that was pushed, or None where there is none yet; it can be fetched once.
+
+    Whose answer it is says the SuperLink, which knows the sender's key; what the sender wrote about that is not looked at.
+
+    Args:
+      grid: carries the messages.
+      identifier: of the message that was pushed.
+      most_bytes: that the answer may have.
+      seconds: in which all parts of an answer must have come to the SuperLink; None for Flower's own patience.
+
+    Raises:
+      DataError: If there is an answer, and it is larger or cannot be read: there will be no other.
+      LINK_ERRORS: If the SuperLink does not answer.
+    """
+    if not isinstance(grid, HttpGrid):
+        given = grid.pull_messages([identifier])
+        return next((answer for answer in given if answer.metadata.reply_to_message_id == identifier), None)
+    client, run = grid._runtime_client, grid.run.run_id
+    found = client.PullMessages(PullAppMessagesRequest(message_ids=[identifier]))
+    for about, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+        if about.metadata.reply_to_message_id != identifier:
+            continue
+        pull = make_pull_object_fn_protobuf(client.PullObject, grid.node, run)
+        confirm = make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, grid.node, run)
+        metadata = metadata_from_proto(about.metadata)
+        try:
+            contents = contents_of(tree, pull, most_bytes=most_bytes, seconds=seconds)
+        except ObjectPullError:
+            # Its sender was killed before it had handed over all of it.
+            return make_message(metadata=metadata, error=Error(code=ErrorCode.MESSAGE_UNAVAILABLE, reason=""))
+        except DataError:
+            confirm(metadata.message_id)
+            raise
+        confirm(metadata.message_id)
+        answer = inflated(tree.object_id, contents, most_bytes=most_bytes)
+        if answer.has_error():
+            return make_message(metadata=metadata, error=answer.error)
+        return make_message(metadata=metadata, content=answer.content)
+    return None
+
+
+def contents_of(
+    tree: ObjectTree, pull: Callable[[str], bytes], *, most_bytes: int, seconds: float | None = None
+) -> dict[str, bytes]:
+    """The parts of a message by identifier, none of them looked at yet.
+
+    Args:
+      tree: their identifiers.
+      pull: gives one part.
+      most_bytes: of all parts together.
+      seconds: in which all must have come; None for Flower's own patience.
+
+    Raises:
+      DataError: If there are too many parts, or too many bytes in them.
+      ObjectPullError: If a part does not come.
+    """
+    parts = {part.object_id for part in iterate_object_tree(tree)}
+    if len(parts) > MOST_PARTS:
+        raise DataError(f"a message has {len(parts)} parts, more than {MOST_PARTS}")
+    sizes: dict[str, int] = {}
+
+    def bounded(identifier: str) -> bytes:
+        content = pull(identifier)
+        sizes[identifier] = len(content)
+        if sum(list(sizes.values())) > most_bytes:
+            raise DataError(f"a message has more than {most_bytes} bytes")
+        return content
+
+    return pull_objects(sorted(parts), bounded, max_time=PULL_MAX_TIME if seconds is None else seconds)
+
+
+def inflated(identifier: str, contents: Mapping[str, bytes], *, most_bytes: int) -> Message:
+    """A stranger's message from its parts.
+
+    Args:
+      identifier: of the message among its parts.
+      contents: all parts.
+      most_bytes: that its arrays may have when their chunks are put together: a chunk may be named more than once.
+
+    Raises:
+      DataError: If the parts make no message, or a larger one.
+    """
+    try:
+        if sum(map(len, contents.values())) > most_bytes or len(contents) > MOST_PARTS:
+            raise DataError(f"a message has more than {most_bytes} bytes or {MOST_PARTS} parts")
+        if sum(_array_bytes(content, contents) for content in contents.values()) > most_bytes:
+            raise DataError(f"the arrays of a message have more than {most_bytes} bytes")
+        found = inflate_object_from_contents(identifier, dict(contents))
+        if not isinstance(found, Message) or found.has_error() == found.has_content():
+            raise DataError("what came is no message with a content or an error")
+    except DataError:
+        raise
+    except Exception as error:
+        # Bytes of a stranger reach Flower's own reading, which raises more kinds than a list of them would hold.
+        raise DataError(f"a message cannot be put together ({type(error).__name__})") from error
+    return found
+
+
+def _array_bytes(content: bytes, contents: Mapping[str, bytes]) -> int:
+    """Bytes of an array when its chunks are put together; 0 for other parts, whose descriptions are checked to be short."""
+    kind, children, length = get_object_head_values_from_object_content(content)
+    if kind in ("Array", "ArrayRecord", "RecordDict", "Message") and length > MOST_DESCRIPTION:
+        raise DataError(f"the description of a part has {length} bytes, more than {MOST_DESCRIPTION}")
+    if kind != "Array":
+        return 0
+    numbers = bounded_json(content[len(content) - length :].decode(), most=MOST_DESCRIPTION)["arraychunk_ids"]
+    return sum(len(contents[children[number]]) for number in numbers)
+
+
+def empty_message(metadata: Metadata) -> Message:
+    """A message without anything in it, in place of one that cannot be read: whoever reads it refuses it."""
+    return make_message(metadata=metadata, content=RecordDict())
 
 
 def quiet() -> None:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import httpx
 from flwr.app import Context, Error, Message
 from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest, PullTaskInputRequest
 from flwr.supercore.app_utils import start_parent_process_monitor
@@ -24,7 +24,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_and_inflate_object_from_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -35,7 +35,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
-from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
+from mammo_fed.errors import DataError
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, TASK_BYTES, contents_of, empty_message, inflated
 
 __all__ = ["die_with_parent", "serve_messages"]
 
@@ -108,7 +109,7 @@ def _answer_one(answer: Callable[[Message, Context], Message], *, address: str, 
     except ObjectPullError:
         logger.error("a message did not arrive whole; this process ends, so that the SuperNode does not wait for its answer")
         os._exit(LOST)
-    except (httpx.HTTPError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever came, the next message is answered
         logger.warning("a message could not be taken or answered (%s)", type(error).__name__)
         status = SubStatus.FAILED
     finally:
@@ -140,7 +141,13 @@ def _pull(client: Any) -> tuple[Message, Context]:
         return content
 
     confirm = make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, context.run_id)
-    message = pull_and_inflate_object_from_tree(tree, pull, confirm, return_type=Message)
+    about = metadata_from_proto(found.messages_list[0].metadata)
+    try:
+        message = inflated(tree.object_id, contents_of(tree, pull, most_bytes=TASK_BYTES), most_bytes=TASK_BYTES)
+    except DataError as error:
+        logger.warning("a message from the server is refused: %s", error)
+        message = empty_message(about)
+    confirm(tree.object_id)
     # What travels does not hold its own name.
     message.metadata.__dict__["_message_id"] = tree.object_id
     return message, context

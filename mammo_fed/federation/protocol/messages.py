@@ -14,10 +14,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from mammo_fed.common.serialization import bounded_json
 from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
+from mammo_fed.federation.protocol import bounds
 from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.replies import Accepted, PricedReply, Refusal, Reply, Update
-from mammo_fed.federation.protocol.task import Declaration, RoundTask
+from mammo_fed.federation.protocol.task import DECLARATION_ROUND, Declaration, RoundTask
 from mammo_fed.federation.protocol.version import (
     PROTOCOL,
     check_version,
@@ -27,7 +29,7 @@ from mammo_fed.federation.protocol.version import (
     to_message,
     version_of,
 )
-from mammo_fed.privacy.events import events_from_json, events_to_json
+from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
 from mammo_fed.privacy.ledger.cap import check_time, raises_from_json, raises_to_json
 from mammo_fed.privacy.ledger.withdrawals import check_date
 
@@ -38,6 +40,7 @@ __all__ = [
     "NAME",
     "PRIVACY",
     "SECURE",
+    "UNREADABLE",
     "WEIGHT",
     "pack_declaration",
     "pack_parameters",
@@ -65,6 +68,8 @@ OF_FLOWER: Final = ("server-round", "proximal-mu")
 
 MASKED: Final = "masked"
 SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# In place of a site's own word, where its reply cannot be read.
+UNREADABLE: Final = "unreadable"
 LEDGER_HEAD: Final = re.compile(r"([0-9]{1,18}:[0-9a-f]{64})?")
 
 Fields = Mapping[str, Any]
@@ -104,14 +109,9 @@ def read_parameters(record: ArrayRecord) -> NDArray[np.float32]:
     """The flat array of a record, float32.
 
     Raises:
-      DataError: If the record does not hold exactly one flat numeric array.
+      DataError: If the record does not hold exactly one flat array of this type.
     """
-    if list(record) != [NAME]:
-        raise DataError(f"a message must carry one array named {NAME!r}")
-    array = record[NAME].numpy()
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"a message's array must be flat and real, not {array.dtype} of shape {array.shape}")
-    return array.astype(np.float32, copy=False)
+    return bounds.flat_array(record, NAME, np.float32)
 
 
 def pack_declaration(declaration: Declaration, payload: NDArray[np.float32]) -> RecordDict:
@@ -129,7 +129,7 @@ def read_declaration(message: Message) -> tuple[Declaration, NDArray[np.float32]
     """
     check_version(message.content)
     config, parameters = _parts(message.content, ("declaration",))
-    return from_message(Declaration, str(config["declaration"]), path="declaration"), parameters
+    return from_message(Declaration, config["declaration"], path="declaration"), parameters
 
 
 def task_config(task: RoundTask, feature_mean: NDArray[np.float32]) -> ConfigRecord:
@@ -147,9 +147,9 @@ def read_task(message: Message) -> tuple[RoundTask, NDArray[np.float32], NDArray
     check_version(message.content)
     config, parameters = _parts(message.content, ("task", "centre"), optional=OF_FLOWER, records=(SECURE,))
     feature_mean = config["centre"]
-    if not isinstance(feature_mean, bytes):
-        raise DataError("a task's feature mean must be bytes")
-    task = from_message(RoundTask, str(config["task"]), path="task")
+    if not isinstance(feature_mean, bytes) or len(feature_mean) % np.dtype(np.float32).itemsize:
+        raise DataError("a task's feature mean must be bytes, four for each number")
+    task = from_message(RoundTask, config["task"], path="task")
     return task, np.frombuffer(feature_mean, "<f4").astype(np.float32), parameters
 
 
@@ -158,9 +158,11 @@ def _parts(
 ) -> tuple[ConfigRecord, NDArray[np.float32]]:
     """The two records of a message from the server, where it has exactly the known records and fields."""
     _check_names("record", content, required=(ARRAYS, CONFIG), optional=(PROTOCOL, *records))
-    config = content.config_records[CONFIG]
+    config, arrays = content[CONFIG], content[ARRAYS]
+    if not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+        raise InvalidSetting("a message has a record of another kind than its name says; it is refused")
     _check_names("field", config, required=fields, optional=optional)
-    return config, read_parameters(content.array_records[ARRAYS])
+    return config, read_parameters(arrays)
 
 
 def _check_names(what: str, names: Iterable[str], *, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
@@ -193,15 +195,17 @@ def pack_reply(reply: Reply) -> RecordDict:
 
 
 def reason_of(content: RecordDict) -> str:
-    """Why a site refused, without reading the rest of its reply; empty if it did not, or the reply cannot be read."""
+    """Why a reply is no update, without reading all of it: the site's own word, "version" or UNREADABLE; else empty."""
     try:
         check_version(content)
     except VersionMismatch:
         return "version"
     except DataError:
-        return ""
+        return UNREADABLE
     privacy = content.config_records.get(PRIVACY)
-    return "" if privacy is None else str(privacy.get("reason", ""))
+    if privacy is None:
+        return UNREADABLE
+    return "" if privacy.get("reason", "") == "" else str(privacy["reason"])[: bounds.LINE]
 
 
 def read_reply(content: RecordDict) -> Reply:
@@ -225,7 +229,7 @@ def read_reply(content: RecordDict) -> Reply:
 def _read(content: RecordDict) -> Reply:
     try:
         fields: Fields = content.config_records[PRIVACY]
-        kind = str(fields[KIND])
+        kind = bounds.line(fields[KIND], "a reply's kind")
         if kind not in FIELDS:
             raise DataError("a reply is of a kind that no site sends")
         _check_known("record", content, RECORDS[kind])
@@ -255,33 +259,54 @@ def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
     metrics = content.metric_records[METRICS]
     # Flower's strategies compare the metrics of all sites, and give up a round where one site has others.
     _check_known("metric", metrics, (WEIGHT,))
-    images = metrics[WEIGHT]
-    if not isinstance(images, int) or images < 1:
-        raise DataError("a reply has a number of images that no site sends")
-    if not SITE_NAME.fullmatch(str(fields["site"])):
+    site = bounds.line(fields["site"], "a reply's site")
+    if not SITE_NAME.fullmatch(site):
         raise DataError("a reply has a site name that no site sends")
-    return {"site": str(fields["site"]), "public_images": images, "public_patients": _positive(fields["patients"])}
+    return {
+        "site": site,
+        "public_images": bounds.whole(metrics[WEIGHT], "a reply's number of images", least=1, most=bounds.COUNT),
+        "public_patients": bounds.whole(fields["patients"], "a reply's number of patients", least=1, most=bounds.COUNT),
+    }
 
 
 def _read_priced(fields: Fields) -> dict[str, Any]:
-    if not LEDGER_HEAD.fullmatch(str(fields["ledger-head"])):
+    head = bounds.line(fields["ledger-head"], "a reply's ledger head")
+    if not LEDGER_HEAD.fullmatch(head):
         raise DataError("a reply has a ledger head that no site sends")
     if fields["withdrawn-at"] != "":
         check_date("a reply has a field withdrawn-at", fields["withdrawn-at"])
     published = any(name in fields for name in WITHHELD)
     account = {name.replace("-", "_"): _real(fields[name]) if published else None for name in WITHHELD}
     return {
-        "run_id": str(fields["run-id"]),
-        "events": events_from_json(str(fields["events"])),
+        "run_id": bounds.line(fields["run-id"], "a reply's run"),
+        "events": _events(fields["events"]),
         "epsilon": _real(fields["epsilon"]),
         **account,
-        "ledger_head": str(fields["ledger-head"]),
-        "withdrawn_at": str(fields["withdrawn-at"]),
+        "ledger_head": head,
+        "withdrawn_at": bounds.line(fields["withdrawn-at"], "a reply's field withdrawn-at"),
     }
 
 
+def _events(value: object) -> tuple[PrivacyEvent, ...]:
+    text = _json_text(value, "a reply's events")
+    events = events_from_json(text)
+    for event in events:
+        bounds.whole(event.steps, "an event's steps", least=1, most=bounds.STEPS)
+        sampled = event.unit == "image" and not event.full_batch
+        most = bounds.SAMPLED_IMAGES_PER_PATIENT if sampled else bounds.COUNT
+        bounds.whole(event.max_images_per_patient, "an event's images per patient", least=1, most=most)
+    return events
+
+
+def _json_text(value: object, what: str) -> str:
+    """A JSON text about one site, which may be parsed without further bounds."""
+    text = bounds.text_of(value, what)
+    bounded_json(text, most=bounds.TEXT)
+    return text
+
+
 def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
-    fraction, since = fields.get("malignant-fraction"), str(fields["cap-since"])
+    fraction, since = fields.get("malignant-fraction"), bounds.line(fields["cap-since"], "a reply's field cap-since")
     if since:
         check_time("cap-since", since)
     return Accepted(
@@ -289,8 +314,8 @@ def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
         cap_epsilon=_real(fields["cap-epsilon"]),
         cap_delta=_fraction(fields["cap-delta"]),
         cap_since=since,
-        cap_raised=raises_from_json(str(fields["cap-raised"])),
-        fingerprint=str(fields["fingerprint"]),
+        cap_raised=raises_from_json(_json_text(fields["cap-raised"], "a reply's raises of its cap")),
+        fingerprint=bounds.line(fields["fingerprint"], "a reply's fingerprint"),
         malignant_fraction=None if fraction is None else _fraction(fraction),
     )
 
@@ -298,8 +323,8 @@ def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
 def _read_update(base: dict[str, Any], content: RecordDict, fields: Fields) -> Update:
     return Update(
         **base,
-        round_index=_whole(fields["round"]),
-        task_hash=str(fields["task-hash"]),
+        round_index=bounds.whole(fields["round"], "a reply's round", least=DECLARATION_ROUND, most=bounds.COUNT),
+        task_hash=bounds.line(fields["task-hash"], "a reply's task"),
         parameters=read_parameters(content.array_records[ARRAYS]),
         masked=_masked_array(content),
     )
@@ -319,19 +344,10 @@ def _reason(value: object) -> Any:
 def _masked_array(content: RecordDict) -> NDArray[np.uint64]:
     if MASKED not in content:
         return np.zeros(0, np.uint64)
-    record = content.array_records[MASKED]
-    if list(record) != [NAME]:
-        raise DataError(f"a masked update must be one array named {NAME!r}")
-    array = record[NAME].numpy()
-    if array.ndim != 1 or array.dtype != np.uint64 or not len(array):
-        raise DataError(f"a masked update must be flat, uint64 and not empty, not {array.dtype} of shape {array.shape}")
+    array = bounds.flat_array(content.array_records[MASKED], NAME, np.uint64)
+    if not len(array):
+        raise DataError("a masked update must not be empty")
     return array
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError("a reply has a field that must be a whole number")
-    return value
 
 
 def _real(value: object) -> float:
@@ -340,12 +356,6 @@ def _real(value: object) -> float:
     if not value >= 0:
         raise DataError("a reply has a negative figure, or one that is no number")
     return float(value)
-
-
-def _positive(value: object) -> int:
-    if _whole(value) < 1:
-        raise DataError("a reply has a count below 1")
-    return _whole(value)
 
 
 def _fraction(value: object) -> float:

@@ -24,5 +24,6 @@ RejectionReason: TypeAlias = Literal[
     "direction",
     "weight",
     "version",
+    "unreadable",
 ]
 """Why the server leaves out what a site sent; see mammo_fed.reporting.record.statements.REJECTIONS."""

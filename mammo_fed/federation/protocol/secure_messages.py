@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 from flwr.app import ConfigRecord, RecordDict
 
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.federation.protocol import bounds
 from mammo_fed.federation.protocol.messages import SECURE
 from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.version import check_version, from_message, stamped, to_message
@@ -31,6 +32,8 @@ __all__ = [
 # The message type of questions: Flower routes it to the handler of that name.
 SECURE_QUERY: Final = "query.secure"
 TEXT: Final = "json"
+# Characters: of a key, a sealed parcel or a share.
+LONGEST_PART: Final = 1 << 13
 
 T = TypeVar("T")
 
@@ -115,9 +118,15 @@ def read_answer(content: RecordDict) -> Answer:
       DataError: If it is none.
     """
     try:
-        return _read(Answer, content)
+        answer = _read(Answer, content)
     except InvalidSetting as error:
         raise DataError(f"an answer of a masked sum cannot be read: {error}") from error
+    member = () if answer.member is None else (answer.member.site, answer.member.channel_key, answer.member.mask_key)
+    parcels = [text for parcel in answer.parcels for text in (parcel.site, parcel.sealed)]
+    opened = [text for share in answer.opened for text in (share.site, share.share)]
+    for text in (answer.commitment, *member, *parcels, *opened):
+        bounds.text_of(text, "a part of an answer of a masked sum", most=LONGEST_PART)
+    return answer
 
 
 def pack_parcels(parcels: tuple[Parcel, ...]) -> ConfigRecord:
@@ -135,7 +144,7 @@ def read_parcels(content: RecordDict) -> tuple[Parcel, ...]:
 
 
 def size_of(content: RecordDict) -> int:
-    """Bytes of the text that is added for a masked sum."""
+    """Bytes of the text that is added for a masked sum, of a message that was packed here or read."""
     return len(str(content.config_records[SECURE][TEXT])) if SECURE in content else 0
 
 
@@ -146,4 +155,4 @@ def _pack(value: Question | Answer) -> RecordDict:
 def _read(cls: type[T], content: RecordDict) -> T:
     check_version(content)
     record = content.config_records.get(SECURE, ConfigRecord())
-    return from_message(cls, str(record.get(TEXT, "")), path=SECURE)
+    return from_message(cls, record.get(TEXT), path=SECURE)

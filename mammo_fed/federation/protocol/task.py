@@ -37,6 +37,18 @@ SynthesisProvenance: TypeAlias = Literal["procedural", "dp", "no_dp", "unknown"]
 NOT_STARTED: Final = -2
 DECLARATION_ROUND: Final = -1
 
+# The most that a declaration may ask for: beyond it a site's memory or time would be the server's to take.
+LARGEST: Final = {
+    "dims": 1 << 16,
+    "rounds": 10**6,
+    "local_steps": 10**6,
+    "batch_size": 10**9,
+    "synthetic_images": 10**7,
+    "network_size": 1 << 28,
+}
+LARGEST_OF_MODEL: Final = {"input_size": 1 << 12, "hidden": 1 << 14}
+MOST_BACKBONES: Final = 8
+
 # Clipping norms that a site accepts.
 CLIPS: Final = (1e-3, 1e3)
 
@@ -103,6 +115,7 @@ class Declaration:
         if self.model.flips == "random" and (self.mechanism != "dp_sgd" or self.mean_fraction > 0):
             # All views of an image are kept: only sampled steps draw one, other releases would not clip what they sum.
             raise InvalidSetting("model.flips=random belongs to privacy=dp_sgd with privacy.mean_fraction=0")
+        self._check_sizes()
         self._check_aggregation()
         if not (NAME.fullmatch(self.mechanism) and NAME.fullmatch(self.accountant)) or self.accountant == "gdp":
             # Names of extensions are the site's to allow; here only that they are names, fit for a log.
@@ -113,6 +126,15 @@ class Declaration:
             # Far outside, sums in floating point overflow or vanish before the noise is added, and the noise hides nothing.
             if not CLIPS[0] <= getattr(self, name) <= CLIPS[1]:
                 raise InvalidSetting(f"privacy.{name}={getattr(self, name)} must be in [{CLIPS[0]:g}, {CLIPS[1]:g}]")
+
+    def _check_sizes(self) -> None:
+        """A declaration may come from a stranger: nothing is made of it before its numbers are ones that a run can have."""
+        for owner, path, bounds in ((self, "", LARGEST), (self.model, "model.", LARGEST_OF_MODEL)):
+            for name, most in bounds.items():
+                if not getattr(owner, name) <= most:
+                    raise InvalidSetting(f"{path}{name}={getattr(owner, name)} must be at most {most}")
+        if len(self.model.backbone) > MOST_BACKBONES:
+            raise InvalidSetting(f"model.backbone names {len(self.model.backbone)} networks, more than {MOST_BACKBONES}")
 
     def _check_aggregation(self) -> None:
         """A share of the noise hides one plain sum of clipped contributions on the grid, and nothing else."""

@@ -9,15 +9,15 @@ change; a message without it is of version 1, which had none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Final, TypeVar, get_type_hints
 
 from flwr.app import ConfigRecord, RecordDict
 
-from mammo_fed.common.serialization import build, canonical_json, plain
+from mammo_fed.common.serialization import bounded_json, build, canonical_json, plain, printable
 from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
+from mammo_fed.federation.protocol import bounds
 
 __all__ = [
     "PROTOCOL",
@@ -88,8 +88,8 @@ def to_message(value: Any) -> str:
     return canonical_json({**plain(value), MARK: own_version()})
 
 
-def from_message(cls: type[T], text: str, *, path: str) -> T:
-    """Inverse of `to_message`, for a message whose version was checked.
+def from_message(cls: type[T], text: object, *, path: str) -> T:
+    """Inverse of `to_message`, for a message whose version was checked; `text` is what stands where the text should.
 
     Raises:
       InvalidSetting: As `from_json`.
@@ -113,11 +113,11 @@ def from_json(cls: type[T], text: str, *, path: str) -> T:
     return _built(cls, _parsed(text, path), path)
 
 
-def _parsed(text: str, path: str) -> dict[str, Any]:
+def _parsed(text: object, path: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidSetting(f"{path} is not valid JSON") from error
+        values = bounded_json(bounds.text_of(text, path, most=bounds.LONG_TEXT), most=bounds.LONG_TEXT)
+    except DataError as error:
+        raise InvalidSetting(f"{path} is not valid JSON within its bounds: {error}") from error
     if not isinstance(values, dict):
         raise InvalidSetting(f"{path} must be a JSON object")
     return values
@@ -126,7 +126,9 @@ def _parsed(text: str, path: str) -> dict[str, Any]:
 def _built(cls: type[T], values: Mapping[str, Any], path: str) -> T:
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(names)):
-        raise InvalidSetting(f"{path}.{unknown[0]:.80} is not a field of protocol version {own_version()}; it is refused")
+        raise InvalidSetting(
+            f"{path}.{printable(unknown[0])} is not a field of protocol version {own_version()}; it is refused"
+        )
     return build(cls, _completed(cls, values), path=path)
 
 

@@ -18,7 +18,6 @@ Source: Bonawitz et al., CCS 2017, "Practical Secure Aggregation for Privacy-Pre
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.common.serialization import build, canonical_json
+from mammo_fed.common.serialization import bounded_json, build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.flwr_internals.secagg import (
     KeyPair,
@@ -62,6 +61,9 @@ __all__ = [
 
 MOST_SITES: Final = 1 << 12
 SEED_BYTES: Final = 32
+# Characters of JSON: of all sites' public keys, and of two shares.
+LONGEST_ROSTER: Final = 1 << 23
+LONGEST_PARCEL: Final = 1 << 12
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -175,8 +177,8 @@ class Roster:
           InvalidSetting: If the text is not a roster.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = bounded_json(text, most=LONGEST_ROSTER)
+        except DataError as error:
             raise InvalidSetting("a roster is not valid JSON") from error
         return build(cls, values, path="roster")
 
@@ -236,7 +238,7 @@ def take(roster: Roster, site: str, *, channel: KeyPair, parcels: Sequence[Parce
     for parcel in parcels:
         opened = open_sealed(_channel(roster, channel, site, parcel.site), parcel.sealed.encode("ascii", errors="replace"))
         try:
-            held = build(Held, json.loads(opened), path="parcel")
+            held = build(Held, bounded_json(opened.decode(), most=LONGEST_PARCEL), path="parcel")
         except (InvalidSetting, ValueError) as error:
             raise DataError("a parcel does not hold shares") from error
         if held.site != parcel.site:

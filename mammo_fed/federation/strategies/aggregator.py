@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting, RunFailed
-from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, pack_parameters, read_parameters
+from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, NAME, PRIVACY, WEIGHT, pack_parameters, read_parameters
 from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.federation.strategies.by_name import strategy_of
 from mammo_fed.federation.strategies.fed_agree import FedAgree
@@ -188,7 +188,8 @@ class Aggregator:
         if arrays is None:
             raise RunFailed(f"round {round_index}: the strategy gave no model; check federation.strategy and the sites' logs")
         # FedAdam and FedYogi return float64, which would double every later message.
-        return read_parameters(arrays)
+        aggregated: NDArray[np.float32] = arrays[NAME].numpy().astype(np.float32, copy=False)
+        return aggregated
 
     def take_average(
         self, round_index: int, average: NDArray[np.float32], *, public_images: int, asked: Message

@@ -42,6 +42,7 @@ REJECTIONS: Final[Mapping[RejectionReason, str]] = {
     "direction": "the update pointed against the others'",
     "weight": "it declared more images than it may weigh with",
     "version": "it spoke another version of the protocol",
+    "unreadable": "what it sent could not be read",
 }
 # Above it an accountant gives an upper bound and no more.
 LOOSE_ABOVE: Final = 1000.0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -40,6 +42,8 @@ from mammo_fed.settings import Settings
 __all__ = ["app"]
 
 logger = logging.getLogger("mammo_fed.run")
+ROSTER_SECONDS: Final = 30.0
+ROSTER_PAUSE_SECONDS: Final = 0.2
 app = ServerApp()
 
 
@@ -86,11 +90,22 @@ def _run(grid: Grid, folder: Path, events: EventLog) -> int:
 
 
 def read_roster(path: Path) -> Mapping[int, str]:
-    """The registered sites' names by node; empty where sites come without keys."""
-    try:
-        return {int(node): str(name) for node, name in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
+    """The registered sites' names by node; empty where sites come without keys.
+
+    Raises:
+      RunFailed: If the file is damaged and stays so: without it anybody could answer in the name of a site.
+    """
+    deadline = time.monotonic() + ROSTER_SECONDS
+    while True:
+        try:
+            return {int(node): str(name) for node, name in json.loads(path.read_text(encoding="utf-8")).items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            # The server's own process writes it again when it sees that.
+            if time.monotonic() > deadline:
+                raise RunFailed(f"{path} is damaged; start the server again with --resume, which makes a new one") from error
+            time.sleep(ROSTER_PAUSE_SECONDS)
 
 
 def read_most_images(path: Path) -> Mapping[str, int]:

@@ -247,7 +247,7 @@ def _ended_for_bad_input(run: Path) -> bool:
         outcome = json.loads((run / OUTCOME_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(outcome["exit_code"] == InvalidSetting.exit_code)
+    return isinstance(outcome, dict) and outcome.get("exit_code") == InvalidSetting.exit_code
 
 
 def init_folder(

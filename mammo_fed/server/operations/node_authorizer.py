@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -76,7 +76,7 @@ class NodeAuthorizer:
         if missing:
             nodes = self._control.nodes()
         roster = {node.identifier: wanted[node.public_key] for node in nodes if node.public_key in wanted}
-        if roster != self._written:
+        if roster != self._written or not self._is_written(roster):
             write_private(self._roster, json.dumps(roster).encode())
             self._written = roster
         there = {wanted[node.public_key]: node.online for node in nodes if node.public_key in wanted}
@@ -87,6 +87,13 @@ class NodeAuthorizer:
         if limits != self._limits:
             write_private(self._most_images, json.dumps(limits).encode())
             self._limits = limits
+
+    def _is_written(self, roster: Mapping[int, str]) -> bool:
+        """Whether the file still says so: a disk may have lost it."""
+        try:
+            return self._roster.read_text(encoding="utf-8") == json.dumps(roster)
+        except (OSError, ValueError):
+            return False
 
     def _try(self, change: Callable[[], None], done: str) -> None:
         """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from mammo_fed.common.damaged_database import damage, log_tells_of_database, put_aside
 from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.logs import LOG_NAME
-from mammo_fed.common.private_files import write_private
+from mammo_fed.common.private_files import hex_secret, write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
 from mammo_fed.errors import PrivacyRefused, RunFailed
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, bundle
@@ -50,6 +50,9 @@ from mammo_fed.settings.compose import Composed
 __all__ = ["INTERRUPTED", "Server", "serve", "stopping"]
 
 INTERRUPTED: Final = 130
+LINK: Final = "SuperLink"
+# Of the executor, and of the coordinator's side; both as long as the processes live.
+SECRETS: Final = ("superexec.secret", "control.secret")
 TICK_SECONDS: Final = 0.2
 PASSING_ERRORS: Final[tuple[type[Exception], ...]] = (*CONTROL_ERRORS, OSError)
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -108,6 +111,7 @@ class Server:
         self._run: int | None = None
         self._due, self._asked = 0.0, 0.0
         self._starts, self._progress_seen = 0, ""
+        self._link_is_new, self._log_seen = False, 0
 
     @property
     def _local(self) -> str:
@@ -142,11 +146,10 @@ class Server:
 
     def prepare_processes(self) -> None:
         """Write what the processes need whatever the run."""
-        for name in ("superexec.secret", "control.secret"):
-            if not (self._folder.state / name).exists():
-                write_private(self._folder.state / name, secrets.token_hex(48).encode())
-        secret = (self._folder.state / "control.secret").read_text(encoding="ascii").strip()
-        self._control = Control(self._local, ca=self._ca, secret=secret)
+        self._folder.state.mkdir(mode=0o700, exist_ok=True)
+        self._mend_link()
+        self._secrets = {name: self._secret(name) for name in SECRETS}
+        self._control = Control(self._local, ca=self._ca, secret=self._secrets[SECRETS[1]])
         self._authorizer = NodeAuthorizer(
             self._folder.registry,
             self._control,
@@ -175,6 +178,7 @@ class Server:
                     # A SuperLink that restarts, and a disk without room, are tried again.
                     self._due = max(self._due, time.monotonic() + ASK_SECONDS)
                     self._note(f"the SuperLink or the disk does not answer ({type(error).__name__}); tried again")
+                    self._mend_running_link()
                     code = None
                 self._show_events()
                 if code is not None:
@@ -198,10 +202,16 @@ class Server:
             self._authorizer.check()
         if now < self._due:
             return None
+        if self._link_is_new and self._run is not None:
+            # It knows nothing of the run, whose app would ask it for ever.
+            self._begin_again(self._run)
+            return None
+        self._link_is_new = False
         if self._run is None:
             self._start()
         elif now >= self._asked:
             self._asked = now + ASK_SECONDS
+            self._mend_running_link()
             if self._has_died(self._run):
                 self._begin_again(self._run)
         return None
@@ -310,7 +320,7 @@ class Server:
         }
         return (
             ManagedProcess(
-                name="SuperLink",
+                name=LINK,
                 command=link,
                 log=state / "superlink.log",
                 environment=guarded,
@@ -327,7 +337,7 @@ class Server:
     def _outcome(self) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads((self._run_folder / OUTCOME_NAME).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
         return found
 
@@ -350,6 +360,46 @@ class Server:
 
     def _report_death(self, ended: ManagedProcess, wait: float) -> None:
         self._say(f"the {ended.name} has died; it is started again in {wait:.1f} s ({ended.log})")
+        with contextlib.suppress(OSError):
+            for name, secret in self._secrets.items():
+                if self._secret(name) != secret:
+                    # The processes that still run know this one.
+                    write_private(self._folder.state / name, secret)
+            if ended.name == LINK:
+                self._mend_link(ended)
+
+    def _secret(self, name: str) -> str:
+        path = self._folder.state / name
+        secret, damaged = hex_secret(path)
+        if damaged:
+            self._say(f"{path} was damaged, and is written anew")
+        return secret
+
+    def _mend_link(self, died: ManagedProcess | None = None) -> None:
+        """Put the SuperLink's database aside where it is damaged; no process may use it now."""
+        database = self._folder.state / _database_name()
+        wrong = damage(database)
+        if not wrong and died is not None and died.deaths > 1 and database.exists() and log_tells_of_database(died.log):
+            wrong = "the SuperLink cannot use it"
+        if wrong:
+            aside = put_aside(database)
+            self._link_is_new = True
+            self._say(
+                f"the SuperLink's database was damaged ({wrong}) and is now {aside}; a new one takes its place, and the run "
+                "goes on after its last finished round"
+            )
+
+    def _mend_running_link(self) -> None:
+        """End a SuperLink that lives on with a damaged database, and put that aside; looked for where its log speaks of it."""
+        link = self._supervisor.processes[0]
+        with contextlib.suppress(OSError):
+            size = link.log.stat().st_size
+            if size == self._log_seen:
+                return
+            self._log_seen = size
+            if log_tells_of_database(link.log) and damage(self._folder.state / _database_name()):
+                link.end(seconds=END_SECONDS)
+                self._mend_link()
 
     def _note(self, line: str) -> None:
         if line != getattr(self, "_noted", ""):

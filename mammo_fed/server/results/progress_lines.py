@@ -34,10 +34,10 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
 
 
 def _amiss(index: int, site: SiteSpending) -> str:
-    if index in site.unanswered:
-        return " NO REPLY, charged all the same"
-    against = " AGAINST THE OTHERS" if index in site.against and (index, "direction") not in site.rejected else ""
     left_out = "".join(f" LEFT OUT ({reason})" for each, reason in site.rejected if each == index)
+    if index in site.unanswered:
+        return f"{left_out or ' NO REPLY'}, charged all the same"
+    against = " AGAINST THE OTHERS" if index in site.against and (index, "direction") not in site.rejected else ""
     return (" MISMATCH with the site's own figure" if index in site.mismatches else "") + against + left_out
 
 

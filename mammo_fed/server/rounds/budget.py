@@ -226,6 +226,14 @@ class BudgetView:
         self._sites[site].reason = EXCLUDED
         self.reject(site, round_index=round_index, reason=reason)
 
+    def keep_out(self, site: str, *, reason: RejectionReason) -> None:
+        """Note that a site of which nothing but the name is known takes no part; one that takes part goes on."""
+        if site in self._sites and self._sites[site].declared:
+            return
+        self.enter(Refusal(site=site, public_images=0, public_patients=0, reason="internal"))
+        self._sites[site].reason = EXCLUDED
+        self.reject(site, round_index=DECLARATION_ROUND, reason=reason)
+
     def exclude(self, reply: Accepted, *, reason: RejectionReason) -> None:
         """Note that a site takes no part, because what it declares is not what it was asked for."""
         self.enter(reply)

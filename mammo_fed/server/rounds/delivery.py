@@ -19,7 +19,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError, RunFailed, VersionMismatch
-from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, LINK_ERRORS
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, LINK_ERRORS, empty_message, fetch_one
+from mammo_fed.federation.protocol.bounds import answer_bytes
 from mammo_fed.federation.protocol.messages import pack_declaration, read_reply
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.task import Declaration
@@ -73,10 +74,18 @@ class Delivery:
       grid: carries the messages.
       resend_after: seconds until an unanswered task is sent again, doubling each time; infinity sends once.
       all_come: every node answers or fails, as in a simulation: each is waited for, however busy the machine is.
+      most_bytes: that an answer may have.
     """
 
-    def __init__(self, grid: Grid, *, resend_after: float = math.inf, all_come: bool = False) -> None:
-        self._grid, self._resend_after, self.all_come = grid, resend_after, all_come
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        resend_after: float = math.inf,
+        all_come: bool = False,
+        most_bytes: int = answer_bytes(0),
+    ) -> None:
+        self._grid, self._resend_after, self.all_come, self._most_bytes = grid, resend_after, all_come, most_bytes
         self._pending: dict[int, _PendingTask] = {}
         self._current: Callable[[int], int] = lambda node: node
 
@@ -170,18 +179,20 @@ class Delivery:
         waited = {identifier: node for node, pending in self._pending.items() for identifier in pending.unanswered}
         if not waited:
             return {}
-        try:
-            fetched = list(self._grid.pull_messages(list(waited)))
-        except LINK_ERRORS as error:
-            logger.warning("answers cannot be fetched from the SuperLink (%s); it is tried again", type(error).__name__)
-            time.sleep(LINK_PAUSE_SECONDS)
-            return {}
         answers = {}
-        for answer in fetched:
-            # Flower's own errors name the SuperLink as their sender: only what they answer tells which node is meant.
-            identifier = answer.metadata.reply_to_message_id
-            node = waited.get(identifier)
-            if node is None or node in answers:
+        for identifier, node in waited.items():
+            if node in answers:
+                continue
+            try:
+                answer = fetch_one(self._grid, identifier, most_bytes=self._most_bytes)
+            except DataError as error:
+                logger.warning("the answer of node %d cannot be read: %s", node, error)
+                answer = empty_message(self._pending[node].message.metadata)
+            except LINK_ERRORS as error:
+                logger.warning("answers cannot be fetched from the SuperLink (%s); it is tried again", type(error).__name__)
+                time.sleep(LINK_PAUSE_SECONDS)
+                break
+            if answer is None:
                 continue
             pending = self._pending[node]
             pending.unanswered.discard(identifier)
@@ -246,6 +257,7 @@ class Admission:
         self._asked: set[int] = set()
         # Nodes whose app failed at the declaration, and that are not asked again.
         self.failed: set[int] = set()
+        self._unreadable: set[str] = set()
 
     def node(self, site: str) -> int:
         """The node that speaks for a site now."""
@@ -294,6 +306,8 @@ class Admission:
                 (self._asked.discard if self._ask_again else self.failed.add)(node)
         for node, (_, reply) in self.read(answers, Accepted).items():
             self._enter(node, reply)
+        for site in sorted(self.take_unreadable()):
+            self._budget.keep_out(site, reason="unreadable")
 
     def read(self, answers: Mapping[int, Message], kind: type[Wanted]) -> dict[int, tuple[Message, Wanted | Refusal]]:
         """Replies of a kind and refusals by node, in the order of the sites' names; all else is logged and dropped."""
@@ -306,6 +320,7 @@ class Admission:
                 reply = self._read(node, message, kind)
             except (DataError, ValueError) as error:
                 logger.warning("node %d sends a reply that cannot be read: %s", node, error)
+                self._unreadable.add(self._name(node))
                 continue
             if complaint := self._complaint(node, reply.site):
                 logger.warning("%s", complaint)
@@ -320,12 +335,20 @@ class Admission:
         try:
             reply = read_reply(message.content)
         except VersionMismatch as error:
-            known = self._roster().get(self.current(node))
-            name = known or next((site for site, of in self._nodes.items() if of == node), f"node-{node}")
-            return refusal_of_version(error, name)
+            return refusal_of_version(error, self._name(node))
         if not isinstance(reply, kind | Refusal):
             raise DataError(f"{type(reply).__name__} is not what was asked for")
         return reply
+
+    def take_unreadable(self) -> frozenset[str]:
+        """Sites that sent what cannot be read since this was asked last."""
+        found, self._unreadable = frozenset(self._unreadable), set()
+        return found
+
+    def _name(self, node: int) -> str:
+        """The site for which a node speaks, as far as that is known without its own word."""
+        known = self._roster().get(self.current(node))
+        return known or next((site for site, of in self._nodes.items() if of == node), f"node-{node}")
 
     def as_dict(self) -> dict[str, Any]:
         """Who spoke for whom, as values that strict JSON knows."""

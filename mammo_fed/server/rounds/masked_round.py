@@ -103,6 +103,7 @@ class MaskedRound:
         total = SecureSum(exchange=self._exchange, accept=accept, terms=self.declaration.terms(index))
         total.run(sites, dict(messages[0].content))
         self.failure = total.failure
+        self.checks.reject_unreadable(sent, total.unreadable)
         self.traffic.bytes_down += total.bytes_down + (sent.parameters.nbytes + sent.feature_mean.nbytes) * len(total.sent)
         self.traffic.bytes_up += total.bytes_up + sum(reply.masked.nbytes for reply in total.replies.values())
         self.checks.charge_unanswered(sent, sorted(set(total.sent) - self._answered))
@@ -129,6 +130,7 @@ class MaskedRound:
             reply = refusal_of_version(error, site)
         except (DataError, ValueError) as error:
             logger.warning("%s sends a reply that cannot be read: %s", site, error)
+            self.checks.reject_unreadable(sent, [site])
             return None
         if reply.site != site:
             logger.warning("the node of %s answers in the name of %s; its reply is left out", site, reply.site)

@@ -57,6 +57,7 @@ class PlainRound:
         needed = self.needed
         valid: dict[str, Message] = {}
         answered: set[str] = set()
+        self.admission.take_unreadable()
         for attempt in range(tries):
             missing = [site for site in sites if site not in answered]
             for reply, message in self._ask(sent, missing, enough=max(0, needed - len(valid))):
@@ -76,6 +77,7 @@ class PlainRound:
                 tries,
             )
         self.checks.charge_unanswered(sent, sorted(set(sites) - answered))
+        self.checks.reject_unreadable(sent, self.admission.take_unreadable() - answered)
         if len(valid) < needed:
             self.checks.require_active(f"round {index}")
             raise RunFailed(

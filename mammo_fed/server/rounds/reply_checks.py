@@ -121,7 +121,11 @@ def declaration_fault(asked: Declaration, reply: Accepted) -> Rejection | None:
     norms = {"gradient": asked.clipping_norm, "mean": asked.mean_clipping_norm}
     if any(not math.isclose(event.clipping_norm, norms[name]) for name, event in events.items()):
         return Rejection(reason="clipping", text="declares another clipping norm than it was asked for")
-    target, price = asked.target_epsilon, epsilon(reply.events, delta=asked.delta, accountant=asked.accountant)
+    target = asked.target_epsilon
+    try:
+        price = epsilon(reply.events, delta=asked.delta, accountant=asked.accountant)
+    except (ArithmeticError, MemoryError, ValueError):
+        return Rejection(reason="noise", text="declares events that have no price")
     if not target * LEAST_SPENT <= price <= target * MOST_SPENT:
         text = f"declares events of epsilon {price:.4g} for a target of {target:.4g}"
         return Rejection(reason="noise", text=text)
@@ -239,6 +243,11 @@ class ReplyChecks:
         for site in sites:
             logger.warning("%s sends no readable reply in round %d; the round is charged all the same", site, number)
             self.budget.charge_unanswered(site, round_index=number, events=self._expected(site, sent))
+
+    def reject_unreadable(self, sent: SentTask, sites: Iterable[str]) -> None:
+        """Note for the record that sites of the run sent something in a round that cannot be read."""
+        for site in sorted(set(sites) & self.budget.sites.keys()):
+            self.budget.reject(site, round_index=sent.task.round_index, reason="unreadable")
 
     def require_active(self, what: str) -> None:
         """Check that a site is left for `what`.

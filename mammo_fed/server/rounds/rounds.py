@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from mammo_fed.errors import RunFailed
+from mammo_fed.federation.protocol.bounds import answer_bytes
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.strategies.aggregator import Aggregator, choose_sites
 from mammo_fed.server.rounds.budget import BudgetView
@@ -89,8 +90,9 @@ class Rounds:
         resend_after = federation.resend_after if deployment else math.inf
         budget = BudgetView(delta=declaration.delta, accountant=declaration.accountant)
         traffic = Traffic()
+        most_bytes = answer_bytes(max(declaration.dims, declaration.head.num_parameters))
         admission = Admission(
-            Delivery(grid, resend_after=resend_after, all_come=deployment is None),
+            Delivery(grid, resend_after=resend_after, all_come=deployment is None, most_bytes=most_bytes),
             declaration,
             run.payload,
             budget=budget,
@@ -99,7 +101,7 @@ class Rounds:
             most_images=deployment.most_images if deployment else dict,
             ask_again=deployment is not None,
         )
-        delivery = Delivery(grid, resend_after=resend_after, all_come=deployment is None)
+        delivery = Delivery(grid, resend_after=resend_after, all_come=deployment is None, most_bytes=most_bytes)
         delivery.follow(admission.current)
         self._run, self._on_round = run, on_round
         self._deployed = deployment is not None

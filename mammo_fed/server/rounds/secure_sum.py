@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from flwr.app import MessageType, RecordDict
 from numpy.typing import NDArray
 
 from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
+from mammo_fed.federation.flwr_internals.secagg import check_public_key
 from mammo_fed.federation.protocol.messages import SECURE
 from mammo_fed.federation.protocol.replies import Update
 from mammo_fed.federation.protocol.secure_messages import (
@@ -57,6 +59,7 @@ class SecureSum:
       replies: of the survivors.
       total: int64, shape (length,), the sum over the survivors; None where it was not opened.
       failure: why it was not.
+      unreadable: sites whose answer to a stage cannot be read.
       bytes_down, bytes_up: of what the masks need beside tasks and updates.
     """
 
@@ -67,6 +70,7 @@ class SecureSum:
     replies: dict[str, Update] = field(default_factory=dict)
     total: NDArray[np.int64] | None = None
     failure: str = ""
+    unreadable: set[str] = field(default_factory=set)
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -85,11 +89,15 @@ class SecureSum:
     def _keys(self, sites: Sequence[str]) -> Roster:
         answers = self._ask("keys", dict.fromkeys(sites))
         members: list[Member] = []
+        known: set[str] = set()
         for site, answer in sorted(answers.items()):
-            if answer.member is None or answer.member.site != site:
+            member = answer.member
+            # One by one: a roster with a key that is none would be no roster, and the others' sum would end with it.
+            if member is None or member.site != site or not _has_own_keys(member, known):
                 logger.warning("%s sends no keys of its own; it is left out of round %d", site, self.terms.round_index)
                 continue
-            members.append(answer.member)
+            known |= {member.channel_key, member.mask_key}
+            members.append(member)
         self._require_enough(len(members), "sent keys")
         try:
             return Roster(terms=self.terms, members=tuple(members))
@@ -164,8 +172,12 @@ class SecureSum:
         for site, content in self.exchange(contents, SECURE_QUERY).items():
             try:
                 answer = read_answer(content)
-            except (DataError, VersionMismatch) as error:
+            except VersionMismatch as error:
                 logger.warning("%s: %s", site, error)
+                continue
+            except DataError as error:
+                logger.warning("%s sends an answer that cannot be read: %s", site, error)
+                self.unreadable.add(site)
                 continue
             self.bytes_up += size_of(content)
             if answer.reason:
@@ -177,6 +189,17 @@ class SecureSum:
     def _require_enough(self, count: int, what: str) -> None:
         if count < self.terms.min_survivors:
             raise _Abandoned(f"{count} sites {what}, fewer than min_survivors={self.terms.min_survivors}")
+
+
+def _has_own_keys(member: Member, known: AbstractSet[str]) -> bool:
+    """Whether both keys of a site are public keys, and nobody's before."""
+    keys = {member.channel_key, member.mask_key}
+    try:
+        for key in keys:
+            check_public_key(key)
+    except DataError:
+        return False
+    return len(keys) == 2 and not keys & known
 
 
 def _bytes(text: str) -> bytes:
