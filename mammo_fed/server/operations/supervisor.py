@@ -146,7 +146,6 @@ class Server:
 
     def prepare_processes(self) -> None:
         """Write what the processes need whatever the run."""
-        self._folder.state.mkdir(mode=0o700, exist_ok=True)
         self._mend_link()
         self._secrets = {name: self._secret(name) for name in SECRETS}
         self._control = Control(self._local, ca=self._ca, secret=self._secrets[SECRETS[1]])
