@@ -226,11 +226,31 @@ def test_network_a_signature_in_another_form_is_still_the_same(trial, member):
     assert heartbeat(trial, key, node, key.headers(stamp=stamp, signature=encode_dss_signature(r, ORDER - s))) == 401
 
 
-@pytest.mark.parametrize("seconds", [-3600, -306, 10, 3600])
+@pytest.mark.parametrize("seconds", [-3600, -306, 306, 3600])
 def test_network_a_message_of_another_time_is_refused(trial, member, seconds):
     key, node = member
     stamp = (now() + timedelta(seconds=seconds)).isoformat()
     assert heartbeat(trial, key, node, key.headers(stamp=stamp)) == 401
+    direction = "ahead of" if seconds > 0 else "behind"
+    trial.until(lambda: f"s {direction} this machine's" in trial.federation.said(), "the server names the clock")
+
+
+@pytest.mark.parametrize("seconds", [-280, 10, 280])
+def test_clock_of_a_site_may_be_minutes_off(trial, member, seconds):
+    key, node = member
+    headers = key.headers(stamp=(now() + timedelta(seconds=seconds)).isoformat())
+    assert [heartbeat(trial, key, node, headers) for _ in range(2)] == [200, 401]
+
+
+def test_clock_is_all_that_a_stranger_learns_of_the_server(trial, member):
+    key, node = member
+    stamp = (now() + timedelta(hours=1)).isoformat()
+    message = SendNodeHeartbeatRequest(node=Node(node_id=node), heartbeat_interval=30)
+    told = trial.fleet("send-node-heartbeat", message, key.headers(stamp=stamp))
+    assert "x-mammo-fed-refused: clock" in told["head"]
+    stranger = trial.fleet("send-node-heartbeat", message, StrangerKey().headers(stamp=stamp))
+    names = {line.partition(":")[0].lower() for line in stranger["head"].splitlines()[1:]}
+    assert (stranger["status"], names) == (401, {"content-length", "connection", "date"})
 
 
 def test_network_a_site_speaks_in_its_own_name_only(trial, member):

@@ -25,7 +25,8 @@ from starlette.concurrency import run_in_threadpool
 from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER
 from mammo_fed.federation.flwr_internals.door.bodies import Bodies, Parked
 from mammo_fed.federation.flwr_internals.door.start import serve
-from mammo_fed.federation.flwr_internals.proof import Proofs, answer_in_own_name_only
+from mammo_fed.federation.flwr_internals.proof import Objection, Proofs, answer_in_own_name_only, take_clocks_ahead
+from mammo_fed.federation.identity.clocks import CLOCKS_NAME, WrongClocks
 
 __all__ = ["CONTROL_FILE_VARIABLE", "Guard", "let_return", "main"]
 
@@ -35,8 +36,7 @@ HEALTH: Final = "/health"
 OWN_PROCESSES: Final = "/v1/runtime/"
 # For TLS 1.2; uvicorn's own choice offers nothing but CBC with SHA-1 there. TLS 1.3 has no others.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-NOT_FOUND: Final = 404
-UNAUTHORIZED: Final = 401
+NOT_THERE: Final = Objection(status=404)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -61,28 +61,26 @@ class Guard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
-        status = await self._objection(scope) if scope["type"] == "http" else None
-        if status is None:
+        objection = await self._objection(scope) if scope["type"] == "http" else None
+        if objection is None:
             await self._app(scope, receive, send)
             return
         # Nothing of the body has been read: the connection is of no more use.
-        headers = [(b"content-length", b"0"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        headers = [(b"content-length", b"0"), (b"connection", b"close"), *objection.headers]
+        await send({"type": "http.response.start", "status": objection.status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _objection(self, scope: Scope) -> int | None:
-        """The status of a request that goes no further; None lets it pass."""
+    async def _objection(self, scope: Scope) -> Objection | None:
+        """Why a request goes no further; None lets it pass."""
         path = str(scope["path"])
         if path == HEALTH:
             return None
         if path.startswith(SITES_SIDE):
-            if self._proofs is None or await run_in_threadpool(self._proofs.accepts, dict(scope["headers"])):
-                return None
-            return UNAUTHORIZED
+            return None if self._proofs is None else await run_in_threadpool(self._proofs.objection, dict(scope["headers"]))
         if not _is_local(scope):
-            return NOT_FOUND
+            return NOT_THERE
         # Flower's own processes prove themselves with tokens; everybody else on this machine needs the server's secret.
-        return None if path.startswith(OWN_PROCESSES) or self._knows_secret(scope) else NOT_FOUND
+        return None if path.startswith(OWN_PROCESSES) or self._knows_secret(scope) else NOT_THERE
 
     def _knows_secret(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(CONTROL_HEADER.encode(), b"")
@@ -120,13 +118,15 @@ def main() -> None:
     """Run a guarded SuperLink; the secret is read from the file that the environment names."""
     # Its database holds what sites sent.
     os.umask(0o077)
-    secret = Path(os.environ[CONTROL_FILE_VARIABLE]).read_text(encoding="ascii").strip()
+    secret_file = Path(os.environ[CONTROL_FILE_VARIABLE])
+    secret = secret_file.read_text(encoding="ascii").strip()
+    wrong_clocks = WrongClocks(secret_file.with_name(CLOCKS_NAME))
     make = superlink.create_app
 
     def guarded(*arguments: Any, **named: Any) -> Any:
         made = make(*arguments, **named)
         links = made.state.linkstate_factory
-        proofs = Proofs(lambda key: links.state().get_node_id_by_public_key(key) is not None)
+        proofs = Proofs(lambda key: links.state().get_node_id_by_public_key(key) is not None, on_wrong_clock=wrong_clocks.note)
         let_return(links.state())
         with_keys = made.state.enable_supernode_auth
         # What is added last is asked first.
@@ -139,6 +139,7 @@ def main() -> None:
 
     Parked().install()
     answer_in_own_name_only()
+    take_clocks_ahead()
     superlink.create_app, uvicorn.run = guarded, served
     flower_superlink()
 

@@ -12,6 +12,7 @@ from typing import Final
 from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control, node_key
+from mammo_fed.federation.identity.clocks import CLOCK_TOLERANCE_SECONDS, difference, read_wrong_clocks
 from mammo_fed.server.operations.registry import Registry
 from mammo_fed.server.operations.watch.presence import Presence
 
@@ -46,6 +47,13 @@ class NodeAuthorizer:
         self._presence = presence
         self._most_images = most_images
         self._limits: dict[str, int] | None = None
+      clocks: file in which the SuperLink's guard notes sites that it refused for their clocks.
+      say: called with a line for every change.
+    """
+
+    def __init__(self, registry: Registry, control: Control, roster: Path, *, clocks: Path, say: Callable[[str], None]) -> None:
+        self._registry, self._control, self._roster, self._clocks, self._say = registry, control, roster, clocks, say
+        self._said_of_clocks: dict[bytes, float] = {}
         self._due = 0.0
         self._written: dict[int, str] | None = None
         self._complaint = ""
@@ -66,6 +74,7 @@ class NodeAuthorizer:
         self._complaint = ""
         # Before anybody may come in whom they are for.
         self._write_limits({site.name: site.max_images for site in sites if site.max_images is not None})
+        self._name_clocks(wanted)
         nodes = self._control.nodes()
         for node in nodes:
             if node.public_key not in wanted:
@@ -94,6 +103,17 @@ class NodeAuthorizer:
             return self._roster.read_text(encoding="utf-8") == json.dumps(roster)
         except (OSError, ValueError):
             return False
+    def _name_clocks(self, wanted: Mapping[bytes, str]) -> None:
+        """Say which sites are refused for their clocks: once, and again where the difference has become another."""
+        for key, ahead in read_wrong_clocks(self._clocks).items():
+            said = self._said_of_clocks.get(key)
+            if key not in wanted or (said is not None and abs(ahead - said) < CLOCK_TOLERANCE_SECONDS):
+                continue
+            self._said_of_clocks[key] = ahead
+            self._say(
+                f"{wanted[key]} is refused: its clock is {difference(ahead)} this machine's, and {CLOCK_TOLERANCE_SECONDS:g} s "
+                "are allowed; one of the two machines has to set its clock"
+            )
 
     def _try(self, change: Callable[[], None], done: str) -> None:
         """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""

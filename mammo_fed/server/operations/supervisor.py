@@ -26,6 +26,7 @@ from mammo_fed.federation.flwr_internals.control import CONTROL_ERRORS, Control,
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 from mammo_fed.federation.flwr_internals.link_database import forget_runs
+from mammo_fed.federation.identity.clocks import CLOCKS_NAME
 from mammo_fed.reporting.console import results_table
 from mammo_fed.reporting.record.record import read_record
 from mammo_fed.server.operations.events import EventReader
@@ -155,6 +156,7 @@ class Server:
             self._run_folder / ROSTER_NAME,
             self._run_folder / MOST_IMAGES_NAME,
             presence=Presence(self._folder.state / PRESENCE_NAME),
+            clocks=self._folder.state / CLOCKS_NAME,
             say=self._say,
         )
         self._supervisor = Supervisor(self._processes(), on_death=self._report_death)
