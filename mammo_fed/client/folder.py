@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import ipaddress
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,6 +23,9 @@ ABOUT: Final = "site.toml"
 LOCK: Final = "lock"
 USUAL_IDLE_MINUTES: Final = 5.0
 ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):(?P<port>[0-9]{1,5})")
+# Of files from before there was a proxy in them.
+NO_PROXY: Final = ""
+PROXY: Final = re.compile(r"http://(?:[^\s:@/]+(?::[^\s:@/]*)?@)?(?:\[[0-9A-Fa-f:.]+\]|[^\s:@/\[\]]+):(?P<port>[0-9]{1,5})/?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class NetworkSettings:
       executor_port: port on 127.0.0.1 for the site's own processes; "auto" takes a free one.
       executor_idle_minutes: after so many without a server and without a task the process that trains is ended, > 0; it takes
         hundreds of megabytes, and is started again when the server is back.
+      proxy: URL of the HTTP proxy between this site and the coordinator; it may hold a password, and "" is none.
     """
 
     server: str
@@ -42,6 +47,7 @@ class NetworkSettings:
     key: str
     executor_port: int | Literal["auto"]
     executor_idle_minutes: float = USUAL_IDLE_MINUTES
+    proxy: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         match = ADDRESS.fullmatch(self.server)
@@ -53,6 +59,12 @@ class NetworkSettings:
             raise InvalidSetting(f"network.executor_port={self.executor_port} must be from 1 to 65535, or auto")
         if not (math.isfinite(self.executor_idle_minutes) and self.executor_idle_minutes > 0):
             raise InvalidSetting(f"network.executor_idle_minutes={self.executor_idle_minutes} must be a finite number above 0")
+        match = PROXY.fullmatch(self.proxy) if self.proxy else None
+        if self.proxy and (not match or not 1 <= int(match["port"]) <= 65535):
+            raise InvalidSetting(
+                f"network.proxy={_without_password(self.proxy)} must be http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, "
+                "with special characters of user and password as in a URL (%40 for @); leave it empty to connect directly"
+            )
 
     @property
     def host(self) -> str:
@@ -63,6 +75,28 @@ class NetworkSettings:
     def port(self) -> int:
         """The server's port."""
         return int(self.server.rpartition(":")[2])
+
+    @property
+    def way(self) -> str | None:
+        """The proxy's URL; None where the line is direct, as it always is on this machine."""
+        return self.proxy if self.proxy and not _is_loopback(self.host) else None
+
+    @property
+    def proxy_name(self) -> str:
+        """The proxy without user and password, for people."""
+        return self.proxy.rpartition("@")[2].removeprefix("http://")
+
+
+def _without_password(url: str) -> str:
+    scheme, found, rest = url.rpartition("://")
+    return f"{scheme}{found}{'***@' if '@' in rest else ''}{rest.rpartition('@')[2]}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +147,7 @@ class SiteFolder:
             file=read_site_file(about),
             # Files of earlier releases do not name it.
             network=build(NetworkSettings, {"executor_idle_minutes": USUAL_IDLE_MINUTES, **values["network"]}, path="network"),
+            network=build(NetworkSettings, {"proxy": NO_PROXY, **values["network"]}, path="network"),
         )
         check_site_name(folder.file.site, option="site")
         return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mammo_fed.common.proxies import machines_proxies
 from mammo_fed.errors import InvalidSetting, WeightsError
 from mammo_fed.extensions.kinds import BACKBONES
 
@@ -177,7 +179,8 @@ def _create(spec: BackboneSpec, image_size: int) -> nn.Module:
         raise InvalidSetting(f"model.backbone={spec.name} must be an architecture that timm knows ({close})")
     extra: dict[str, Any] = {"img_size": image_size} if spec.name.startswith(("swin", "vit", "deit")) else {}
     try:
-        network: nn.Module = timm.create_model(spec.name, pretrained=spec.weights == "timm", num_classes=0, **extra)
+        with machines_proxies() if spec.weights == "timm" else nullcontext():
+            network: nn.Module = timm.create_model(spec.name, pretrained=spec.weights == "timm", num_classes=0, **extra)
     except InvalidSetting:
         raise
     except Exception as error:

@@ -129,6 +129,7 @@ class RealFederation:
       current_folder: where the commands are started; this process's by default.
       bind: address that the server listens on; the loopback, or all where sites have lines.
       host: by which sites reach the server; the end of their line by default.
+      environment: of the commands, on top of this process's.
     """
 
     root: Path
@@ -140,6 +141,7 @@ class RealFederation:
     current_folder: Path | None = None
     bind: str = ""
     host: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
     server: subprocess.Popen[bytes] | None = None
     clients: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -232,6 +234,7 @@ class RealFederation:
             "OMP_NUM_THREADS": "1",
             # By this the processes of a test are told from those of others.
             "MAMMO_FED_TEST": str(self.root),
+            **self.environment,
         }
         with (self.root / log).open("ab") as out:
             return subprocess.Popen(

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.client.charging import LedgerMemory, withdrawn_at_site
 from mammo_fed.client.folder import SiteFolder
+from mammo_fed.client.operations.server_line import try_line
 from mammo_fed.client.policy import SiteFile
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.preflight import table_findings
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
-from mammo_fed.errors import InvalidSetting, LedgerError, MammoFedError, RunFailed
+from mammo_fed.errors import InvalidSetting, LedgerError, MammoFedError
 from mammo_fed.federation.identity.certificates import read_authority
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import verify_ledger
@@ -174,3 +172,4 @@ def _expiry(connection: http.client.HTTPSConnection) -> datetime:
     shown = connection.sock.getpeercert() if isinstance(connection.sock, ssl.SSLSocket) else None
     moment = str((shown or {}).get("notAfter", ""))
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(moment), UTC)
+    return try_line(folder, seconds=TIMEOUT_SECONDS)

@@ -63,6 +63,7 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
     init.add_argument("--name", required=True, help="of the site, known to all in the federation")
     init.add_argument("--server", required=True, metavar="HOST:PORT", help="of the coordinator")
     init.add_argument("--ca", required=True, type=Path, metavar="CA.CRT", help="the federation's authority, from for-sites/")
+    init.add_argument("--proxy", default="", metavar="URL", help="HTTP proxy on the way there: http://HOST:PORT (none)")
     init.add_argument("--max-epsilon", type=float, default=6.0, help="of all runs ever together (6)")
     init.add_argument("--delta", type=float, default=1e-4, help="at which it is meant (1e-4)")
     init.add_argument("--max-images-per-patient", type=int, default=16, metavar="N", help="further images are left out (16)")

@@ -41,7 +41,8 @@ class SiteRequest:
     Attributes:
       name: of the site.
       server: HOST:PORT of the coordinator.
-      ca: file with the federation's authority's certificate.
+      ca: file with the federation's authority's certificate, or those of several.
+      proxy: URL of the HTTP proxy on the way to the coordinator, without user and password; "" is none.
       max_epsilon, delta, max_images_per_patient: see client.policy.SitePolicy.
       min_patients: the same; None takes 10, or the declared number where that is smaller.
       public_patients, public_images: declared public; None takes what the cohort has.
@@ -55,6 +56,7 @@ class SiteRequest:
     name: str
     server: str
     ca: Path
+    proxy: str
     max_epsilon: float
     delta: float
     max_images_per_patient: int
@@ -69,6 +71,11 @@ class SiteRequest:
 
     def __post_init__(self) -> None:
         check_site_name(self.name, option="--name")
+        if "@" in self.proxy:
+            raise InvalidSetting(
+                "--proxy must be given without user and password, which all users of this machine could read on the command "
+                'line; write them into site.toml afterwards: proxy = "http://USER:PASSWORD@HOST:PORT"'
+            )
         if not 0 <= self.index < self.share.num_sites:
             raise InvalidSetting(
                 f"--share={self.index + 1}/{self.share.num_sites} must be I/N with I from 1 to N; 2/4 is the second of four"
@@ -113,7 +120,9 @@ def init_site(path: Path, request: SiteRequest) -> tuple[SiteFolder, CohortSize]
       DataError: If the cohort cannot be read.
     """
     authority = read_authority(request.ca)
-    network = NetworkSettings(server=request.server, ca="ca.crt", key="keys/site.key", executor_port="auto")
+    network = NetworkSettings(
+        server=request.server, ca="ca.crt", key="keys/site.key", executor_port="auto", proxy=request.proxy
+    )
     data = _data(request.overrides)
     with new_folder(path, last=ABOUT) as draft:
         for part in ("keys", "private", "ledger"):

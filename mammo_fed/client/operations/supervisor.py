@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import time
@@ -17,11 +18,14 @@ from rich.console import Console
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.operations.activity_lines import ACTIVITY_NAME, activity_line
 from mammo_fed.common.interruption import stop_signals
+from mammo_fed.client.operations.server_line import what_is_wrong
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.json_lines import LineReader, last_lines
 from mammo_fed.common.private_files import hex_secret, write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
 from mammo_fed.federation.flwr_internals.environment import flower_environment
+from mammo_fed.errors import MammoFedError
+from mammo_fed.federation.flwr_internals.environment import PROXY_VARIABLE, flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 
 __all__ = ["HEALTH_NAME", "serve", "status"]
@@ -36,12 +40,14 @@ SHOWN: Final = 5
 # Between looks for the server: while the executor waits to be started, and at most while it runs.
 LOOK_SECONDS: Final = 0.5
 LAST_LOOK_SECONDS: Final = 15.0
+LOOK_TIMEOUT_SECONDS: Final = 2.0
 # How long a round that has begun may take before a stop does not wait for it any more.
 GRACE_SECONDS: Final = 300.0
 # A SuperNode looks for answers twice a second, and hands them on.
 HAND_OVER_SECONDS: Final = 3.0
 LOWEST_PORT: Final = 20_000
 PORTS: Final = 12_000
+NUMBER: Final = re.compile("[0-9]+")
 NODE_MODULE: Final = "mammo_fed.federation.flwr_internals.supernode"
 
 
@@ -69,7 +75,9 @@ def status(folder: SiteFolder) -> dict[str, Any]:
     found["last"] = last_lines(folder.private / ACTIVITY_NAME)[-SHOWN:]
     insecure = bool(found.get("insecure"))
     found["server"] = folder.network.server
-    found["server_answers"] = healthy(folder.network.server, ca=None if insecure else folder.authority)
+    found["server_answers"] = healthy(
+        folder.network.server, ca=None if insecure else folder.authority, proxy=folder.network.way
+    )
     return found
 
 
@@ -89,6 +97,7 @@ class _SiteClient:
         # It takes memory and processor time that nobody needs before there is a server.
         self._executor.due, self._look, self._last_seen = math.inf, 0.0, 0.0
         self._idle = 60.0 * folder.network.executor_idle_minutes
+        self._executor.due, self._look, self._wrong = math.inf, 0.0, ""
         self._supervisor = Supervisor((self._node, self._executor), on_death=self._report_death)
 
     def run(self) -> int:
@@ -133,6 +142,13 @@ class _SiteClient:
         """Whether the executor has a task, or something in its memory alone that a later round takes up."""
         health = self._health()
         return health.get("busy_since") is not None or bool(health.get("holds_state"))
+        if not (wrong := what_is_wrong(self._folder, insecure=self._insecure, seconds=LOOK_TIMEOUT_SECONDS)):
+            self._executor.due = 0.0
+        elif (kind := NUMBER.sub("", wrong)) != self._wrong:
+            # Said again only when it is another reason: the difference of two clocks moves.
+            self._say(f"waiting for the server: {wrong}")
+            self._wrong = kind
+        self._look = time.monotonic() + LOOK_SECONDS
 
     def _finish(self) -> None:
         """Let the executor end what it has begun, and the SuperNode hand it on."""
@@ -152,7 +168,8 @@ class _SiteClient:
     def _report_death(self, ended: ManagedProcess, wait: float) -> None:
         self._say(f"the {ended.name} has ended; it is started again in {wait:.1f} s ({ended.log})")
         if ended is self._node and ended.deaths in (1, 5):
-            self._say("if it ends at once: is the server there, and has its coordinator registered this site's present key?")
+            wrong = what_is_wrong(self._folder, insecure=self._insecure, seconds=LOOK_TIMEOUT_SECONDS)
+            self._say(wrong or "the server is there; if it ends again: has its coordinator registered this site's present key?")
         begun = self._busy_since() if ended is self._executor else None
         if begun is not None and self._node.running and begun > time.time() - (time.monotonic() - self._node.started):
             # The SuperNode would wait for the answer of the dead: a new one asks the server again.
@@ -189,6 +206,7 @@ class _SiteClient:
     def _processes(self, secret: Path, port: int) -> tuple[ManagedProcess, ManagedProcess]:
         folder, state = self._folder, self._folder.private
         environment = flower_environment(state / "flwr")
+        node_only = {PROXY_VARIABLE: folder.network.way} if folder.network.way else {}
         node = python_command(NODE_MODULE, "--superlink", folder.network.server)
         node += ["--host", "127.0.0.1", "--port", str(port)]
         node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
@@ -200,7 +218,9 @@ class _SiteClient:
         executor += ["--secret-file", str(secret), "--site-file", str(folder.site_file), "--state", str(state)]
         executor += ["--parent-pid", str(os.getpid())]
         return (
-            ManagedProcess(name="SuperNode", command=node, log=state / "supernode.log", environment=environment),
+            ManagedProcess(
+                name="SuperNode", command=node, log=state / "supernode.log", environment={**environment, **node_only}
+            ),
             ManagedProcess(name="executor", command=executor, log=state / "executor.log", environment=environment),
         )
 

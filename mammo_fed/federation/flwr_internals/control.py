@@ -27,6 +27,8 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.interceptors.http.utils import add_headers
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from mammo_fed.federation.flwr_internals.lines import make_direct_lines
+
 __all__ = ["CONTROL_ERRORS", "CONTROL_HEADER", "Control", "Node", "RunStatus", "bundle", "node_key"]
 
 # The guard in front of a SuperLink lets only those speak to its control side who know the server's own secret.
@@ -92,6 +94,7 @@ class Control:
     """
 
     def __init__(self, address: str, *, ca: Path | None, secret: str) -> None:
+        make_direct_lines()
         self._client = ControlHttpClient.from_server_address(
             server_address=address,
             insecure=ca is None,

@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
-__all__ = ["flower_environment"]
+from mammo_fed.common.proxies import without_proxies
+
+__all__ = ["PROXY_VARIABLE", "flower_environment"]
+
+# Of a SuperNode's own process: the URL of the proxy through which it reaches the server.
+PROXY_VARIABLE: Final = "MAMMO_FED_PROXY"
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -24,6 +30,5 @@ def flower_environment(home: Path) -> dict[str, str]:
         # Whoever connects is where the connection comes from, whatever its headers or this machine's settings say.
         "FORWARDED_ALLOW_IPS": "127.0.0.1",
         "WEB_CONCURRENCY": "1",
-        # A proxy of the machine is not for talking to oneself.
-        "NO_PROXY": ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY", "")])),
+        **without_proxies(),
     }

@@ -37,6 +37,8 @@ from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from mammo_fed.errors import DataError
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, TASK_BYTES, contents_of, empty_message, inflated
+from mammo_fed.federation.flwr_internals.lines import make_direct_lines
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
 
 __all__ = ["die_with_parent", "serve_messages"]
 
@@ -154,6 +156,7 @@ def _pull(client: Any) -> tuple[Message, Context]:
 
 
 def _client(address: str, interceptor: Any) -> Any:
+    make_direct_lines()
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,

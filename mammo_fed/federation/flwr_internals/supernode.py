@@ -18,6 +18,9 @@ from typing import Any, Final
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
+from mammo_fed.federation.flwr_internals.environment import PROXY_VARIABLE
+from mammo_fed.federation.flwr_internals.lines import make_direct_lines, make_lines_through
+
 __all__ = ["THREAD_DIED", "EagerPauses", "end_with_any_thread", "main"]
 
 THREAD_DIED: Final = 70
@@ -68,8 +71,13 @@ def end_with_any_thread() -> None:
 
 
 def main() -> None:
-    """Run a SuperNode."""
+    """Run a SuperNode; its line to the server goes through the proxy that `PROXY_VARIABLE` names, and is direct without."""
     end_with_any_thread()
+    # A command line can be read by everybody on the machine, and a proxy's URL may hold a password.
+    if proxy := os.environ.pop(PROXY_VARIABLE, ""):
+        make_lines_through(proxy)
+    else:
+        make_direct_lines()
     EagerPauses().install()
     flower_supernode()
 

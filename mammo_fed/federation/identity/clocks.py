@@ -36,6 +36,8 @@ REFUSED_FOR_CLOCK: Final = "clock"
 CLOCKS_NAME: Final = "clocks.json"
 # Between two notes of the same site, which asks again and again.
 EVERY_SECONDS: Final = 10.0
+# Unless its clock was set in between.
+MOVED_SECONDS: Final = 60.0
 
 
 class WrongClocks:
@@ -56,7 +58,11 @@ class WrongClocks:
         name, moment = public_key.hex(), time.monotonic()
         with self._lock:
             before = self._noted.get(name)
-            if before is not None and moment - before["noted"] < EVERY_SECONDS:
+            if (
+                before
+                and moment - before["noted"] < EVERY_SECONDS
+                and abs(before["ahead_seconds"] - ahead_seconds) < MOVED_SECONDS
+            ):
                 return
             self._noted[name] = {"ahead_seconds": round(ahead_seconds, 1), "noted": moment}
             with contextlib.suppress(OSError):

@@ -36,6 +36,10 @@ ca = $ca
 key = $key
 # Port on 127.0.0.1 for the site's own two processes; "auto" takes a free one.
 executor_port = $executor_port
+# HTTP proxy between this site and the coordinator (it must allow CONNECT to the port above): "http://proxy.hospital:3128" or
+# "http://USER:PASSWORD@proxy.hospital:3128", with % before special characters as in a URL. "" connects directly: http_proxy and
+# its like in the environment are not looked at.
+proxy = $proxy
 
 # What this site allows. A task outside of it is refused, and the server learns one word of a fixed list.
 [policy]
@@ -121,6 +125,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "ca": "ca.crt",
     "key": "keys/site.key",
     "executor_port": "auto",
+    "proxy": "",
     "max_epsilon": 6.0,
     "delta": 1e-4,
     "min_patients": 10,

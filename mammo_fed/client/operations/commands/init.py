@@ -22,6 +22,7 @@ def init(options: argparse.Namespace, console: Console) -> int:
         name=options.name,
         server=options.server,
         ca=options.ca,
+        proxy=options.proxy,
         max_epsilon=options.max_epsilon,
         delta=options.delta,
         max_images_per_patient=options.max_images_per_patient,
