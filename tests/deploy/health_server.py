@@ -10,10 +10,42 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
 
-__all__ = ["health_server", "proxy_that"]
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from mammo_fed.server.operations.authority import Credentials
+
+__all__ = ["foreign_authorities", "health_server", "proxy_that"]
+
+
+def foreign_authorities() -> tuple[bytes, Credentials]:
+    """A hospital's own root as a certificate, and an intermediate that it has signed and that signs servers."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"hospital {word}")]) for word in ("root", "issuing authority")]
+    made = []
+    for index, length in ((0, 1), (1, 0)):
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(names[index])
+            .issuer_name(names[0])
+            .public_key(keys[index].public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.now(UTC) - timedelta(days=1))
+            .not_valid_after(datetime.now(UTC) + timedelta(days=99))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=length), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(keys[index].public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), critical=False)
+        )
+        made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(Encoding.PEM))
+    private = keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return made[0], Credentials(certificate=made[1], key=private)
 
 
 @contextmanager

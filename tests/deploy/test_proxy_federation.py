@@ -8,11 +8,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from health_server import proxy_that
+from health_server import foreign_authorities, proxy_that
 from middle_boxes import balancers, behind_nat, fake_clock, missing, tinyproxy
 from real_federation import SMALL_RUN, RealFederation, can_cut_lines, free_port, real_federation
 
 from mammo_fed.common.supervision import installed_command
+from mammo_fed.server.operations.authority import make_server_certificate
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,7 @@ def test_proxy_variables_and_boxes_and_clocks_in_between_keep_nobody_from_a_run(
         log = stack.enter_context(tinyproxy(tmp_path, at=here["site-2"], to=federation.port, **login))
         stack.enter_context(balancers(tmp_path, haproxy_at=here["site-3"], nginx_at=here["site-4"], to=server))
         inner = stack.enter_context(behind_nat(federation.lines["site-4"]))
+        take_foreign_certificate(federation)
         preloaded = fake_clock(tmp_path)
         tell(federation, "site-2", server=server, proxy="http://hospital:{}@{}:{}".format(PASSWORD, *here["site-2"]))
         tell(federation, "site-3", server=here["site-3"])
@@ -68,6 +70,17 @@ def test_proxy_variables_and_boxes_and_clocks_in_between_keep_nobody_from_a_run(
     assert found == [federation.site("site-2") / "site.toml"]
     for name, ahead in AHEAD.items():
         assert f"{name} is refused" not in federation.said(), ahead
+
+
+def take_foreign_certificate(federation: RealFederation) -> None:
+    """The server shows a certificate of a hospital's own issuing authority; sites believe its root, too."""
+    root, intermediate = foreign_authorities()
+    tls, hosts = federation.fed / "tls", ["127.0.0.1", *(line.here for line in federation.lines.values())]
+    leaf = make_server_certificate(intermediate, (tls / "server.key").read_bytes(), hosts=hosts, days=30)
+    (tls / "server.crt").write_bytes(leaf + intermediate.certificate)
+    both = (tls / "ca.crt").read_bytes() + root
+    for file in (tls / "ca.crt", *(federation.site(name) / "ca.crt" for name in federation.sites)):
+        file.write_bytes(both)
 
 
 def command(pid: int) -> bytes:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from health_server import health_server, proxy_that
+from health_server import foreign_authorities, health_server, proxy_that
 
 from mammo_fed.client.folder import NetworkSettings, SiteFolder
 from mammo_fed.client.operations.server_line import try_line, what_is_wrong
@@ -25,6 +25,7 @@ from mammo_fed.federation.flwr_internals.control import Control
 from mammo_fed.federation.flwr_internals.environment import flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 from mammo_fed.federation.flwr_internals.lines import make_direct_lines, make_lines_through
+from mammo_fed.federation.identity.certificates import read_authority
 from mammo_fed.server.operations.authority import Credentials, make_authority, make_key, make_server_certificate
 
 HOST = "127.0.0.2"
@@ -236,3 +237,46 @@ def test_clock_is_named_where_the_servers_certificate_is_not_valid_now(reach, tm
         folder.authority.write_bytes(old.certificate)
         with pytest.raises(RunFailed, match=f"it is {datetime.now(UTC):%Y-%m-%d} .* by this machine's clock; check the clock"):
             try_line(folder, seconds=10)
+
+
+def test_tls_a_site_believes_any_of_several_authorities_and_a_server_that_shows_its_intermediate(
+    client, small_phantom, cache, tmp_path, authority, shown
+):
+    root, intermediate = foreign_authorities()
+    expired = make_authority("old", days=1, now=datetime.now(UTC) - timedelta(days=9))
+    bundle = tmp_path / "bundle.crt"
+    bundle.write_bytes(expired.certificate + authority.certificate + root)
+    key = make_key()
+    leaf = make_server_certificate(intermediate, key, hosts=[HOST], days=30)
+    with health_server(tmp_path, leaf + intermediate.certificate, key) as port:
+        address = ("--server", f"{HOST}:{port}", "--ca", bundle)
+        site = ("init", tmp_path / "site", "--name", "a", *address, "--cache", cache, "--share", "1/2", *small_phantom)
+        assert client(*site)[0] == 0
+        folder = SiteFolder.open(tmp_path / "site")
+        assert "answers" in try_line(folder, seconds=30)
+        with (
+            FleetHttpClient.from_server_address(
+                f"{HOST}:{port}", False, folder.authority.read_bytes(), interceptors=[]
+            ) as calls,
+            pytest.raises(httpx.HTTPStatusError, match="501"),
+        ):
+            calls.ActivateNode(ActivateNodeRequest(public_key=b"x", heartbeat_interval=30))
+    assert folder.authority.read_bytes() == authority.certificate + root
+    # The intermediate is not shown: the chain to the root cannot be made.
+    with health_server(tmp_path, leaf, key) as port:
+        assert "does not prove itself" in what_is_wrong(moved(folder, port), insecure=False, seconds=30)
+    with health_server(tmp_path, *shown) as port:
+        assert "answers" in try_line(moved(folder, port), seconds=30)
+
+
+def moved(folder: SiteFolder, port: int) -> SiteFolder:
+    text = re.sub(r"(?m)^server = .*$", f'server = "{HOST}:{port}"', folder.site_file.read_text())
+    folder.site_file.write_text(text)
+    return SiteFolder.open(folder.path)
+
+
+def test_tls_a_file_of_authorities_with_somebody_elses_certificate_in_it_is_refused(authority, shown, tmp_path):
+    file = tmp_path / "ca.crt"
+    file.write_bytes(authority.certificate + shown[0])
+    with pytest.raises(InvalidSetting, match="must be the federation's own authority"):
+        read_authority(file)

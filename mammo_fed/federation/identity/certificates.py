@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -86,18 +86,27 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def read_authority(path: Path) -> Certificate:
-    """The authority's certificate in `path`, as a site gets it.
+    """The authority's certificate in `path`, as a site gets it, or the authorities': any of them may have signed the server's.
+
+    Of several, those that are not valid now are left out while one is; `pem` holds the others, and the rest is of the first.
 
     Raises:
-      InvalidSetting: If it is no authority's, not valid now, or comes with the authority's private key.
+      InvalidSetting: If one is no authority's, none is valid now, or a private key comes with them.
     """
-    found = read_certificate(path)
+    first = read_certificate(path)
+    several = [
+        parse_certificate(one.public_bytes(serialization.Encoding.PEM), name=str(path))
+        for one in x509.load_pem_x509_certificates(path.read_bytes())
+    ]
+    now = datetime.now(UTC)
+    valid = [one for one in several if one.valid_from <= now <= one.valid_until]
+    found = replace(valid[0], pem=b"".join(one.pem for one in valid)) if valid else first
     if b"PRIVATE KEY" in path.read_bytes():
         raise InvalidSetting(
             f"{path} holds a private key: whoever has it can pose as the server; tell the coordinator, and ask for "
             "for-sites/ca.crt"
         )
-    if not found.authority:
+    if not all(one.authority for one in several):
         raise InvalidSetting(f"{path} must be the federation's own authority; ask the coordinator for for-sites/ca.crt")
     found.check_dates(name=str(path), remedy="ask the coordinator for a new for-sites/ca.crt")
     return found
