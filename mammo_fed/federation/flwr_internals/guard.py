@@ -28,7 +28,7 @@ from mammo_fed.federation.flwr_internals.door.start import serve
 from mammo_fed.federation.flwr_internals.proof import Objection, Proofs, answer_in_own_name_only, take_clocks_ahead
 from mammo_fed.federation.identity.clocks import CLOCKS_NAME, WrongClocks
 
-__all__ = ["CONTROL_FILE_VARIABLE", "Guard", "let_return", "main"]
+__all__ = ["CONTROL_FILE_VARIABLE", "Guard", "let_push_again", "let_return", "main"]
 
 CONTROL_FILE_VARIABLE: Final = "MAMMO_FED_CONTROL_SECRET_FILE"
 SITES_SIDE: Final = ("/v1/fleet/",)
@@ -36,6 +36,8 @@ HEALTH: Final = "/health"
 OWN_PROCESSES: Final = "/v1/runtime/"
 # For TLS 1.2; uvicorn's own choice offers nothing but CBC with SHA-1 there. TLS 1.3 has no others.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+# Pieces of messages, of at most 5 MiB each, that are remembered as stored.
+PIECES: Final = 10_000
 NOT_THERE: Final = Objection(status=404)
 
 Scope = MutableMapping[str, Any]
@@ -114,6 +116,28 @@ def let_return(state: LinkState) -> None:
     named.activate_node = activate_again
 
 
+def let_push_again(state: LinkState) -> None:
+    """From now on a piece of a message that comes a second time, because the answer to the first was lost, counts as stored.
+
+    Flower takes each piece once. A site whose line broke before it heard so would give up the whole message. Only who was given
+    the secret number of a push is told that a piece of it is there.
+    """
+    store, stored = state.store_object, dict[tuple[str, str], None]()
+
+    def store_again(run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
+        piece = (session_id, object_id)
+        if store(run_id, session_id, object_id, object_content):
+            stored[piece] = None
+            while len(stored) > PIECES:
+                # The oldest; another thread may have been faster.
+                stored.pop(next(iter(stored)), None)
+            return True
+        return bool(session_id) and piece in stored
+
+    named: Any = state
+    named.store_object = store_again
+
+
 def main() -> None:
     """Run a guarded SuperLink; the secret is read from the file that the environment names."""
     # Its database holds what sites sent.
@@ -132,6 +156,8 @@ def main() -> None:
         # What is added last is asked first.
         made.add_middleware(Bodies, with_keys=with_keys)
         made.add_middleware(Guard, secret=secret, proofs=proofs if with_keys else None)
+        let_push_again(links.state())
+        made.add_middleware(Guard, secret=secret, proofs=proofs if made.state.enable_supernode_auth else None)
         return made
 
     def served(app: Any, **named: Any) -> None:
