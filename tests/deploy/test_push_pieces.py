@@ -8,9 +8,13 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
 
 from mammo_fed.federation.flwr_internals.guard import let_push_again
 from mammo_fed.federation.flwr_internals.messages import become_server
+
+# Of Flower's own migrations.
+pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")
 
 PIECE = 5 << 20
 NUM_PIECES = 12
@@ -21,7 +25,7 @@ RUN = 7
 def link(tmp_path):
     """The state of a SuperLink on the disk, as `flower-server` runs it."""
     database = str(tmp_path / "link.db")
-    state = LinkStateFactory(database, None, ObjectStoreFactory(database)).state()
+    state = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory(database)).state()
     let_push_again(state)
     return state
 
