@@ -200,6 +200,9 @@ def test_proxy_is_written_by_init_without_a_password_and_older_files_have_none(
     assert site.network.proxy == "http://proxy.hospital:3128"
     site.site_file.write_text(re.sub(r"(?m)^proxy = .*\n", "", site.site_file.read_text()))
     assert SiteFolder.open(site.path).network.proxy == ""
+    site.site_file.write_text(re.sub(r"(?s)\[network\].*?\[policy\]", "[policy]", f"network = 3\n{site.site_file.read_text()}"))
+    with pytest.raises(InvalidSetting, match="network=3 must be a group of settings"):
+        SiteFolder.open(site.path)
     arguments = ("--name", "c", "--server", "fed:8443", "--ca", federation.path / "for-sites" / "ca.crt")
     line = refused(client("init", tmp_path / "c", *arguments, "--proxy", f"http://u:{PASSWORD}@proxy:3128"))
     assert "site.toml" in line
