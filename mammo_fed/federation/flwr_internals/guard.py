@@ -152,12 +152,11 @@ def main() -> None:
         links = made.state.linkstate_factory
         proofs = Proofs(lambda key: links.state().get_node_id_by_public_key(key) is not None, on_wrong_clock=wrong_clocks.note)
         let_return(links.state())
+        let_push_again(links.state())
         with_keys = made.state.enable_supernode_auth
         # What is added last is asked first.
         made.add_middleware(Bodies, with_keys=with_keys)
         made.add_middleware(Guard, secret=secret, proofs=proofs if with_keys else None)
-        let_push_again(links.state())
-        made.add_middleware(Guard, secret=secret, proofs=proofs if made.state.enable_supernode_auth else None)
         return made
 
     def served(app: Any, **named: Any) -> None:
