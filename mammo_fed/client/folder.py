@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import ipaddress
+import math
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -144,13 +144,11 @@ class SiteFolder:
             raise InvalidSetting(f"network is missing in {about}; give a table [network] with server, ca, key, executor_port")
         network = values["network"]
         if isinstance(network, Mapping):
-            network = {"proxy": NO_PROXY, **network}
+            # Files of earlier releases do not name them.
+            network = {"executor_idle_minutes": USUAL_IDLE_MINUTES, "proxy": NO_PROXY, **network}
         folder = cls(
             path=path.resolve(),
             file=read_site_file(about),
-            # Files of earlier releases do not name it.
-            network=build(NetworkSettings, {"executor_idle_minutes": USUAL_IDLE_MINUTES, **values["network"]}, path="network"),
-            network=build(NetworkSettings, {"proxy": NO_PROXY, **values["network"]}, path="network"),
             network=build(NetworkSettings, network, path="network"),
         )
         check_site_name(folder.file.site, option="site")

@@ -19,6 +19,7 @@ from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.operations.activity_lines import ACTIVITY_NAME, activity_line
 from mammo_fed.common.interruption import stop_signals
 from mammo_fed.client.operations.server_line import what_is_wrong
+from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
 from mammo_fed.common.json_lines import LineReader, last_lines
 from mammo_fed.common.private_files import hex_secret, write_private
@@ -97,7 +98,7 @@ class _SiteClient:
         # It takes memory and processor time that nobody needs before there is a server.
         self._executor.due, self._look, self._last_seen = math.inf, 0.0, 0.0
         self._idle = 60.0 * folder.network.executor_idle_minutes
-        self._executor.due, self._look, self._wrong = math.inf, 0.0, ""
+        self._wrong = ""
         self._supervisor = Supervisor((self._node, self._executor), on_death=self._report_death)
 
     def run(self) -> int:
@@ -126,7 +127,8 @@ class _SiteClient:
         now, absent = time.monotonic(), math.isinf(self._executor.due)
         if now < self._look:
             return
-        if healthy(self._folder.network.server, ca=None if self._insecure else self._folder.authority):
+        wrong = what_is_wrong(self._folder, insecure=self._insecure, seconds=LOOK_TIMEOUT_SECONDS)
+        if not wrong:
             self._last_seen = time.monotonic()
             if absent:
                 self._executor.due = 0.0
@@ -135,6 +137,10 @@ class _SiteClient:
             self._executor.due = math.inf
             (self._folder.private / HEALTH_NAME).unlink(missing_ok=True)
             self._say("no server and no task for a while: the executor has ended, and is started again when the server is back")
+        if absent and wrong and (kind := NUMBER.sub("", wrong)) != self._wrong:
+            # Said again only when it is another reason: the difference of two clocks moves.
+            self._say(f"waiting for the server: {wrong}")
+            self._wrong = kind
         look = LOOK_SECONDS if math.isinf(self._executor.due) else min(LAST_LOOK_SECONDS, self._idle / 4)
         self._look = time.monotonic() + look
 
@@ -142,13 +148,6 @@ class _SiteClient:
         """Whether the executor has a task, or something in its memory alone that a later round takes up."""
         health = self._health()
         return health.get("busy_since") is not None or bool(health.get("holds_state"))
-        if not (wrong := what_is_wrong(self._folder, insecure=self._insecure, seconds=LOOK_TIMEOUT_SECONDS)):
-            self._executor.due = 0.0
-        elif (kind := NUMBER.sub("", wrong)) != self._wrong:
-            # Said again only when it is another reason: the difference of two clocks moves.
-            self._say(f"waiting for the server: {wrong}")
-            self._wrong = kind
-        self._look = time.monotonic() + LOOK_SECONDS
 
     def _finish(self) -> None:
         """Let the executor end what it has begun, and the SuperNode hand it on."""
