@@ -27,7 +27,6 @@ from mammo_fed.settings.checks import delta_warning
 __all__ = ["Check", "check_site"]
 
 TIMEOUT_SECONDS: Final = 10.0
-SOON_DAYS: Final = 30
 # What two decimals show.
 LEAST_SHOWN: Final = 0.01
 
@@ -138,38 +137,4 @@ def _authority(folder: SiteFolder) -> str:
 
 
 def _server(folder: SiteFolder) -> str:
-    network = folder.network
-    read_authority(folder.authority)
-    context = ssl.create_default_context(cafile=str(folder.authority))
-    connection = http.client.HTTPSConnection(network.host, network.port, timeout=TIMEOUT_SECONDS, context=context)
-    try:
-        connection.connect()
-        until = _expiry(connection)
-        connection.request("GET", "/health")
-        status = connection.getresponse().status
-    except ssl.SSLCertVerificationError as error:
-        raise RunFailed(
-            f"{network.server} does not prove itself by the federation's authority ({error.verify_message}); compare ca.crt "
-            "with the coordinator, who may have to renew the server's certificate"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise RunFailed(
-            f"{network.server} does not answer over TLS ({type(error).__name__}: {error}); check the address, the firewall for "
-            "outgoing connections, and with the coordinator whether the server is up: between runs only `flower-server "
-            "listen` keeps it so"
-        ) from error
-    finally:
-        connection.close()
-    if status != http.client.OK:
-        raise RunFailed(f"{network.server}/health answers {status}, not 200; check that it is the federation's server")
-    days = (until - datetime.now(UTC)).total_seconds() / 86400
-    soon = "; tell the coordinator to renew it" if days < SOON_DAYS else ""
-    return f"{network.server} answers; its certificate is valid for {days:.0f} days{soon}"
-
-
-def _expiry(connection: http.client.HTTPSConnection) -> datetime:
-    """When the certificate that the server has just shown expires."""
-    shown = connection.sock.getpeercert() if isinstance(connection.sock, ssl.SSLSocket) else None
-    moment = str((shown or {}).get("notAfter", ""))
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(moment), UTC)
     return try_line(folder, seconds=TIMEOUT_SECONDS)

@@ -97,7 +97,7 @@ def _reason(network: NetworkSettings, error: Exception) -> str:
         return (
             f"{network.server} does not answer ({type(error).__name__}: {text}); check the address, the firewall for outgoing "
             "connections, whether a proxy has to be passed (proxy in site.toml), and with the coordinator whether the server "
-            "is up: it is so during a run only"
+            "is up: between runs only `flower-server listen` keeps it so"
         )
     proxy = f"the proxy {network.proxy_name}"
     if isinstance(error, httpx.ProxyError):
@@ -106,7 +106,7 @@ def _reason(network: NetworkSettings, error: Exception) -> str:
     return (
         f"no answer of {network.server} through {proxy} ({type(error).__name__}: {text}); check the proxy's address in "
         "site.toml, with its administrators whether it allows CONNECT to that port and leaves TLS closed, and with the "
-        "coordinator whether the server is up: it is so during a run only"
+        "coordinator whether the server is up: between runs only `flower-server listen` keeps it so"
     )
 
 

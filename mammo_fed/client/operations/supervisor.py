@@ -17,7 +17,6 @@ from rich.console import Console
 
 from mammo_fed.client.folder import SiteFolder
 from mammo_fed.client.operations.activity_lines import ACTIVITY_NAME, activity_line
-from mammo_fed.common.interruption import stop_signals
 from mammo_fed.client.operations.server_line import what_is_wrong
 from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command

@@ -29,6 +29,7 @@ class NodeAuthorizer:
       control: of the SuperLink.
       roster: file that tells the server's app which node is which site.
       most_images: file that tells it what sites may declare at most.
+      clocks: file in which the SuperLink's guard notes sites that it refused for their clocks.
       presence: of the sites; told whose node is there.
       say: called with a line for every change.
     """
@@ -52,7 +53,13 @@ class NodeAuthorizer:
     """
 
     def __init__(self, registry: Registry, control: Control, roster: Path, *, clocks: Path, say: Callable[[str], None]) -> None:
+        *,
+        clocks: Path,
+        presence: Presence,
+        say: Callable[[str], None],
+    ) -> None:
         self._registry, self._control, self._roster, self._clocks, self._say = registry, control, roster, clocks, say
+        self._presence = presence
         self._said_of_clocks: dict[bytes, float] = {}
         self._due = 0.0
         self._written: dict[int, str] | None = None
