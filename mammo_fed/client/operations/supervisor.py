@@ -23,8 +23,6 @@ from mammo_fed.common.isolation import python_command
 from mammo_fed.common.json_lines import LineReader, last_lines
 from mammo_fed.common.private_files import hex_secret, write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
-from mammo_fed.federation.flwr_internals.environment import flower_environment
-from mammo_fed.errors import MammoFedError
 from mammo_fed.federation.flwr_internals.environment import PROXY_VARIABLE, flower_environment
 from mammo_fed.federation.flwr_internals.health import healthy
 

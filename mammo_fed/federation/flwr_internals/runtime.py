@@ -36,9 +36,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from mammo_fed.errors import DataError
-from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, TASK_BYTES, contents_of, empty_message, inflated
 from mammo_fed.federation.flwr_internals.lines import make_direct_lines
-from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED
+from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, TASK_BYTES, contents_of, empty_message, inflated
 
 __all__ = ["die_with_parent", "serve_messages"]
 

@@ -41,26 +41,15 @@ class NodeAuthorizer:
         roster: Path,
         most_images: Path,
         *,
-        presence: Presence,
-        say: Callable[[str], None],
-    ) -> None:
-        self._registry, self._control, self._roster, self._say = registry, control, roster, say
-        self._presence = presence
-        self._most_images = most_images
-        self._limits: dict[str, int] | None = None
-      clocks: file in which the SuperLink's guard notes sites that it refused for their clocks.
-      say: called with a line for every change.
-    """
-
-    def __init__(self, registry: Registry, control: Control, roster: Path, *, clocks: Path, say: Callable[[str], None]) -> None:
-        *,
         clocks: Path,
         presence: Presence,
         say: Callable[[str], None],
     ) -> None:
-        self._registry, self._control, self._roster, self._clocks, self._say = registry, control, roster, clocks, say
-        self._presence = presence
+        self._registry, self._control, self._roster, self._say = registry, control, roster, say
+        self._presence, self._clocks = presence, clocks
         self._said_of_clocks: dict[bytes, float] = {}
+        self._most_images = most_images
+        self._limits: dict[str, int] | None = None
         self._due = 0.0
         self._written: dict[int, str] | None = None
         self._complaint = ""
@@ -79,9 +68,9 @@ class NodeAuthorizer:
             self._complaint = str(error)
             return
         self._complaint = ""
+        self._name_clocks(wanted)
         # Before anybody may come in whom they are for.
         self._write_limits({site.name: site.max_images for site in sites if site.max_images is not None})
-        self._name_clocks(wanted)
         nodes = self._control.nodes()
         for node in nodes:
             if node.public_key not in wanted:
@@ -99,17 +88,6 @@ class NodeAuthorizer:
         for line in self._presence.note(there):
             self._say(line)
 
-    def _write_limits(self, limits: dict[str, int]) -> None:
-        if limits != self._limits:
-            write_private(self._most_images, json.dumps(limits).encode())
-            self._limits = limits
-
-    def _is_written(self, roster: Mapping[int, str]) -> bool:
-        """Whether the file still says so: a disk may have lost it."""
-        try:
-            return self._roster.read_text(encoding="utf-8") == json.dumps(roster)
-        except (OSError, ValueError):
-            return False
     def _name_clocks(self, wanted: Mapping[bytes, str]) -> None:
         """Say which sites are refused for their clocks: once, and again where the difference has become another."""
         for key, ahead in read_wrong_clocks(self._clocks).items():
@@ -121,6 +99,18 @@ class NodeAuthorizer:
                 f"{wanted[key]} is refused: its clock is {difference(ahead)} this machine's, and {CLOCK_TOLERANCE_SECONDS:g} s "
                 "are allowed; one of the two machines has to set its clock"
             )
+
+    def _write_limits(self, limits: dict[str, int]) -> None:
+        if limits != self._limits:
+            write_private(self._most_images, json.dumps(limits).encode())
+            self._limits = limits
+
+    def _is_written(self, roster: Mapping[int, str]) -> bool:
+        """Whether the file still says so: a disk may have lost it."""
+        try:
+            return self._roster.read_text(encoding="utf-8") == json.dumps(roster)
+        except (OSError, ValueError):
+            return False
 
     def _try(self, change: Callable[[], None], done: str) -> None:
         """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""
