@@ -39,7 +39,7 @@ check: install ## Format, lint, types, import layers, doctests and all tests
 stress: install ## Run the long ledger trials: 300 kills of a site, 10,000 charges by 8 processes
 	MAMMO_FED_STRESS=1 $(BIN)/python -m pytest -m slow -k ledger tests/privacy tests/client_side
 
-chaos: install ## Let thirty things happen to real federations: kills, cut lines of up to 90 s, power loss, a full disk (needs root)
+chaos: install ## Thirty ordeals of real federations: kills, cut lines, power loss, full disks, lost files, lost sites (needs root)
 	MAMMO_FED_CHAOS=30 $(BIN)/python -m pytest -s -m slow -k chaos tests/deploy
 
 flood: install ## Throw 12,000 connections and 10 GB at a server's port while a run is in progress (needs root)

@@ -6,10 +6,12 @@ __all__ = [
     "DataError",
     "InvalidSetting",
     "LedgerError",
+    "LedgerUnavailable",
     "MammoFedError",
     "PolicyRefused",
     "PrivacyRefused",
     "RunFailed",
+    "SiteNotReady",
     "VersionMismatch",
     "WeightsError",
     "WithdrawnMeanwhile",
@@ -67,6 +69,14 @@ class PolicyRefused(PrivacyRefused):
 
 class LedgerError(PrivacyRefused):
     """The ledger is damaged, was tampered with, or is asked to contradict itself; nothing is released."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger cannot be written or locked at the moment, as where a disk is full; nothing is wrong with what it holds."""
+
+
+class SiteNotReady(MammoFedError):
+    """A site cannot answer a round now, and has reserved nothing for it; it is to be declared to, and asked, again."""
 
 
 class WithdrawnMeanwhile(LedgerError):

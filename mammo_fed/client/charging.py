@@ -24,7 +24,16 @@ from mammo_fed.privacy.ledger.lease import Lease
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger, Withdrawn
 from mammo_fed.privacy.names import FilterKind
 
-__all__ = ["Charge", "LeaseHolder", "LedgerMemory", "TrainingState", "charged_once", "site_ledger", "withdrawn_at_site"]
+__all__ = [
+    "Charge",
+    "LeaseHolder",
+    "LedgerMemory",
+    "TrainingState",
+    "charged_once",
+    "costs_nothing_yet",
+    "site_ledger",
+    "withdrawn_at_site",
+]
 
 TrainingState: TypeAlias = MutableMapping[str, Any]
 """What training takes up from the task before and leaves for the next one, in this process's memory."""
@@ -154,6 +163,19 @@ def site_ledger(file: SiteFile, *, usual: FilterKind) -> Iterator[Ledger]:
             yield ledger
         finally:
             memory.keep(ledger)
+
+
+def costs_nothing_yet(file: SiteFile, *, run_id: str, round_index: int) -> bool:
+    """Whether a site's ledger knows a run and has nothing reserved for one of its rounds.
+
+    Raises:
+      LedgerError: As of `site_ledger`.
+    """
+    ledger = Path(file.ledger)
+    if not (ledger.is_dir() and any(ledger.iterdir())):
+        return False
+    with site_ledger(file, usual="declared") as opened:
+        return opened.knows_round(run_id=run_id, round_index=round_index) is False
 
 
 def withdrawn_at_site(file: SiteFile, patients: Iterable[str]) -> Withdrawn:

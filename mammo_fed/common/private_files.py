@@ -43,7 +43,8 @@ HEX_DIGITS: Final = 96
 def new_folder(path: Path, *, last: str) -> Iterator[Path]:
     """Fill a folder that is not there yet: the caller writes into a draft, which becomes `path` when the block ends well.
 
-    A folder that exists and is empty is taken, for it may be a mounted volume.
+    A folder that exists and is empty is taken, for it may be a mounted volume. All that the block wrote is on the disk when
+    this ends: a power loss leaves no key or certificate that is named and empty.
 
     Args:
       path: the folder; mode 0700 afterwards.
@@ -68,9 +69,11 @@ def new_folder(path: Path, *, last: str) -> Iterator[Path]:
         ) from error
     try:
         yield draft
+        _sync_tree(draft)
         for entry in sorted(draft.iterdir(), key=lambda entry: entry.name == last):
             entry.rename(path / entry.name)
         draft.rmdir()
+        sync_folder(path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         if made:
@@ -116,6 +119,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Return when all that lies below `folder` is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file() and not path.is_symlink():
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def load_or_create_secret(path: Path) -> bytes:

@@ -19,7 +19,15 @@ from mammo_fed.client.rounds.run_memory import RunMemory
 from mammo_fed.client.rounds.site import Site
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
-from mammo_fed.errors import DataError, InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, WeightsError
+from mammo_fed.errors import (
+    DataError,
+    InvalidSetting,
+    LedgerError,
+    PolicyRefused,
+    PrivacyRefused,
+    SiteNotReady,
+    WeightsError,
+)
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, become_server
 from mammo_fed.federation.protocol.messages import pack_declaration, pack_parameters, read_reply, task_config
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
@@ -204,18 +212,18 @@ def test_a_run_id_that_could_be_a_path_is_refused(site, run_id):
 def test_a_run_whose_payload_is_damaged_fails_a_round_without_a_charge_and_goes_on_when_declared_again(
     described, declaration, whitening, tmp_path, damage
 ):
-    """A disk that lost the file's end, as without power: the site has not refused, so the server goes on asking it."""
+    """A disk that lost the file's end, as without power: the site says that it must be declared to again, at no cost."""
     Site(described).declare(declaration, whitening)
     path = Path(described.folder) / "runs" / "run1" / "payload.npy"
     if damage is None:
         path.unlink()
     else:
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="until it is declared again"):
+    with pytest.raises(SiteNotReady, match=r"costs nothing: .* the run is declared again"):
         answer(Site(described), 0)
     assert entries(described) == ["opened", "declared"]
     network = Network(described, tmp_path / "site.json")
-    assert getattr(network.round(task(0), zeros()), "reason", None) == "internal"
+    assert getattr(network.round(task(0), zeros()), "reason", None) == "unready"
     assert isinstance(network.declare(declaration, whitening), Accepted)
     assert isinstance(network.round(task(0), zeros()), Update)
 

@@ -1,18 +1,28 @@
-"""Ordeals for a real federation: kills, cut lines, power loss and a full disk, at moments that a seed decides."""
+"""Ordeals for a real federation, at moments that a seed decides.
+
+Processes are killed, paused and stopped for good; lines are cut, power is lost, disks are full, files are lost or cut to
+nothing, a site is revoked, strangers crowd the server's door, proxies are named that are none, and a site's clock is ahead.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
+import socket
+import ssl
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from real_federation import RealFederation
 
+from mammo_fed.common.supervision import installed_command
 from mammo_fed.privacy.ledger.report import show_ledger, verify_ledger
 
 RESUMES = 6
@@ -28,8 +38,11 @@ class Ordeal:
       overrides: of the run.
       longest_cut: seconds for which a line is cut at most.
       disk: folder of a small file system that holds the server's files; None leaves the disk alone.
+      site_disks: by site, the small file system that its folder is.
+      lasting: whether a site may be stopped or revoked for good.
       limit: seconds for everything.
       story: what happened.
+      lost: sites that were stopped or revoked for good.
     """
 
     federation: RealFederation
@@ -38,7 +51,10 @@ class Ordeal:
     longest_cut: float
     disk: Path | None
     limit: float
+    site_disks: Mapping[str, Path] = field(default_factory=dict)
+    lasting: bool = False
     story: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - an ordeal, not a secret
@@ -47,8 +63,9 @@ class Ordeal:
 
     def run(self) -> None:
         """Start everything, let it happen, and return when the run has ended well; AssertionError if it does not."""
+        self._set_scene()
         for name in self.federation.sites:
-            self.federation.start_client(name)
+            self._start_client(name)
         self.federation.start_server(*self.overrides)
         moment = 0.0
         for _ in range(self._random.randint(2, 4)):
@@ -85,12 +102,17 @@ class Ordeal:
             steps_each = run.declared_steps // rounds
             assert run.reserved_steps == run.reserved_rounds * steps_each, f"{name} charged a round twice: {self.story}"
             assert run.epsilon <= sites[name].epsilon * (1 + 1e-6), f"{name}'s epsilon is under-counted: {self.story}"
+            if name in self.lost:
+                # One task may have been on its way when the site was lost; it is charged for no other that it never had.
+                charged = len(sites[name].events)
+                assert charged <= run.reserved_rounds + 1, f"{name} is charged {charged} rounds for nothing: {self.story}"
 
     @property
     def undisturbed(self) -> bool:
         """Whether every site took part and replied in every round."""
         sites = self.federation.record.privacy.sites
-        return len(sites) == len(self.federation.sites) and not any(site.unanswered or site.refused for site in sites)
+        whole = len(sites) == len(self.federation.sites)
+        return whole and not any(site.unanswered or site.refused or site.missed or site.revoked for site in sites)
 
     def _choose(self) -> tuple[str, Callable[[], None]]:
         site = self._random.choice(self.federation.sites)
@@ -104,11 +126,46 @@ class Ordeal:
             (f"kill the executor of {site}", lambda: self._kill("mammo_fed.client.operations.executor", folder)),
             (f"kill the site-client of {site}", lambda: self._kill_client(site)),
         ]
+        kinds += [
+            (f"pause all of {site}", lambda: self._pause(site)),
+            (f"{site} loses what it keeps of runs", lambda: self._lose_runs(site)),
+            (f"the payload at {site} is cut to nothing", lambda: self._cut_payload(site)),
+            ("the server's database is damaged", self._damage_database),
+            ("the server's secrets are emptied", self._empty_secrets),
+            ("a crowd at the server's door", self._crowd),
+        ]
         if self.federation.lines:
             kinds.append((f"cut the line of {site}", lambda: self._cut(site)))
         if self.disk is not None:
-            kinds.append(("fill the server's disk", self._fill))
+            kinds.append(("fill the server's disk", lambda: self._fill(self.disk)))
+        if site in self.site_disks:
+            kinds.append((f"fill the disk of {site}", lambda: self._fill(self.site_disks[site])))
+        if self.lasting and not self.lost:
+            for what, act in ((f"stop {site} for good", self._stop_for_good), (f"revoke {site}", self._revoke)):
+                kinds.append((f"{what}, once rounds go on", lambda what=what, act=act: self._once_begun(what, site, act)))
         return self._random.choice(kinds)
+
+    def _set_scene(self) -> None:
+        """What is so from the beginning."""
+        if self._random.random() < 0.3:
+            self._note("a proxy is named to all processes, and is none")
+            names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+            self.federation.environment = dict.fromkeys(names, "http://127.0.0.1:9")
+        self._ahead: dict[str, int] = {}
+        if shutil.which("faketime") and self._random.random() < 0.3:
+            site, seconds = self._random.choice(self.federation.sites), self._random.randint(2, 25)
+            self._note(f"the clock of {site} is {seconds} s ahead")
+            self._ahead[site] = seconds
+
+    def _start_client(self, site: str) -> None:
+        if site in self.lost:
+            return
+        program: tuple[str, ...] = ()
+        if site in self._ahead:
+            # Only what a clock says, not how long things take.
+            program = ("env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", f"+{self._ahead[site]}s")
+            program += (installed_command("site-client"),)
+        self.federation.start_client(site, program=program)
 
     def _plan(self, moment: float, what: str, act: Callable[[], None]) -> None:
         self._later.append((moment, what, act))
@@ -141,11 +198,92 @@ class Ordeal:
         self.federation.start_server(*(() if begun else self.overrides), resume=begun)
 
     def _kill_client(self, site: str) -> None:
+        self._end_client(site)
+        back = self._clock() + self._random.uniform(0.5, 10.0)
+        self._plan(back, f"the site-client of {site} is back", lambda: self._start_client(site))
+
+    def _end_client(self, site: str) -> None:
         self._kill("site-client", "run", str(self.federation.site(site)))
         self.federation.clients[site].kill()
         self.federation.clients[site].wait()
-        back = self._clock() + self._random.uniform(0.5, 10.0)
-        self._plan(back, f"the site-client of {site} is back", lambda: self.federation.start_client(site))
+        for word in ("flwr_internals.supernode", "mammo_fed.client.operations.executor"):
+            self._kill(word, str(self.federation.site(site)))
+
+    def _once_begun(self, what: str, site: str, act: Callable[[str], None]) -> None:
+        """Every site is waited for until the run has begun."""
+        try:
+            begun = json.loads((self.federation.run_folder / "attendance.json").read_text(encoding="utf-8"))["round"] >= 0
+        except (OSError, ValueError):
+            begun = False
+        if begun:
+            self._note(f"{what}, now")
+            act(site)
+        else:
+            self._plan(self._clock() + 2.0, f"not yet: {what}", lambda: self._once_begun(what, site, act))
+
+    def _stop_for_good(self, site: str) -> None:
+        self.lost.add(site)
+        self._end_client(site)
+
+    def _revoke(self, site: str) -> None:
+        self.lost.add(site)
+        command = [installed_command("flower-server"), "revoke", str(self.federation.fed), site]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def _pause(self, site: str) -> None:
+        folder, paused = str(self.federation.site(site)), []
+        for pid in self.federation.processes(folder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                paused.append(pid)
+
+        def go_on() -> None:
+            for pid in paused:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+        seconds = self._random.uniform(5.0, min(30.0, self.longest_cut))
+        self._plan(self._clock() + seconds, f"{site} goes on after {seconds:.0f} s", go_on)
+
+    def _lose_runs(self, site: str) -> None:
+        shutil.rmtree(self.federation.site(site) / "private" / "runs", ignore_errors=True)
+        self._kill("mammo_fed.client.operations.executor", str(self.federation.site(site)))
+
+    def _cut_payload(self, site: str) -> None:
+        for path in (self.federation.site(site) / "private" / "runs").glob("*/payload.npy"):
+            path.write_bytes(b"")
+        self._kill("mammo_fed.client.operations.executor", str(self.federation.site(site)))
+
+    def _damage_database(self) -> None:
+        self._power_loss()
+        for path in (self.federation.fed / "state").glob("link*.db"):
+            with path.open("r+b") as file:
+                file.write(random.Random(self.seed).randbytes(4096))  # noqa: S311 - an ordeal, not a secret
+
+    def _empty_secrets(self) -> None:
+        self._power_loss()
+        for name in ("superexec.secret", "control.secret"):
+            with suppress(FileNotFoundError):
+                os.truncate(self.federation.fed / "state" / name, 0)
+
+    def _crowd(self) -> None:
+        """Requests that are begun and never ended, and heads without an end."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        opened = []
+        for number in range(80):
+            with suppress(OSError):
+                line = context.wrap_socket(socket.create_connection(("127.0.0.1", self.federation.port), timeout=2.0))
+                head = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n"
+                line.sendall(head + (b"X: " + b"y" * 60_000 if number % 4 == 0 else b"Content-Length: 1000000\r\n\r\nhalf"))
+                opened.append(line)
+
+        def leave() -> None:
+            for line in opened:
+                line.close()
+
+        seconds = self._random.uniform(5.0, 20.0)
+        self._plan(self._clock() + seconds, f"the crowd leaves after {seconds:.0f} s", leave)
 
     def _cut(self, site: str) -> None:
         line = self.federation.lines[site]
@@ -153,9 +291,9 @@ class Ordeal:
         seconds = self._random.uniform(5.0, self.longest_cut)
         self._plan(self._clock() + seconds, f"the line of {site} is whole after {seconds:.0f} s", lambda: line.set("up"))
 
-    def _fill(self) -> None:
-        assert self.disk is not None
-        filler = self.disk / "filler"
+    def _fill(self, disk: Path | None) -> None:
+        assert disk is not None
+        filler = disk / "filler"
         with filler.open("wb") as file:
             try:
                 while True:
@@ -165,7 +303,7 @@ class Ordeal:
                 # What is left in the buffer cannot be written at the end either.
                 with suppress(OSError):
                     file.close()
-        seconds = self._random.uniform(5.0, 20.0)
+        seconds = self._random.uniform(5.0, min(35.0, 2 * self.longest_cut))
         self._plan(self._clock() + seconds, f"the disk has room after {seconds:.0f} s", lambda: filler.unlink(missing_ok=True))
 
     def _clock(self) -> float:

@@ -60,6 +60,8 @@ KEYS = {
             "account_published",
             "withdrawn_at",
             "withdrawn_rounds",
+            "missed",
+            "revoked",
         ),
     },
     "evaluation": {"val", "test", "external"},
@@ -76,7 +78,7 @@ ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "misma
     *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
     *("rejected", "central", "set_sha256", "total", "overlap", "generator_unit", "total_epsilon", "total_delta", "total_unit"),
     *("chosen", "events", "generator_accountant", "cap_since", "cap_raised", "account_published"),
-    *("withdrawn_at", "withdrawn_rounds", "generator_floating", "cautions"),
+    *("withdrawn_at", "withdrawn_rounds", "generator_floating", "cautions", "missed", "revoked"),
 }
 
 

@@ -20,7 +20,16 @@ from mammo_fed.client.policy import SiteFile
 from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.common.serialization import plain
 from mammo_fed.data.cohort import Cohort, fingerprint
-from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused, VersionMismatch, WeightsError
+from mammo_fed.errors import (
+    InvalidSetting,
+    LedgerError,
+    LedgerUnavailable,
+    PolicyRefused,
+    PrivacyRefused,
+    SiteNotReady,
+    VersionMismatch,
+    WeightsError,
+)
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
@@ -244,7 +253,10 @@ def reason_for(error: Exception) -> Reason:
     """The word that crosses the network for an error; its text stays at the site."""
     kinds: tuple[tuple[type[Exception], Reason], ...] = (
         (VersionMismatch, "version"),
+        (SiteNotReady, "unready"),
         (PolicyRefused, "policy"),
+        # The disk is full or the ledger is locked: it is the same site as before once that has passed.
+        (LedgerUnavailable, "internal"),
         (LedgerError, "ledger"),
         (PrivacyRefused, "budget"),
         (WeightsError, "weights"),

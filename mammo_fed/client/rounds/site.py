@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mammo_fed.client.charging import Charge, TrainingState, charged_once, site_ledger
+from mammo_fed.client.charging import Charge, TrainingState, charged_once, costs_nothing_yet, site_ledger
 from mammo_fed.client.policy import SiteFile, check_declaration, read_site_file
 from mammo_fed.client.rounds.masked_sums import MaskedSums
 from mammo_fed.client.rounds.replies import (
@@ -30,11 +30,11 @@ from mammo_fed.client.rounds.replies import (
     sent_again,
     update_without_parameters,
 )
-from mammo_fed.client.rounds.run_memory import RunMemory
+from mammo_fed.client.rounds.run_memory import RunLost, RunMemory
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient, load_pool
-from mammo_fed.errors import DataError, PolicyRefused, WeightsError
+from mammo_fed.errors import DataError, LedgerError, LedgerUnavailable, PolicyRefused, SiteNotReady, WeightsError
 from mammo_fed.federation.protocol.payload import PublicPayload
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
 from mammo_fed.federation.protocol.secure_messages import Answer, Question
@@ -55,6 +55,9 @@ from mammo_fed.training.local import SiteFeatures
 __all__ = ["Site", "open_site"]
 
 logger = logging.getLogger(__name__)
+
+# What passes by itself, or when the run is declared again.
+MISHAPS = (RunLost, LedgerUnavailable, OSError)
 
 
 class Site:
@@ -99,6 +102,10 @@ class Site:
         with self._ledger(declaration) as ledger:
             reply = accepted(self.file, self.cohort, ledger, declaration, events=prepared.schedule.events())
         self._runs.keep(declaration, payload)
+        known = self._prepared.get(declaration.run_id)
+        if known is not None and known.withdrawn.seq == prepared.withdrawn.seq:
+            # Declared again in the middle of the run: what is kept between rounds goes on.
+            prepared = replace(prepared, optimizer=known.optimizer)
         self._prepared[declaration.run_id] = prepared
         return reply
 
@@ -113,7 +120,12 @@ class Site:
           PolicyRefused: If the run was not declared with masked sums, or the round was opened for other survivors.
           InvalidSetting: If the question is not of this run, or comes at the wrong time.
         """
-        declaration = self._declared(question.run_id)
+        try:
+            declaration = self._declared(question.run_id)
+        except RunLost as error:
+            if not self._costs_nothing_yet(question.run_id, question.round_index):
+                raise
+            raise SiteNotReady(f"round {question.round_index} is not answered, and costs nothing: {error}") from error
         if declaration.aggregation == "plain" or not 0 <= question.round_index <= declaration.rounds:
             raise PolicyRefused(f"round {question.round_index} of this run was not declared as a masked sum")
         return self._sums(question.run_id).answer(declaration.terms(question.round_index), question)
@@ -124,6 +136,26 @@ class Site:
         feature_mean: NDArray[np.float32],
         arrays: NDArray[np.float32],
         parcels: Sequence[Parcel] | None = None,
+    ) -> Update | Refusal:
+        """As `_round`; a mishap before anything is reserved, which passes or which a new declaration mends, is told apart.
+
+        Raises:
+          SiteNotReady: If what the run was declared with is lost, or the disk is full, and the round is not reserved.
+          MammoFedError: As `_round`.
+        """
+        try:
+            return self._round(task, feature_mean, arrays, parcels)
+        except MISHAPS as error:
+            if not self._costs_nothing_yet(task.run_id, task.round_index):
+                raise
+            raise SiteNotReady(f"round {task.round_index} is not answered, and costs nothing: {error}") from error
+
+    def _round(
+        self,
+        task: RoundTask,
+        feature_mean: NDArray[np.float32],
+        arrays: NDArray[np.float32],
+        parcels: Sequence[Parcel] | None,
     ) -> Update | Refusal:
         """One round: reserve, train, store the reply, settle, and only then return it.
 
@@ -251,7 +283,7 @@ class Site:
         if withdrawn.seq == prepared.withdrawn.seq:
             return prepared
         declaration = prepared.declaration
-        payload = PublicPayload.read(self._runs.payload(run_id), declaration)
+        payload = self._payload(declaration)
         data = self._data(declaration, payload, self._extractor(declaration, payload), withdrawn)
         if prepared.optimizer is not None:
             prepared.optimizer.clear()
@@ -322,6 +354,13 @@ class Site:
             spec = replace(spec, backbones=(network_spec(backbone, path),))
         return Extractor(spec, cache=self._cache)
 
+    def _costs_nothing_yet(self, run_id: str, round_index: int) -> bool:
+        """Whether the run is in the ledger and the round is not; False where the ledger cannot say."""
+        try:
+            return costs_nothing_yet(self.file, run_id=run_id, round_index=round_index)
+        except LedgerError:
+            return False
+
     def _ledger(self, declaration: Declaration) -> AbstractContextManager[Ledger]:
         return site_ledger(self.file, usual="gdp" if full_batch(declaration.mechanism) else "declared")
 
@@ -334,9 +373,15 @@ class Site:
         check_declaration(declaration, self.file.policy, public=self.cohort.public)
         return declaration
 
+    def _payload(self, declaration: Declaration) -> PublicPayload:
+        try:
+            return PublicPayload.read(self._runs.payload(declaration.run_id), declaration)
+        except DataError as error:
+            raise RunLost(f"what run {declaration.run_id} starts from is damaged; the run is declared again") from error
+
     def _recall(self, run_id: str) -> Prepared:
         declaration = self._declared(run_id)
-        prepared = self._prepare(declaration, PublicPayload.read(self._runs.payload(run_id), declaration), begins=False)
+        prepared = self._prepare(declaration, self._payload(declaration), begins=False)
         self._prepared[run_id] = prepared
         return prepared
 

@@ -6,8 +6,12 @@ from typing import Literal, TypeAlias
 
 __all__ = ["Reason", "RejectionReason"]
 
-Reason: TypeAlias = Literal["budget", "policy", "ledger", "task", "weights", "version", "internal"]
-"""Why a site refuses; the only words about a failure that cross the network."""
+Reason: TypeAlias = Literal["budget", "policy", "ledger", "task", "weights", "version", "internal", "unready"]
+"""Why a site refuses; the only words about a failure that cross the network.
+
+"unready" is of a site that cannot answer now and has reserved nothing for the round: it lost what the run was declared with, or
+its disk is full. It is declared to again before the next round.
+"""
 
 RejectionReason: TypeAlias = Literal[
     "schedule",

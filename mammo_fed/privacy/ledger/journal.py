@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
 
-from mammo_fed.errors import LedgerError
+from mammo_fed.errors import LedgerError, LedgerUnavailable
 from mammo_fed.privacy.ledger.chain import (
     KEY_BYTES,
     REMEDY,
@@ -81,6 +81,16 @@ BY_SQLITE_CODE: Final = {
     sqlite3.SQLITE_LOCKED: BUSY,
 }
 
+# How SQLite's files beside the journal meet a full disk.
+NO_ROOM: Final = (
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+)
+PASSING: Final = (FULL, READ_ONLY, BUSY)
+
 DATABASE: Final = "journal.sqlite"
 KEY: Final = "site.key"
 HEAD: Final = "head"
@@ -93,16 +103,24 @@ TABLES: Final = (
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what the operating system or SQLite raises into LedgerError: no paths, no content, what to do next."""
+    """Turn what the operating system or SQLite raises into LedgerError: no paths, no content, what to do next.
+
+    What passes by itself or is mended beside the ledger (a full disk, a lock that is held) becomes LedgerUnavailable.
+    """
     try:
         yield
     except OSError as error:
-        raise LedgerError(BY_ERRNO.get(error.errno or 0, BROKEN)) from error
+        raise _error(BY_ERRNO.get(error.errno or 0, BROKEN)) from error
     except sqlite3.ProgrammingError as error:
         raise LedgerError("the ledger was closed or belongs to another thread; open it again there") from error
     except sqlite3.Error as error:
         # The low byte is the primary code; the rest only refines it.
-        raise LedgerError(BY_SQLITE_CODE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, BROKEN)) from error
+        code = getattr(error, "sqlite_errorcode", 0)
+        raise _error(FULL if code in NO_ROOM else BY_SQLITE_CODE.get(code & 0xFF, BROKEN)) from error
+
+
+def _error(words: str) -> LedgerError:
+    return LedgerUnavailable(words) if words in PASSING else LedgerError(words)
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -224,6 +224,12 @@ class Ledger:
             entry = self._append("reserved", details)
             return replace(state.rounds[entry.seq].reservation, withdrawn=state.withdrawals.seq)
 
+    def knows_round(self, *, run_id: str, round_index: int) -> bool | None:
+        """Whether a round of a declared run is reserved; None where the run was never declared."""
+        with self._exclusive() as state:
+            run = state.runs.get(run_id)
+            return None if run is None else round_index in run.rounds
+
     def lease(self, *, run_id: str, round_index: int) -> LeaseState:
         """The marks of a round, none where it is not reserved; see `mammo_fed.privacy.ledger.lease`."""
         with self._exclusive() as state:

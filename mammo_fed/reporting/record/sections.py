@@ -150,6 +150,8 @@ class SitePrivacy:
         what is left of it (`budget_left`): figures that depend on who is in the cohorts of its other runs.
       mismatches: rounds after which the site's own epsilon was not the server's.
       unanswered: rounds that are charged though no readable reply came.
+      missed: rounds that the site had no part in and that cost it nothing: their task never reached it.
+      revoked: the round from which on the site's registration was revoked; empty if never.
       rejected: what the server left out of the site's answers, and why.
       ledger_head: where the site's ledger stood when it last replied; `mammo-fed privacy verify --reported` takes it.
       epsilon_other_site: of this run against another site that knows its own share of the noise; `epsilon` where noise is not
@@ -185,6 +187,8 @@ class SitePrivacy:
     account_published: bool = True
     withdrawn_at: str = ""
     withdrawn_rounds: tuple[int, ...] = ()
+    missed: tuple[int, ...] = ()
+    revoked: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epsilon_account", "patient_epsilon_account", "budget_left"):
@@ -207,7 +211,7 @@ class SitePrivacy:
         require_count("privacy.sites.rounds", self.rounds)
         require_fraction("privacy.sites.cap_delta", self.cap_delta)
         check_date("privacy.sites.withdrawn_at", self.withdrawn_at)
-        for name in ("mismatches", "unanswered", "withdrawn_rounds"):
+        for name in ("mismatches", "unanswered", "withdrawn_rounds", "missed", "revoked"):
             for value in getattr(self, name):
                 require_count(f"privacy.sites.{name}", value)
 
@@ -282,6 +286,8 @@ class PrivacySection:
                 site=site.site,
                 mismatches=site.mismatches,
                 unanswered=site.unanswered,
+                missed=site.missed,
+                revoked=site.revoked,
                 rejected=[(each.round, each.reason) for each in site.rejected],
                 protocol_versions=next((each.protocol_versions for each in site.rejected if each.protocol_versions), ()),
             )

@@ -182,6 +182,8 @@ def warning_sentences(
     unanswered: Sequence[int],
     rejected: Sequence[tuple[int, RejectionReason]] = (),
     protocol_versions: Sequence[int] = (),
+    missed: Sequence[int] = (),
+    revoked: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """What went otherwise than declared at a site, in sentences.
 
@@ -191,6 +193,8 @@ def warning_sentences(
       unanswered: rounds whose task was sent and for which no readable reply came.
       rejected: rounds whose answer was left out (-1: that to the run's declaration), and why.
       protocol_versions: that of the site and that of the server, where they differ.
+      missed: rounds that it had no part in, at no cost.
+      revoked: the round from which on it could not come any more.
 
     >>> warning_sentences(site="a", mismatches=[], unanswered=[3])
     ('a: no readable reply came in round 3; it is charged, as the reply may be in other hands.',)
@@ -200,6 +204,14 @@ def warning_sentences(
         verb = "it is" if len(unanswered) == 1 else "they are"
         found.append(
             f"{site}: no readable reply came in {_rounds(unanswered)}; {verb} charged, as the reply may be in other hands."
+        )
+    if missed:
+        found.append(
+            f"{site}: it was not there in {_rounds(missed)}, of which no task reached it; nothing is charged for that."
+        )
+    if revoked:
+        found.append(
+            f"{site}: its registration was revoked; it takes no part from {_rounds(revoked)} on, and what it gave stays."
         )
     if mismatches:
         found.append(f"{site}: its own epsilon is not the server's after {_rounds(mismatches)}; the larger one is shown.")

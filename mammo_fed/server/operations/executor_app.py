@@ -20,8 +20,10 @@ from mammo_fed.common.private_files import write_private
 from mammo_fed.errors import MammoFedError, RunFailed
 from mammo_fed.server.operations.events import EventLog, WarningEvents
 from mammo_fed.server.operations.run_folder import (
+    ATTENDANCE_NAME,
     CHECKPOINT_NAME,
     EVENTS_NAME,
+    LINK_VARIABLE,
     MOST_IMAGES_NAME,
     OUTCOME_NAME,
     PID_NAME,
@@ -80,10 +82,13 @@ def _run(grid: Grid, folder: Path, events: EventLog) -> int:
         plan = ask_sites(grid, settings, roster=lambda: read_roster(roster), wait=wait, progress=hooks.features)
         write_private(folder / PLAN_NAME, json.dumps({"wait": wait, **plan.as_dict()}).encode())
         return plan.exit_code
+    link = os.environ.get(LINK_VARIABLE)
     deployment = Deployment(
         checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME),
         roster=lambda: read_roster(roster),
         most_images=lambda: read_most_images(folder / MOST_IMAGES_NAME),
+        attendance=folder / ATTENDANCE_NAME,
+        database=Path(link) if link else None,
     )
     run_federation(grid, settings, folder, mode="deploy", hooks=hooks, deployment=deployment)
     return 0
@@ -145,6 +150,7 @@ def _round(folder: Path, events: EventLog, index: int, rounds: int, budget: Budg
             "reason": site.reason,
             "rounds": site.rounds,
             "unanswered": len(site.unanswered),
+            "missed": len(site.missed),
             "mismatches": len(site.mismatches),
         }
         for name, site in budget.sites.items()

@@ -8,6 +8,7 @@ __all__ = [
     "ATTENDANCE_NAME",
     "CHECKPOINT_NAME",
     "EVENTS_NAME",
+    "LINK_VARIABLE",
     "OUTCOME_NAME",
     "PID_NAME",
     "PLAN_NAME",
@@ -20,6 +21,8 @@ __all__ = [
 
 # The environment names the folder: the bundle that starts a run says nothing of it, for sites receive that too.
 RUN_VARIABLE: Final = "MAMMO_FED_RUN_FOLDER"
+# The SuperLink's database, in which lie the tasks that no site has fetched.
+LINK_VARIABLE: Final = "MAMMO_FED_LINK_DATABASE"
 SETTINGS_NAME: Final = "settings.json"
 OUTCOME_NAME: Final = "outcome.json"
 PROGRESS_NAME: Final = "progress.json"

@@ -35,6 +35,7 @@ from mammo_fed.server.operations.node_authorizer import NodeAuthorizer
 from mammo_fed.server.operations.run_folder import (
     ATTENDANCE_NAME,
     EVENTS_NAME,
+    LINK_VARIABLE,
     MOST_IMAGES_NAME,
     OUTCOME_NAME,
     PID_NAME,
@@ -331,7 +332,7 @@ class Server:
                 name="executor",
                 command=executor,
                 log=state / "superexec.log",
-                environment={**environment, RUN_VARIABLE: str(self._run_folder)},
+                environment={**environment, RUN_VARIABLE: str(self._run_folder), LINK_VARIABLE: str(state / _database_name())},
             ),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mammo_fed.reporting.formatting import budget_text, epsilon_text
-from mammo_fed.server.rounds.budget import BudgetView, SiteSpending, outsized_text
+from mammo_fed.server.rounds.budget import REVOKED, BudgetView, SiteSpending, outsized_text
 
 __all__ = ["round_lines"]
 
@@ -28,15 +28,21 @@ def round_lines(index: int, rounds: int, budget: BudgetView) -> list[str]:
     parts = []
     for name, site in budget.sites.items():
         left = "" if site.budget_left is None else f" (left {_left(site.budget_left)})"
-        note = f"refused ({site.reason})" if site.reason else f"{_cost(site.epsilon)}{left}"
+        note = _reason(site) if site.reason else f"{_cost(site.epsilon)}{left}"
         parts.append(f"{name} {note}{_amiss(index, site)}")
     return [f"{what:<13} epsilon: " + ", ".join(parts)]
+
+
+def _reason(site: SiteSpending) -> str:
+    return site.reason if site.reason == REVOKED else f"refused ({site.reason})"
 
 
 def _amiss(index: int, site: SiteSpending) -> str:
     left_out = "".join(f" LEFT OUT ({reason})" for each, reason in site.rejected if each == index)
     if index in site.unanswered:
         return f"{left_out or ' NO REPLY'}, charged all the same"
+    if index in site.missed:
+        return " NOT THERE, not charged"
     against = " AGAINST THE OTHERS" if index in site.against and (index, "direction") not in site.rejected else ""
     return (" MISMATCH with the site's own figure" if index in site.mismatches else "") + against + left_out
 

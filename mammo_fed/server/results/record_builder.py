@@ -41,7 +41,7 @@ from mammo_fed.reporting.record.record import (
     threat_text,
 )
 from mammo_fed.reporting.record.statements import site_level_sentence, synthetic_sentence
-from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView, SiteSpending, outsized_text
+from mammo_fed.server.rounds.budget import EXCLUDED, REVOKED, BudgetView, SiteSpending, outsized_text
 from mammo_fed.server.rounds.delivery import Traffic
 from mammo_fed.server.rounds.synthetic_overlap import seen_by_generator
 from mammo_fed.settings import Settings
@@ -325,7 +325,7 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         mechanism=_mechanism(outcome),
         budget_left=spending.budget_left,
         rounds=spending.rounds,
-        refused=spending.reason not in ("", EXCLUDED),
+        refused=spending.reason not in ("", EXCLUDED, REVOKED),
         patient_epsilon_account=outcome.budget.patient_epsilon_account(spending.site),
         cap_epsilon=spending.cap_epsilon,
         cap_delta=spending.cap_delta,
@@ -334,6 +334,8 @@ def _site(outcome: Outcome, spending: SiteSpending) -> SitePrivacy:
         account_published=spending.epsilon_account is not None,
         mismatches=tuple(spending.mismatches),
         unanswered=tuple(spending.unanswered),
+        missed=tuple(spending.missed),
+        revoked=tuple(spending.revoked),
         rejected=tuple(
             Rejected(
                 round=index,

@@ -20,11 +20,12 @@ from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.cap import CapRaise
 from mammo_fed.privacy.shared_noise import Adversaries, adversary_epsilons
 
-__all__ = ["EXCLUDED", "BudgetView", "SiteSpending", "outsized_text", "reason_text"]
+__all__ = ["EXCLUDED", "REVOKED", "BudgetView", "SiteSpending", "outsized_text", "reason_text"]
 
 EVENTS: Final = ("declared", "events", "answered")
-# In place of a site's own reason, where the server excludes it.
+# In place of a site's own reason, where the server excludes it, and where its coordinator has revoked it.
 EXCLUDED: Final = "turned away"
+REVOKED: Final = "revoked"
 # The site and the server run the same accountant; what differs by more is a fault or a lie.
 TOLERANCE: Final = 1e-6
 
@@ -52,7 +53,9 @@ class SiteSpending:
       answered: events of the rounds with a readable reply.
       unanswered: rounds that are charged though no readable reply came.
       rejected: rounds (DECLARATION_ROUND too) whose answer was left out, and why; the rounds are charged all the same.
-      reason: why it refused, "" if it never did; EXCLUDED if the server did.
+      missed: rounds that it had no part in and that cost it nothing: their task never reached it.
+      revoked: the round from which on its coordinator let it come no more; nothing if never.
+      reason: why it refused, "" if it never did; EXCLUDED if the server did, REVOKED if its registration was revoked.
       mismatches: rounds in which the site's figure was not the server's.
       ledger_head: what the site last said of where its ledger stood.
       withdrawn_at: ISO date of the last withdrawal of consent that the site spoke of, "" for none.
@@ -88,6 +91,8 @@ class SiteSpending:
     protocol_version: int = 0
     against: list[int] = field(default_factory=list)
     largest_share: float | None = None
+    missed: list[int] = field(default_factory=list)
+    revoked: list[int] = field(default_factory=list)
 
     @property
     def epsilon(self) -> float:
@@ -204,6 +209,17 @@ class BudgetView:
         if reply.reason == "version":
             spending.protocol_version = reply.protocol_version
             self.reject(reply.site, round_index=round_index, reason="version")
+
+    def revoke(self, site: str, *, round_index: int) -> None:
+        """Note that a site may not come any more: it is asked in no round from this one on, and what it gave stays."""
+        spending = self._sites[site]
+        spending.reason = REVOKED
+        spending.revoked.append(round_index)
+
+    def note_missed(self, site: str, *, round_index: int) -> None:
+        """Note that a site had no part in a round, which costs it nothing."""
+        if round_index not in self._sites[site].missed:
+            self._sites[site].missed.append(round_index)
 
     def reject(self, site: str, *, round_index: int, reason: RejectionReason) -> None:
         """Note that what a site sent in a round was left out, and why."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
@@ -27,7 +27,7 @@ from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.server.rounds.budget import BudgetView, reason_text
 from mammo_fed.server.rounds.reply_checks import declaration_fault, refusal_of_version, weight_fault
 
-__all__ = ["Admission", "Delivery", "Traffic", "Waiting"]
+__all__ = ["PASSING", "Admission", "Delivery", "GridPost", "Post", "Presence", "Traffic", "Waiting", "attended"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ Wanted = TypeVar("Wanted", Accepted, Update)
 FIRST_POLL_SECONDS: Final = 0.002
 FIRST_JOIN_POLL_SECONDS: Final = 0.02
 LAST_POLL_SECONDS: Final = 0.5
+# Why a site refuses that may accept the very same run a little later.
+PASSING: Final = ("internal", "unready")
 # How long the carrier itself may fail before it is asked again.
 LINK_PAUSE_SECONDS: Final = 1.0
 
@@ -55,9 +57,97 @@ class Waiting:
     at_most: float
 
 
+class Presence:
+    """Which sites are there, by name. This one is of sites that always are, as in a simulation."""
+
+    def begin(self, index: int, *, attempt: int, seconds: float, sites: Sequence[str]) -> None:
+        """A try of a round begins, or the declaration (DECLARATION_ROUND); it lasts `seconds` at most."""
+
+    def asking(self, sites: Iterable[str]) -> None:
+        """Tasks are about to be sent to `sites`; returns when another process would know of it after a power loss."""
+
+    def answered(self, sites: Iterable[str]) -> None:
+        """Answers of `sites` are here."""
+
+    def end(self, sites: Iterable[str], *, alive: Iterable[str]) -> None:
+        """The round of `sites` is over, and of those `alive` something has come."""
+
+    def back(self, sites: Iterable[str]) -> None:
+        """Sites were away or silent, and are heard of again."""
+
+    def aside(self, sites: Iterable[str]) -> frozenset[str]:
+        """Those of `sites` that are asked but not waited for."""
+        del sites
+        return frozenset()
+
+    def revoked(self, sites: Iterable[str]) -> frozenset[str]:
+        """Those of `sites` that may not come any more."""
+        del sites
+        return frozenset()
+
+    def may_have_task(self, site: str, index: int) -> bool:
+        """Whether a process before this one may have sent the site the task of a round."""
+        del site, index
+        return False
+
+
+class Post(Protocol):
+    """Where answers lie, and tasks that nobody has fetched."""
+
+    def fetch(self, identifiers: Collection[str]) -> Mapping[str, Message | None]:
+        """Answers that are whole, by the identifier of what they answer; None for one that is no message. Waits for none."""
+
+    def withdraw(self, identifiers: Collection[str]) -> frozenset[str]:
+        """Take tasks back: those that no node has ever fetched, and that none can fetch any more."""
+
+
+class GridPost:
+    """What any grid can do: nothing that was sent can be taken back."""
+
+    def __init__(self, grid: Grid, *, most_bytes: int) -> None:
+        self._grid, self._most_bytes = grid, most_bytes
+
+    def fetch(self, identifiers: Collection[str]) -> Mapping[str, Message | None]:
+        """See `Post`."""
+        found: dict[str, Message | None] = {}
+        for identifier in identifiers:
+            try:
+                answer = fetch_one(self._grid, identifier, most_bytes=self._most_bytes)
+            except DataError as error:
+                logger.warning("an answer cannot be read: %s", error)
+                found[identifier] = None
+            except LINK_ERRORS:
+                if found:
+                    # What was fetched is fetched once.
+                    break
+                raise
+            else:
+                found |= {} if answer is None else {identifier: answer}
+        return found
+
+    def withdraw(self, identifiers: Collection[str]) -> frozenset[str]:
+        """See `Post`."""
+        del identifiers
+        return frozenset()
+
+
+def attended(presence: Presence, names: Mapping[int, str]) -> dict[str, Any]:
+    """What `Delivery.exchange` must know of the presence of sites, and tell of it, for nodes by their sites' names."""
+    nodes = {site: node for node, site in names.items()}
+    return {
+        "aside": {nodes[site] for site in presence.aside(nodes)},
+        "gone": lambda: [nodes[site] for site in presence.revoked(nodes)],
+        "announce": lambda asked: presence.asking(names[node] for node in asked),
+        "on_answers": lambda answered: presence.answered(names[node] for node in answered),
+    }
+
+
 @dataclass(kw_only=True)
 class _PendingTask:
-    """One node's open task: when and where it was and will be sent, and the identifiers of what was sent and not answered."""
+    """One node's open task: when and where it was and will be sent, and the identifiers of what was sent.
+
+    `unanswered` may still be answered; `given` a node may have fetched, or may yet.
+    """
 
     message: Message
     pause: float
@@ -65,16 +155,21 @@ class _PendingTask:
     tries: int = 0
     sent_to: int | None = None
     unanswered: set[str] = field(default_factory=set)
+    given: set[str] = field(default_factory=set)
 
 
 class Delivery:
     """Sends one message at a time to each of several nodes and collects one answer from each.
+
+    Nothing is sent to a node that is away. What a node has not fetched when it goes away, or when its round is over, is taken
+    back where the post can do that: it then never has it.
 
     Args:
       grid: carries the messages.
       resend_after: seconds until an unanswered task is sent again, doubling each time; infinity sends once.
       all_come: every node answers or fails, as in a simulation: each is waited for, however busy the machine is.
       most_bytes: that an answer may have.
+      post: of the grid; None makes one that can only fetch.
     """
 
     def __init__(
@@ -84,10 +179,19 @@ class Delivery:
         resend_after: float = math.inf,
         all_come: bool = False,
         most_bytes: int = answer_bytes(0),
+        post: Post | None = None,
     ) -> None:
-        self._grid, self._resend_after, self.all_come, self._most_bytes = grid, resend_after, all_come, most_bytes
+        self._grid, self._resend_after, self.all_come = grid, resend_after, all_come
+        self._post: Post = post or GridPost(grid, most_bytes=most_bytes)
+        self._watches = post is not None
         self._pending: dict[int, _PendingTask] = {}
         self._current: Callable[[int], int] = lambda node: node
+        self._announce: Callable[[Sequence[int]], None] = lambda _: None
+        # Tasks of earlier exchanges, by identifier: an answer says that their node is alive, and nothing more.
+        self._late: dict[str, int] = {}
+        self._absent: set[int] = set()
+        self._back: set[int] = set()
+        self._reached: frozenset[int] = frozenset()
 
     def follow(self, current: Callable[[int], int]) -> None:
         """From now on, what is meant for a node goes to `current(node)`: a site whose key changes becomes another node."""
@@ -95,42 +199,61 @@ class Delivery:
 
     def nodes(self) -> list[int]:
         """The nodes that are there now; none while the carrier fails."""
-        try:
-            return sorted(self._grid.get_node_ids())
-        except LINK_ERRORS as error:
-            logger.warning("the SuperLink cannot be asked for its nodes (%s)", type(error).__name__)
-            time.sleep(LINK_PAUSE_SECONDS)
-            return []
+        return sorted(self._look() or ())
 
     def start(self, messages: Mapping[int, Message]) -> None:
-        """Send a message to each node; what the nodes had open before is forgotten."""
+        """Send a message to each node that is there, to the others when they are; what nodes had open before is forgotten."""
         now = time.monotonic()
         self._pending |= {
             node: _PendingTask(message=message, pause=self._resend_after, due=now) for node, message in messages.items()
         }
-        self._send(list(messages))
+        there = self._look() or set()
+        self._send([node for node in messages if self._current(node) in there])
 
     @property
     def open(self) -> frozenset[int]:
         """Nodes that have not answered yet."""
         return frozenset(self._pending)
 
+    @property
+    def reached(self) -> frozenset[int]:
+        """Nodes that may have a task of the last exchange that they have not answered."""
+        return self._reached
+
     def forget(self, node: int) -> None:
         """Wait no more for a node."""
         self._pending.pop(node, None)
 
+    def heard_of(self) -> frozenset[int]:
+        """Nodes that came back, or answered an earlier exchange, since the last call."""
+        if self._watches:
+            self._look()
+            self._fetch()
+        found, self._back = frozenset(self._back), set()
+        return found
+
     def collect(self) -> dict[int, Message]:
         """Answers that are there, by node; what is due is sent again."""
+        if self._watches and (there := self._look()) is not None:
+            self._take_back(there)
         answers = self._fetch()
         now = time.monotonic()
         if due := [node for node, pending in self._pending.items() if now >= pending.due or self._has_moved(node, pending)]:
             # A task for a node that is away would come back from Flower as an error: it waits until the node is there.
-            there = set(self.nodes())
+            there = self._look() or set()
             self._send([node for node in due if self._current(node) in there])
         return answers
 
     def exchange(
-        self, messages: Mapping[int, Message], *, waiting: Waiting, is_good: Callable[[Message], bool] = lambda _: True
+        self,
+        messages: Mapping[int, Message],
+        *,
+        waiting: Waiting,
+        is_good: Callable[[Message], bool] = lambda _: True,
+        aside: Collection[int] = (),
+        gone: Callable[[], Collection[int]] = tuple,
+        announce: Callable[[Sequence[int]], None] = lambda _: None,
+        on_answers: Callable[[Collection[int]], None] = lambda _: None,
     ) -> dict[int, Message]:
         """Send and wait: the answers by node, errors among them; a node that does not answer in time is missing.
 
@@ -138,72 +261,135 @@ class Delivery:
           messages: one for each node.
           waiting: how long; for ever where `all_come`.
           is_good: whether an answer counts as one of `waiting.enough`.
+          aside: nodes whose answers count if they come in time, and that are not waited for while there are enough others.
+          gone: nodes that are not waited for from now on, whatever is missing.
+          announce: called with nodes before anything is sent to them.
+          on_answers: called with nodes whose answers came.
         """
         begun, poll, answers = time.monotonic(), FIRST_POLL_SECONDS, dict[int, Message]()
+        self._announce = announce
         self.start(messages)
-        while not messages.keys() <= answers.keys():
-            answers |= {node: answer for node, answer in self.collect().items() if node in messages}
-            elapsed = time.monotonic() - begun
-            good = sum(map(is_good, answers.values()))
-            over = elapsed >= waiting.at_most or (elapsed >= waiting.at_least and good >= waiting.enough)
-            if over and not self.all_come:
+        tasks = {node: self._pending[node] for node in messages}
+        while True:
+            if came := {node: answer for node, answer in self.collect().items() if node in messages}:
+                answers |= came
+                on_answers(came.keys())
+            for node in gone():
+                self.forget(node)
+            elapsed, still = time.monotonic() - begun, messages.keys() & self._pending.keys()
+            enough = sum(map(is_good, answers.values())) >= waiting.enough
+            over = elapsed >= waiting.at_most or (enough and (elapsed >= waiting.at_least or still <= set(aside)))
+            if not still or (over and not self.all_come):
                 break
-            if not messages.keys() <= answers.keys():
-                time.sleep(poll)
-                poll = min(2 * poll, LAST_POLL_SECONDS)
-        for node in messages:
-            self.forget(node)
+            time.sleep(poll)
+            poll = min(2 * poll, LAST_POLL_SECONDS)
+        self._announce = lambda _: None
+        self._close(tasks)
         return answers
+
+    def _close(self, tasks: Mapping[int, _PendingTask]) -> None:
+        """End an exchange: nobody can fetch a task of it any more."""
+        reached = set()
+        self._late = {identifier: node for identifier, node in self._late.items() if node not in tasks}
+        for node, task in tasks.items():
+            self.forget(node)
+            if task.given:
+                task.given -= self._post.withdraw(task.given)
+            if task.given:
+                reached.add(node)
+                self._late |= dict.fromkeys(task.given, node)
+        self._reached = frozenset(reached)
+
+    def _look(self) -> set[int] | None:
+        """The nodes that are there, None while the carrier fails; who comes back is noted."""
+        try:
+            there = set(self._grid.get_node_ids())
+        except LINK_ERRORS as error:
+            logger.warning("the SuperLink cannot be asked for its nodes (%s)", type(error).__name__)
+            time.sleep(LINK_PAUSE_SECONDS)
+            return None
+        for node in (*self._pending, *self._absent):
+            if self._current(node) not in there:
+                self._absent.add(node)
+            elif node in self._absent:
+                self._absent = self._absent - {node}
+                self._back.add(node)
+        return there
+
+    def _take_back(self, there: set[int]) -> None:
+        """Take back what nodes that are away have not fetched: it is sent anew when they come, and else they never had it."""
+        for pending in self._pending.values():
+            if pending.given and pending.sent_to is not None and pending.sent_to not in there:
+                unread = self._post.withdraw(pending.given)
+                pending.given -= unread
+                pending.unanswered -= unread
+                if unread:
+                    pending.due = time.monotonic()
 
     def _has_moved(self, node: int, pending: _PendingTask) -> bool:
         return pending.sent_to is not None and self._current(node) != pending.sent_to
 
     def _send(self, nodes: list[int]) -> None:
+        if nodes:
+            self._announce(nodes)
         for node in nodes:
             pending, target = self._pending[node], self._current(node)
             if pending.tries:
                 logger.info("the task of node %d is sent again", node)
+            first = not pending.tries and target == node
+            message = pending.message if first else _copy(pending.message, target)
             try:
-                first = not pending.tries and target == node
-                pushed = list(self._grid.push_messages([pending.message if first else _copy(pending.message, target)]))
+                pushed = list(self._grid.push_messages([message]))
             except LINK_ERRORS as error:
                 logger.warning("a task cannot be handed to the SuperLink (%s); it is tried again", type(error).__name__)
+                # It may have been taken all the same.
+                pending.given.add(message.metadata.message_id or f"unknown-{node}")
                 pending.due = time.monotonic() + LINK_PAUSE_SECONDS
                 continue
             pending.unanswered |= {identifier for identifier in pushed if identifier}
+            pending.given |= {identifier for identifier in pushed if identifier}
             pending.tries, pending.sent_to = pending.tries + 1, target
             pending.due = time.monotonic() + pending.pause
             pending.pause *= 2
 
     def _fetch(self) -> dict[int, Message]:
         waited = {identifier: node for node, pending in self._pending.items() for identifier in pending.unanswered}
-        if not waited:
+        if not waited and not self._late:
             return {}
-        answers = {}
-        for identifier, node in waited.items():
-            if node in answers:
-                continue
-            try:
-                answer = fetch_one(self._grid, identifier, most_bytes=self._most_bytes)
-            except DataError as error:
-                logger.warning("the answer of node %d cannot be read: %s", node, error)
-                answer = empty_message(self._pending[node].message.metadata)
-            except LINK_ERRORS as error:
-                logger.warning("answers cannot be fetched from the SuperLink (%s); it is tried again", type(error).__name__)
-                time.sleep(LINK_PAUSE_SECONDS)
-                break
-            if answer is None:
-                continue
-            pending = self._pending[node]
-            pending.unanswered.discard(identifier)
-            if answer.has_error() and answer.error.code != CLIENT_FAILED and math.isfinite(pending.pause):
-                # The node was away, or its process was killed: the site has not refused, so it is asked again.
-                logger.info("node %d is away (code %d)", node, answer.error.code)
-                pending.due = time.monotonic() + LINK_PAUSE_SECONDS
-                continue
-            answers[node] = answer
-            del self._pending[node]
+        try:
+            fetched = self._post.fetch([*waited, *self._late])
+        except LINK_ERRORS as error:
+            logger.warning("answers cannot be fetched from the SuperLink (%s); it is tried again", type(error).__name__)
+            time.sleep(LINK_PAUSE_SECONDS)
+            return {}
+        answers: dict[int, Message] = {}
+        for identifier, answer in fetched.items():
+            if (late := self._late.pop(identifier, None)) is not None and answer is not None and not answer.has_error():
+                self._back.add(late)
+            # Flower's own errors name the SuperLink as their sender: only what they answer tells which node is meant.
+            node = waited.get(identifier)
+            if node is not None and node in self._pending:
+                self._take(node, identifier, answer, answers)
         return answers
+
+    def _take(self, node: int, identifier: str, answer: Message | None, answers: dict[int, Message]) -> None:
+        """Note what came for a node: its answer, or why it is asked again."""
+        pending = self._pending[node]
+        pending.unanswered.discard(identifier)
+        if answer is None:
+            logger.warning("node %d sends something that is no message; it is left out", node)
+            answers[node] = empty_message(pending.message.metadata)
+            del self._pending[node]
+            return
+        if answer.has_error() and answer.error.code != CLIENT_FAILED and math.isfinite(pending.pause):
+            # The node was away, or its process was killed: the site has not refused, so it is asked again.
+            logger.info("node %d is away (code %d)", node, answer.error.code)
+            pending.due = time.monotonic() + LINK_PAUSE_SECONDS
+            return
+        if not answer.has_error():
+            pending.given.discard(identifier)
+        answers[node] = answer
+        del self._pending[node]
 
 
 def _copy(message: Message, node: int) -> Message:
@@ -235,7 +421,7 @@ class Admission:
       budget, traffic: where sites are entered and bytes counted.
       roster: the registered names by node, where the sites' keys are known; an empty one believes the first who gives a name.
       most_images: what registered sites may declare at most, by name.
-      ask_again: a site that could not answer is asked again before every round.
+      ask_again: a site that could not answer, or lost what it was declared, is asked again before every round.
     """
 
     def __init__(
@@ -258,10 +444,15 @@ class Admission:
         # Nodes whose app failed at the declaration, and that are not asked again.
         self.failed: set[int] = set()
         self._unreadable: set[str] = set()
+        self._again: set[int] = set()
 
     def node(self, site: str) -> int:
         """The node that speaks for a site now."""
         return self.current(self._nodes[site])
+
+    def site(self, node: int) -> str | None:
+        """The site for which `node` speaks or spoke."""
+        return next((name for name, known in self._nodes.items() if node in (known, self.current(known))), None)
 
     def current(self, node: int) -> int:
         """The node that speaks now for the site for which `node` spoke; another one after a site's key has changed."""
@@ -289,6 +480,17 @@ class Admission:
         if len(self._asked) < needed:
             raise RunFailed(f"{len(self._asked)} of {needed} sites came within {timeout:g} s; start the others")
         logger.warning("%d sites have not answered the declaration; they can still join", len(self._delivery.open))
+
+    def declare_again(self, site: str) -> None:
+        """The site has lost what it was declared, or could not take it in: it is asked anew before the next round."""
+        if self._ask_again:
+            self._again |= {self._nodes[site], self.node(site)}
+
+    def next_round(self) -> None:
+        """Ask who is new, and anew who could not accept the run or has lost it; waits for nobody."""
+        self._asked -= self._again
+        self._again = set()
+        self.poll_joins()
 
     def poll_joins(self) -> None:
         """Ask whoever is new, and take in the answers that are there; waits for nobody."""
@@ -367,6 +569,11 @@ class Admission:
 
     def _enter(self, node: int, reply: Accepted | Refusal) -> None:
         known = self._budget.sites.get(reply.site)
+        if self._ask_again and isinstance(reply, Refusal) and reply.reason in PASSING:
+            self._again.add(node)
+            if known is not None and not known.reason:
+                logger.warning("%s cannot take in the declaration now (%s); it is asked again", reply.site, reply.reason)
+                return
         if known is not None and known.events and (isinstance(reply, Refusal) or reply.events != known.declared):
             logger.warning("%s answers the declaration again, in another way; it goes on as before", reply.site)
             return

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -20,7 +20,7 @@ from mammo_fed.federation.secure_aggregation.double_masks import Roster, secure_
 from mammo_fed.federation.secure_aggregation.opening import weighted_sum
 from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.privacy.shared_noise import release_of_sum
-from mammo_fed.server.rounds.delivery import Admission, Delivery, Traffic, Waiting
+from mammo_fed.server.rounds.delivery import PASSING, Admission, Delivery, Presence, Traffic, Waiting, attended
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask, refusal_of_version
 from mammo_fed.server.rounds.secure_sum import SecureSum
 from mammo_fed.settings import FederationSettings
@@ -70,6 +70,7 @@ class MaskedRound:
     Attributes:
       declaration, settings: of the run.
       grid, admission, delivery, traffic: to the sites.
+      presence: which sites are there.
       checks: charges replies and says whose update is added up.
       aggregator: makes the messages and takes in the average.
       failure: why nothing was opened, or empty.
@@ -81,14 +82,20 @@ class MaskedRound:
     admission: Admission
     delivery: Delivery
     traffic: Traffic
+    presence: Presence
     checks: ReplyChecks
     aggregator: Aggregator
     failure: str = ""
     _answered: set[str] = field(default_factory=set, init=False)
+    _still_open: set[str] = field(default_factory=set, init=False)
+    _reached: set[str] = field(default_factory=set, init=False)
+    _alive: set[str] = field(default_factory=set, init=False)
+    _unready: set[str] = field(default_factory=set, init=False)
 
     def run(self, sent: SentTask, sites: Sequence[str]) -> NDArray[np.float32] | None:
         """The aggregated parameters, or None where the sum was not opened; what the round cost is charged in both cases."""
         started, index = time.perf_counter(), sent.task.round_index
+        self.presence.begin(index, attempt=1, seconds=self.settings.round_timeout, sites=sites)
         messages = self.aggregator.configure(
             self.grid,
             [self.admission.node(site) for site in sites],
@@ -100,13 +107,17 @@ class MaskedRound:
         def accept(site: str, answer: RecordDict, roster: Roster, present: Sequence[str]) -> Update | None:
             return self._accept(site, answer, sent, secure_task_hash(sent.hash, roster, present))
 
-        total = SecureSum(exchange=self._exchange, accept=accept, terms=self.declaration.terms(index))
+        total = SecureSum(
+            exchange=self._exchange, accept=accept, terms=self.declaration.terms(index), refused=self._refused_stage
+        )
         total.run(sites, dict(messages[0].content))
         self.failure = total.failure
         self.checks.reject_unreadable(sent, total.unreadable)
         self.traffic.bytes_down += total.bytes_down + (sent.parameters.nbytes + sent.feature_mean.nbytes) * len(total.sent)
         self.traffic.bytes_up += total.bytes_up + sum(reply.masked.nbytes for reply in total.replies.values())
-        self.checks.charge_unanswered(sent, sorted(set(total.sent) - self._answered))
+        self.checks.charge_unanswered(sent, sorted(self._reached - self._answered))
+        self.checks.note_missed(sent, sorted((set(sites) - self._reached - self._alive) | self._unready))
+        self.presence.end(sites, alive=self._alive)
         if total.total is None:
             return None
         public_images = sum(reply.public_images for reply in total.replies.values())
@@ -138,12 +149,19 @@ class MaskedRound:
         if isinstance(reply, Accepted):
             logger.warning("%s answers a declaration and not round %d; it is left out", site, sent.task.round_index)
             return None
-        if isinstance(reply, Refusal) and reply.reason in ("task", "internal"):
+        if isinstance(reply, Refusal) and reply.reason == "unready" and site not in self._still_open:
+            self._refused_stage(site, reply.reason)
+        elif isinstance(reply, Refusal) and reply.reason in ("task", *PASSING):
             # It could not take part in this sum: it has not refused the run, and whatever it may have spent is charged.
             logger.warning("%s cannot answer round %d: %s", site, sent.task.round_index, reply.reason)
             return None
         self._answered.add(site)
         return self.checks.accept(reply, sent, masked_hash=masked_hash)
+
+    def _refused_stage(self, site: str, reason: str) -> None:
+        if reason == "unready":
+            self._unready.add(site)
+            self.admission.declare_again(site)
 
     def _exchange(self, contents: Mapping[str, RecordDict], message_type: str) -> dict[str, RecordDict]:
         """Send each site its content and wait as for any round; errors are logged and dropped."""
@@ -154,11 +172,22 @@ class MaskedRound:
             at_least=self.settings.round_min_wait,
             at_most=self.settings.round_timeout,
         )
+        attention = attended(self.presence, names)
+        # Who has answered a stage of this round is waited for in the next one.
+        attention["aside"] = {node for node in attention["aside"] if names[node] not in self._alive}
+        if message_type != MessageType.TRAIN:
+            # A question about keys or shares costs a site nothing.
+            del attention["announce"]
         answers = self.delivery.exchange(
             messages,
             waiting=waiting,
             is_good=lambda message: not message.has_error() and not reason_of(message.content),
+            **attention,
         )
+        if message_type == MessageType.TRAIN:
+            self._still_open = {names[node] for node in self.delivery.reached}
+            self._reached = self._still_open | {names[node] for node in answers}
+        self._alive |= {names[node] for node, message in answers.items() if not message.has_error()}
         for node, message in answers.items():
             if message.has_error():
                 logger.warning("%s fails with code %d", names[node], message.error.code)

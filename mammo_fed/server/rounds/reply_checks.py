@@ -205,6 +205,9 @@ class ReplyChecks:
     def accept(self, reply: Update | Refusal, sent: SentTask, *, masked_hash: str = "") -> Update | None:
         """The update if it may be added up; its events are charged in any case. `masked_hash`: see `validate`."""
         number = sent.task.round_index
+        if isinstance(reply, Refusal) and reply.reason == "unready":
+            logger.warning("%s cannot answer round %d, which costs it nothing; it is declared to again", reply.site, number)
+            return None
         if isinstance(reply, Refusal):
             if reply.reason in ("ledger", "version"):
                 # It may have failed after the round was charged there, or have answered it before its software was changed.
@@ -248,6 +251,11 @@ class ReplyChecks:
         """Note for the record that sites of the run sent something in a round that cannot be read."""
         for site in sorted(set(sites) & self.budget.sites.keys()):
             self.budget.reject(site, round_index=sent.task.round_index, reason="unreadable")
+
+    def note_missed(self, sent: SentTask, sites: Iterable[str]) -> None:
+        """Note a round that sites have no part in, and that costs them nothing: its task never reached them."""
+        for site in sites:
+            self.budget.note_missed(site, round_index=sent.task.round_index)
 
     def require_active(self, what: str) -> None:
         """Check that a site is left for `what`.

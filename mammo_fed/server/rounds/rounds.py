@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import RunFailed
 from mammo_fed.federation.protocol.bounds import answer_bytes
+from mammo_fed.federation.flwr_internals.post import LinkPost
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.strategies.aggregator import Aggregator, choose_sites
+from mammo_fed.server.rounds.attendance import Attendance
 from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.server.rounds.checkpoint import Checkpoint, CheckpointFolder
-from mammo_fed.server.rounds.delivery import Admission, Delivery, Traffic
+from mammo_fed.server.rounds.delivery import Admission, Delivery, Presence, Traffic
 from mammo_fed.server.rounds.masked_round import MaskedRound, most_sites
 from mammo_fed.server.rounds.plain_round import PlainRound
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask
@@ -57,11 +60,15 @@ class Deployment:
       checkpoints: where the run's state is kept, and found when it is resumed.
       roster: the registered sites' names by node.
       most_images: what registered sites may declare at most, by name; a site that is not named may declare any number.
+      attendance: file that says who is there.
+      database: of the SuperLink, in which tasks lie that nobody has fetched.
     """
 
     checkpoints: CheckpointFolder
     roster: Callable[[], Mapping[int, str]]
     most_images: Callable[[], Mapping[str, int]] = dict
+    attendance: Path | None = None
+    database: Path | None = None
 
 
 class Rounds:
@@ -91,8 +98,14 @@ class Rounds:
         budget = BudgetView(delta=declaration.delta, accountant=declaration.accountant)
         traffic = Traffic()
         most_bytes = answer_bytes(max(declaration.dims, declaration.head.num_parameters))
+        post = LinkPost(grid, deployment.database, most_bytes=most_bytes) if deployment else None
+        self._attendance = (
+            Attendance(deployment.attendance, deployment.roster, rounds=declaration.rounds)
+            if deployment and deployment.attendance
+            else None
+        )
         admission = Admission(
-            Delivery(grid, resend_after=resend_after, all_come=deployment is None, most_bytes=most_bytes),
+            Delivery(grid, resend_after=resend_after, all_come=deployment is None, most_bytes=most_bytes, post=post),
             declaration,
             run.payload,
             budget=budget,
@@ -101,7 +114,7 @@ class Rounds:
             most_images=deployment.most_images if deployment else dict,
             ask_again=deployment is not None,
         )
-        delivery = Delivery(grid, resend_after=resend_after, all_come=deployment is None, most_bytes=most_bytes)
+        delivery = Delivery(grid, resend_after=resend_after, all_come=deployment is None, most_bytes=most_bytes, post=post)
         delivery.follow(admission.current)
         self._run, self._on_round = run, on_round
         self._deployed = deployment is not None
@@ -125,11 +138,14 @@ class Rounds:
             admission=admission,
             delivery=delivery,
             traffic=traffic,
+            presence=self._attendance or Presence(),
             checks=self._checks,
             aggregator=self._state.aggregator,
         )
         if resumed is not None:
             self._state.restore(resumed)
+            if self._attendance is not None:
+                self._attendance.resume(max(self._state.round_done + 1, self._first))
 
     def run(self) -> Course:
         """All rounds, from the declaration to the averaged model; without rounds no site is asked and the start is the model.
@@ -146,9 +162,8 @@ class Rounds:
         elif not self._deployed:
             self._find_again()
         one_round = self._plain.run if declaration.aggregation == "plain" else self._masked_round
-        first = 0 if declaration.mean_fraction > 0 else 1
-        for index in range(max(first, state.round_done + 1), declaration.rounds + 1):
-            state.admission.poll_joins()
+        for index in range(max(self._first, state.round_done + 1), declaration.rounds + 1):
+            self._look_around(index)
             self._judge_sizes(index)
             if index == 0:
                 state.feature_mean = one_round(self._sent(index, np.zeros(declaration.dims, np.float32)), self._chosen(index))
@@ -160,6 +175,24 @@ class Rounds:
         last = max(1, round(self._run.federation.tail * len(state.models)))
         average: NDArray[np.float32] = np.stack(state.models[-last:]).mean(axis=0, dtype=np.float64).astype(np.float32)
         return self._course(average)
+
+    @property
+    def _first(self) -> int:
+        """Number of the first round."""
+        return 0 if self._run.declaration.mean_fraction > 0 else 1
+
+    def _look_around(self, index: int) -> None:
+        """Take in who is new or back, and let go of who was revoked."""
+        state, presence = self._state, self._plain.presence
+        state.admission.next_round()
+        if self._attendance is None:
+            return
+        names = {state.admission.site(node) for node in self._plain.delivery.heard_of()}
+        presence.back(name for name in names if name)
+        for site in sorted(presence.revoked(state.budget.active)):
+            state.budget.revoke(site, round_index=index)
+        self._attendance.refused(set(state.budget.sites) - set(state.budget.active))
+        self._checks.require_active(f"round {index}")
 
     def _course(self, parameters: NDArray[np.float32]) -> Course:
         state = self._state
@@ -183,6 +216,7 @@ class Rounds:
         self._keep()
         federation = self._run.federation
         needed = federation.num_sites if federation.min_nodes == "auto" else federation.min_nodes
+        self._plain.presence.begin(DECLARATION_ROUND, attempt=1, seconds=federation.round_timeout, sites=())
         self._state.admission.open(needed=needed, timeout=federation.round_timeout)
         if lost := len(self._state.admission.failed):
             raise RunFailed(
@@ -219,7 +253,8 @@ class Rounds:
         state, index = self._state, sent.task.round_index
         if state.round_begun >= index:
             # A process before this one may have sent it: sites would answer it under other masks, and never do.
-            self._checks.charge_unanswered(sent, chosen)
+            asked = [site for site in chosen if self._attendance is None or self._attendance.may_have_task(site, index)]
+            self._checks.charge_unanswered(sent, asked)
             return self._abandon(sent, "it was begun before the server stopped")
         state.round_begun = index
         self._keep()
@@ -231,6 +266,7 @@ class Rounds:
             admission=plain.admission,
             delivery=plain.delivery,
             traffic=plain.traffic,
+            presence=plain.presence,
             checks=plain.checks,
             aggregator=plain.aggregator,
         )
@@ -259,12 +295,27 @@ class Rounds:
         return SentTask(task=task, parameters=parameters, feature_mean=self._state.feature_mean)
 
     def _chosen(self, index: int) -> tuple[str, ...]:
-        """The sites of a round; under masks no more than their threshold allows."""
-        declaration, active = self._run.declaration, self._state.budget.active
+        """The sites of a round; under masks no more than their threshold allows.
+
+        Sites that are asked on the side come beside those that are drawn from the others, where they would be drawn from all.
+        """
+        active = self._state.budget.active
+        aside = self._plain.presence.aside(active)
+        drawn = self._draw(active, index)
+        if not aside:
+            return drawn
+        waited = self._draw([site for site in active if site not in aside], index)
+        beside = [site for site in drawn if site in aside]
+        if self._run.declaration.aggregation != "plain":
+            beside = beside[: max(0, most_sites(self._run.declaration) - len(waited))]
+        return tuple(site for site in active if site in {*waited, *beside})
+
+    def _draw(self, sites: Sequence[str], index: int) -> tuple[str, ...]:
+        declaration = self._run.declaration
         fraction = 1.0 if index == 0 else self._run.federation.fraction
         if declaration.aggregation != "plain":
-            fraction = min(fraction, most_sites(declaration) / max(1, len(active)))
-        return choose_sites(active, fraction=fraction, seed=self._run.seed, round_index=index)
+            fraction = min(fraction, most_sites(declaration) / max(1, len(sites)))
+        return choose_sites(sites, fraction=fraction, seed=self._run.seed, round_index=index)
 
     def _log_reports(self) -> None:
         for name, site in self._state.budget.sites.items():

@@ -55,6 +55,7 @@ class SecureSum:
     Attributes:
       exchange, accept: carry messages, and validate replies.
       terms: of the sum.
+      refused: called with a site and its reason where it refuses a stage.
       sent: sites that were sent the task: from then on the round may have cost them.
       replies: of the survivors.
       total: int64, shape (length,), the sum over the survivors; None where it was not opened.
@@ -66,6 +67,7 @@ class SecureSum:
     exchange: Exchange
     accept: Accept
     terms: Terms
+    refused: Callable[[str, str], None] = lambda *_: None
     sent: tuple[str, ...] = ()
     replies: dict[str, Update] = field(default_factory=dict)
     total: NDArray[np.int64] | None = None
@@ -182,6 +184,7 @@ class SecureSum:
             self.bytes_up += size_of(content)
             if answer.reason:
                 logger.warning("%s refuses stage %s of round %d: %s", site, stage, terms.round_index, answer.reason)
+                self.refused(site, answer.reason)
                 continue
             answers[site] = answer
         return answers
