@@ -25,7 +25,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from mammo_fed.errors import DataError
-from mammo_fed.federation.flwr_internals.messages import MOST_PARTS, fetch_one, inflated
+from mammo_fed.federation.flwr_internals.messages import LINK_ERRORS, MOST_PARTS, fetch_one, inflated
 
 __all__ = ["LinkPost", "unread_tasks"]
 
@@ -81,6 +81,11 @@ class LinkPost:
             except DataError as error:
                 logger.warning("an answer cannot be read: %s", error)
                 found[answered] = None
+            except LINK_ERRORS:
+                if found:
+                    # What is whole is handed out once, and must not be lost with this.
+                    break
+                raise
             else:
                 if answer is None:
                     continue
