@@ -22,7 +22,7 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.flwr_internals.post import unread_tasks
+from mammo_fed.federation.flwr_internals.link.post import unread_tasks
 from mammo_fed.federation.protocol.messages import PRIVACY, read_reply
 from mammo_fed.federation.protocol.replies import Update
 from mammo_fed.privacy.ledger.report import RunSummary, show_ledger

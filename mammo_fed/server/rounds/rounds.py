@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from mammo_fed.errors import RunFailed
-from mammo_fed.federation.flwr_internals.post import LinkPost
+from mammo_fed.federation.flwr_internals.link.post import LinkPost
 from mammo_fed.federation.protocol.bounds import answer_bytes
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.strategies.aggregator import Aggregator, choose_sites
