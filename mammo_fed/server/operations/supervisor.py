@@ -134,7 +134,7 @@ class Server:
     def prepare(self, composed: Composed, *, resume: bool) -> None:
         """Write what the processes need."""
         write_private(self._run_folder / SETTINGS_NAME, composed.settings.to_json().encode())
-        for name in (OUTCOME_NAME, PID_NAME, ATTENDANCE_NAME):
+        for name in (OUTCOME_NAME, PID_NAME):
             (self._run_folder / name).unlink(missing_ok=True)
         self._events = EventReader(self._run_folder / EVENTS_NAME, seen=resume)
         self._attendance = AttendanceWatch(self._run_folder / ATTENDANCE_NAME)
