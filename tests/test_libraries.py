@@ -18,7 +18,7 @@ HOMES = {
     "dp_accounting": ("privacy/accounting", "privacy/verification"),
     "timm": ("models/backbones.py",),
     "pydicom": ("data/dicom",),
-    "hydra": ("settings/compose.py",),
+    "hydra": ("settings/compose.py", "settings/overrides.py"),
     "omegaconf": ("settings/compose.py", "audit/finished_run.py"),
     "matplotlib": ("reporting/plots",),
     "jinja2": ("reporting/pages",),

@@ -224,6 +224,7 @@ def test_garbage_is_left_out_with_a_word_about_what_is_wrong(federate, left_out,
     assert "sends a reply that cannot be read" in federation.log
     np.testing.assert_array_equal(federation.model.parameters, left_out["head"])
     assert federation.hostile.rounds == 0
+    assert federation.hostile.rejected == tuple(Rejected(round=index, reason="unreadable") for index in (0, 1, 2))
 
 
 def test_a_site_that_fails_is_left_out_and_what_it_says_goes_no_further(federate, left_out):
@@ -307,8 +308,14 @@ def test_a_record_charges_a_round_whose_reply_was_lost_or_cannot_be_read(federat
     assert federation.hostile.epsilon_account >= own
     squares = gaussian_mu(epsilon=6.0, delta=1e-4) ** 2 - gaussian_mu(epsilon=own, delta=1e-4) ** 2
     assert federation.hostile.budget_left <= gaussian_epsilon(mu=math.sqrt(squares), delta=1e-4) + 1e-4
+    # What cannot be read is named as well; an error is nothing that a site sent.
+    named = tuple(
+        f"{HOSTILE}: its answer was left out in round 2: what it sent could not be read." for _ in federation.hostile.rejected
+    )
+    assert len(named) == ("cannot be read" in federation.warnings)
     assert federation.record.privacy.warnings == (
         f"{HOSTILE}: no readable reply came in round 2; it is charged, as the reply may be in other hands.",
+        *named,
     )
     assert f"{HOSTILE}: no readable reply came in round 2" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "sends no readable reply in round 2; the round is charged all the same" in federation.warnings
