@@ -15,7 +15,7 @@ from real_federation import SMALL_RUN, RealFederation, can_cut_lines, free_port,
 from mammo_fed.common.supervision import installed_command
 from mammo_fed.server.operations.authority import make_server_certificate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PASSWORD = "s3cret-word"
 ROUNDS = 3
@@ -49,7 +49,7 @@ def test_proxy_variables_and_boxes_and_clocks_in_between_keep_nobody_from_a_run(
         federation.start_server(*SMALL_RUN, f"federation.rounds={ROUNDS}", "federation.num_sites=4")
         federation.wait_for("may come in", seconds=300)
         # The whole line, before the sites start to compete for the processor.
-        assert "through the proxy" in checked(federation, "site-2")
+        assert "answers through the proxy" in checked(federation, "site-2")
         for name in federation.sites:
             clock = [f"LD_PRELOAD={preloaded}", f"CLOCK_AHEAD={AHEAD[name]}"] if name in AHEAD else []
             started_in = ["ip", "netns", "exec", inner] if name == "site-4" else []
@@ -106,4 +106,6 @@ def checked(federation: RealFederation, name: str) -> str:
     """What a site's check of the server says, in its own namespace."""
     command = ["ip", "netns", "exec", federation.lines[name].name, SITE_CLIENT, "check", str(federation.site(name))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    return next(line for line in done.stdout.splitlines() if "server:" in line)
+    lines = [line for line in done.stdout.splitlines() if "server:" in line]
+    assert len(lines) == 1, (done.returncode, done.stdout, done.stderr)
+    return lines[0]
