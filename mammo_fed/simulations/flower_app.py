@@ -18,7 +18,7 @@ from mammo_fed.server.operations.run_folder import CHECKPOINT_NAME
 from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.run import Hooks, run_federation
 from mammo_fed.settings.compose import Composed, compose_settings
-from mammo_fed.simulations.launch import prepare
+from mammo_fed.simulations.launch import prepare, requiring_all
 
 __all__ = ["compose_for", "make_app"]
 
@@ -47,7 +47,7 @@ def make_app() -> ServerApp:
                 composed.settings,
                 folder,
                 mode="simulate",
-                hooks=Hooks(),
+                hooks=requiring_all(Hooks(), composed.settings.federation.num_sites),
                 checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME),
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from mammo_fed.client.rounds.app import app as installed_app
 from mammo_fed.client.rounds.site import open_site
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.data.run_cohorts import Pool, evaluation_cohorts, limit_images_per_patient, load_pool, synthetic_cohort
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.errors import InvalidSetting, RunFailed
 from mammo_fed.federation.extensions_used import extensions_used
 from mammo_fed.federation.flwr_internals.messages import quiet
 from mammo_fed.federation.public_start import make_extractor
@@ -22,13 +23,14 @@ from mammo_fed.federation.run_folder import SITES_NAME
 from mammo_fed.privacy.patient_identity import count_patients
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.server.app import make_app
+from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.server.run import Hooks, share_of
 from mammo_fed.settings import Settings
 from mammo_fed.simulations.in_process import run_in_process
 from mammo_fed.simulations.persistent_ledgers import site_caps
 from mammo_fed.simulations.run_folder import check_begun, check_fresh, hold, is_done, keep_begun
 
-__all__ = ["prepare", "simulate"]
+__all__ = ["prepare", "requiring_all", "simulate"]
 
 
 def simulate(
@@ -77,7 +79,7 @@ def _run(settings: Settings, folder: Path, *, hooks: Hooks, mode: str, client_ap
         "sites-folder": str((folder / SITES_NAME).resolve()),
         "mode": mode,
     }
-    server_app = make_app(hooks)
+    server_app = make_app(requiring_all(hooks, settings.federation.num_sites))
     if settings.engine.name == "ray":
         # Ray takes seconds to import and is not needed otherwise.
         from mammo_fed.simulations.ray_engine import run_on_ray
@@ -94,6 +96,24 @@ def _run(settings: Settings, folder: Path, *, hooks: Hooks, mode: str, client_ap
         workers=settings.engine.workers,
         wire=settings.engine.wire,
     )
+
+
+def requiring_all(hooks: Hooks, num_sites: int) -> Hooks:
+    """The same hooks for a simulation of so many sites: it ends where one of them cannot answer the declaration.
+
+    A site that refuses has answered. Without one that has not the result would not be what was asked for, and would
+    not say so.
+    """
+
+    def after_round(index: int, rounds: int, budget: BudgetView) -> None:
+        if (lost := num_sites - len(budget.sites)) > 0:
+            raise RunFailed(
+                f"{lost} of federation.num_sites={num_sites} simulated sites failed at the declaration, and a result without "
+                "them would not be what was asked for; look at the run's log"
+            )
+        hooks.round(index, rounds, budget)
+
+    return replace(hooks, round=after_round)
 
 
 def prepare(settings: Settings, folder: Path, *, hooks: Hooks, resume: bool = False) -> None:

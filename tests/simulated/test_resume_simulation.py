@@ -288,9 +288,9 @@ def test_resume_says_in_one_line_what_is_amiss(small, cli, tmp_path, whole):
     line = refused(*small, *SETTINGS, f"hydra.run.dir={folder}")
     assert f"go on with it (mammo-fed simulate --resume {folder})" in line
     text = (folder / "config.yaml").read_text(encoding="utf-8")
-    (folder / "config.yaml").write_text(text.replace("strategy: FedAvg", "strategy: FedMedian"), encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace("  strategy: ", "  strategy: FedMedian  # "), encoding="utf-8")
     assert "the settings are not those that the run" in refused("--resume", str(folder))
-    (folder / "config.yaml").write_text(text.replace("  strategy: FedAvg\n", "  strategies: FedAvg\n"), encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace("  strategy: ", "  strategies: "), encoding="utf-8")
     assert "strateg" in refused("--resume", str(folder))
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     state = folder / "checkpoint" / "state.safetensors"

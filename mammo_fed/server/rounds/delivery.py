@@ -441,8 +441,6 @@ class Admission:
         self._most_images = most_images
         self._nodes: dict[str, int] = {}
         self._asked: set[int] = set()
-        # Nodes whose app failed at the declaration, and that are not asked again.
-        self.failed: set[int] = set()
         self._unreadable: set[str] = set()
         self._again: set[int] = set()
 
@@ -504,8 +502,8 @@ class Admission:
             return
         answers = self._delivery.collect()
         for node, message in sorted(answers.items()):
-            if message.has_error():
-                (self._asked.discard if self._ask_again else self.failed.add)(node)
+            if message.has_error() and self._ask_again:
+                self._asked.discard(node)
         for node, (_, reply) in self.read(answers, Accepted).items():
             self._enter(node, reply)
         for site in sorted(self.take_unreadable()):
@@ -565,7 +563,6 @@ class Admission:
         """Know no node any more: whoever is there is asked anew."""
         self._nodes.clear()
         self._asked.clear()
-        self.failed.clear()
 
     def _enter(self, node: int, reply: Accepted | Refusal) -> None:
         known = self._budget.sites.get(reply.site)
