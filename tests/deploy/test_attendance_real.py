@@ -67,7 +67,8 @@ def ended(cache, tmp_path_factory) -> Ended:
         for name in federation.sites:
             federation.start_client(name, program=site_client(root) if name == SILENT else ())
         federation.start_server(*RUN, "federation.num_sites=5")
-        federation.wait_for("private mean", seconds=600)
+        # The line that comes when the round is over.
+        federation.wait_for("private mean  epsilon", seconds=600)
         # All at once, while rounds go on: the dead without a word, the forgetful with a new process.
         federation.clients[DEAD].kill()
         kill(federation, str(federation.site(DEAD)))
