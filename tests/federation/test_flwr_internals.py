@@ -11,10 +11,12 @@ import uuid
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.corestate import sql_corestate
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 
+from mammo_fed.federation.flwr_internals.guard import give_time_to_start
 from mammo_fed.federation.flwr_internals.messages import (
     CLIENT_FAILED,
     SERVER_NODE_ID,
@@ -117,3 +119,12 @@ def test_flowers_node_sleeps_three_seconds_where_there_is_no_message():
     assert "time.sleep(3)" in loop
     assert "_pull_and_store_message(" in loop
     assert inspect.getsource(start_client_internal._push_messages).count("time.sleep(0.5)") == 2
+
+
+def test_the_token_of_the_servers_app_outlives_a_start_on_a_busy_machine(monkeypatch):
+    monkeypatch.setattr(sql_corestate, "HEARTBEAT_DEFAULT_INTERVAL", sql_corestate.HEARTBEAT_DEFAULT_INTERVAL)
+    give_time_to_start()
+    # What Flower's state reads when a task is claimed.
+    claim = inspect.getsource(sql_corestate.SqlCoreState.claim_task)
+    assert "HEARTBEAT_DEFAULT_INTERVAL" in claim
+    assert sql_corestate.HEARTBEAT_DEFAULT_INTERVAL >= 300

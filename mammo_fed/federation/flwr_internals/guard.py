@@ -19,6 +19,7 @@ import flwr.superlink.main as superlink
 import uvicorn
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.constant import NodeStatus
+from flwr.supercore.corestate import sql_corestate
 from flwr.superlink.cli import flower_superlink
 from starlette.concurrency import run_in_threadpool
 
@@ -28,13 +29,15 @@ from mammo_fed.federation.flwr_internals.door.start import serve
 from mammo_fed.federation.flwr_internals.proof import Objection, Proofs, answer_in_own_name_only, take_clocks_ahead
 from mammo_fed.federation.identity.clocks import CLOCKS_NAME, WrongClocks
 
-__all__ = ["CONTROL_FILE_VARIABLE", "Guard", "let_push_again", "let_return", "main"]
+__all__ = ["CONTROL_FILE_VARIABLE", "Guard", "give_time_to_start", "let_push_again", "let_return", "main"]
 
 CONTROL_FILE_VARIABLE: Final = "MAMMO_FED_CONTROL_SECRET_FILE"
 SITES_SIDE: Final = ("/v1/fleet/",)
 HEALTH: Final = "/health"
 OWN_PROCESSES: Final = "/v1/runtime/"
 # For TLS 1.2; uvicorn's own choice offers nothing but CBC with SHA-1 there. TLS 1.3 has no others.
+# Until the server's app must first have been heard of.
+START_SECONDS: Final = 300
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # Pieces of messages, of at most 5 MiB each, that are remembered as stored.
 PIECES: Final = 10_000
@@ -138,6 +141,16 @@ def let_push_again(state: LinkState) -> None:
     named.store_object = store_again
 
 
+def give_time_to_start() -> None:
+    """From now on the server's app has START_SECONDS to start: on a busy machine its libraries take more than Flower's 30 s.
+
+    Flower forgets the token of a task whose process has not been heard of in that time, and turns the process away for good.
+    That an app has died is seen by its supervisor, from its process.
+    """
+    named: Any = sql_corestate
+    named.HEARTBEAT_DEFAULT_INTERVAL = START_SECONDS
+
+
 def main() -> None:
     """Run a guarded SuperLink; the secret is read from the file that the environment names."""
     # Its database holds what sites sent.
@@ -162,6 +175,7 @@ def main() -> None:
     def served(app: Any, **named: Any) -> None:
         serve(app, **named, ssl_ciphers=CIPHERS)
 
+    give_time_to_start()
     Parked().install()
     answer_in_own_name_only()
     take_clocks_ahead()

@@ -167,7 +167,7 @@ class Aggregator:
         if isinstance(strategy, FedAgree):
             self._against, self._left_out = strategy.against, strategy.left_out
         weights = {
-            site: float(reply.content.metric_records[METRICS][WEIGHT])  # type: ignore[arg-type] - a number, as it was read
+            site: float(np.asarray(reply.content.metric_records[METRICS][WEIGHT]))
             for site, reply in zip(sites, replies, strict=True)
             if site not in self._left_out
         }

@@ -40,7 +40,8 @@ def balanced(updates: NDArray[np.float64], weights: NDArray[np.float64]) -> NDAr
     """
     norms = np.linalg.norm(updates, axis=1)
     middle = float(np.median(norms * weights))
-    return np.minimum(weights, np.divide(middle, norms, out=np.full_like(norms, np.inf), where=norms > 0))
+    most: NDArray[np.float64] = np.minimum(weights, np.divide(middle, norms, out=np.full_like(norms, np.inf), where=norms > 0))
+    return most
 
 
 class FedAgree(FedAvg):
