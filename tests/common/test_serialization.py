@@ -26,16 +26,16 @@ MASKS = ("federation.secure.use=masks", "federation.num_sites=7", "model=swin_ti
 # Written down with the code that had two serializers: ledgers, checkpoints and caches hold these hashes.
 PINNED = {
     (): (
-        "be655798e4a0431c40852bf52e4a9b7d84d471c7bc862cd5daede109fd005abf",
-        "3d39e3f2d24ae706d7f401d37395d0998d7cb2852fa327ed11819d57d1d091ca",
+        "fccea50c78118417efa339b29737000217aa676149f26af8f448ade08359424d",
+        "bd2e909c4a0d41d9295261e53dd4aaf0606e3bf0ef37b6301ed74b5239ce3d66",
     ),
     PAPER: (
-        "503d2e3d39dc01b0be2922608087fd91d953c6df419fa3033d0a0fa70271d68f",
-        "206b6a73e1fc9aa1023e56ca95c6677a415ecf8710c6b06eedb51f065be5855c",
+        "716ec1de6def6dce3f249f4cb731dfd4e25a71985934108297610bc91fca1891",
+        "24430fd783fb260a159b210c92021f5e2b969f228f079088728aada9da3e12c7",
     ),
     MASKS: (
-        "13b1f3d72143e3a035cf999ff155f352684ea36f8394b7b457a38b798d255a5e",
-        "94e3ae8fdbacc362f11fce73bc39d290bed25625665edc073dc86a69386a4ace",
+        "c815c699cc0ec0650ca300fad9f7ee57f08523d1a052bb2880910ebbf0bf6d60",
+        "81ff480d5f01d1870bc7e9a457c98882583fbca51f1f47d54a6c1726b957652c",
     ),
 }
 PINNED_GAN = {

@@ -319,7 +319,7 @@ def test_check_names_a_ledger_that_is_gone_or_cut_off(client, site):
     with Ledger.open(Path(site.file.ledger), site="hospital-a", budget=budget, filter="gdp") as ledger:
         head = ledger.head()
     (site.private / "ledger-head").write_text(head)
-    assert "6.000 of epsilon 6 left" in str(checks(client, site)["ledger"]["message"])
+    assert "a further run of epsilon 6 fits under 6" in str(checks(client, site)["ledger"]["message"])
     for part in Path(site.file.ledger).iterdir():
         part.unlink()
     found = checks(client, site)["ledger"]

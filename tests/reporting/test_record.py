@@ -69,7 +69,9 @@ KEYS = {
         *("n_patients", "n_images", "auroc", "auroc_ci", "auprc_benign", "auprc_malignant", "brier"),
         "sensitivity_at_90_specificity",
     },
-    "federation": {"strategy", "rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round", "failed_rounds", "central"},
+    "federation": {
+        *("strategy", "rounds", "sites", "bytes_up", "bytes_down", "seconds_per_round", "failed_rounds", "central", "weights"),
+    },
 }
 # Names chosen by the run, not by the schema: any may be missing.
 FREE = {"seeds", "versions", "evaluation"}
@@ -78,7 +80,7 @@ ADDED = {"ledger", "patient_epsilon_account", "cap_epsilon", "cap_delta", "misma
     *("aggregation", "min_survivors", "colluders", "epsilon_other_site", "epsilon_all_colluding", "failed_rounds"),
     *("rejected", "central", "set_sha256", "total", "overlap", "generator_unit", "total_epsilon", "total_delta", "total_unit"),
     *("chosen", "events", "generator_accountant", "cap_since", "cap_raised", "account_published"),
-    *("withdrawn_at", "withdrawn_rounds", "generator_floating", "cautions", "missed", "revoked"),
+    *("withdrawn_at", "withdrawn_rounds", "generator_floating", "cautions", "missed", "revoked", "weights"),
 }
 
 

@@ -36,6 +36,9 @@ ca = $ca
 key = $key
 # Port on 127.0.0.1 for the site's own two processes; "auto" takes a free one.
 executor_port = $executor_port
+# Minutes without a server and without a task after which the process that trains is ended; it takes some 650 MB, and is
+# started again when the server answers.
+executor_idle_minutes = $executor_idle_minutes
 # HTTP proxy between this site and the coordinator (it must allow CONNECT to the port above): "http://proxy.hospital:3128" or
 # "http://USER:PASSWORD@proxy.hospital:3128", with % before special characters as in a URL. "" connects directly: http_proxy and
 # its like in the environment are not looked at.
@@ -125,6 +128,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
     "ca": "ca.crt",
     "key": "keys/site.key",
     "executor_port": "auto",
+    "executor_idle_minutes": 5.0,
     "proxy": "",
     "max_epsilon": 6.0,
     "delta": 1e-4,

@@ -238,15 +238,28 @@ def _check_cap(sheet: Sheet, site: Site, terms: Terms) -> None:
     if math.isinf(cap):
         sheet.holds(name, f"{left}", "no bound, where the policy sets none", False)
     elif terms.run_alone and site.events and whole(site.values, "rounds") > 0:
-        spent = _filter_price(site, terms, delta=delta)
-        # At least the difference, which records before this definition hold; a filter at one Renyi order may leave less.
-        exact = spent is not None and all(event.full_batch for event in site.events)
-        low = max(0.0, cap - spent * (1 + 1e-4)) if exact and spent is not None else 0.0
-        sheet.within(
-            name, number(site.values, "budget_left"), min(low, most), max(low, most), "what fits beside what its filter charged"
-        )
+        low, high = _left_alone(site, terms, cap=cap, delta=delta, most=most)
+        sheet.within(name, number(site.values, "budget_left"), low, high, "what fits beside what its filter charged")
     else:
         sheet.within(name, number(site.values, "budget_left"), 0.0, most, "at most what fits under the cap beside this run")
+
+
+def _left_alone(site: Site, terms: Terms, *, cap: float, delta: float, most: float) -> tuple[float, float]:
+    """Between what and what the budget left is, where the account has this run alone.
+
+    Earlier records hold the difference of the epsilons, later ones what the filter still admits: the recorded figure is
+    compared with the nearer of the two.
+    """
+    spent = _filter_price(site, terms, delta=delta)
+    if spent is None or not all(event.full_batch for event in site.events):
+        # A filter at one Renyi order may leave less.
+        return 0.0, most
+    charged, seen = spent * (1 + 1e-4), number(site.values, "epsilon")
+    fits = sorted((beside(charged, cap=cap, delta=delta) * (1 - 1e-6), most))
+    differences = sorted((max(0.0, cap - charged), max(0.0, cap - seen)))
+    left = number(site.values, "budget_left")
+    low, high = min((fits, differences), key=lambda ends: max(ends[0] - left, left - ends[1]))
+    return low, high
 
 
 def _filter_price(site: Site, terms: Terms, *, delta: float) -> float | None:
