@@ -59,6 +59,8 @@ TICK_SECONDS: Final = 0.2
 PASSING_ERRORS: Final[tuple[type[Exception], ...]] = (*CONTROL_ERRORS, OSError)
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 ASK_SECONDS: Final = 1.0
+# Starts the server's app for a run.
+EXECUTOR_NAME: Final = "executor"
 END_SECONDS: Final = 3.0
 # Starts of the server's app that may end without a round in between.
 FRUITLESS_STARTS: Final = 8
@@ -111,6 +113,7 @@ class Server:
         self._folder, self._run_folder, self._insecure, self._console = folder, run_folder.resolve(), insecure, console
         self._ca = None if insecure else folder.authority_certificate
         self._run: int | None = None
+        self._claim_lost = False
         self._due, self._asked = 0.0, 0.0
         self._starts, self._progress_seen = 0, ""
         self._link_is_new, self._log_seen = False, 0
@@ -230,12 +233,16 @@ class Server:
                 f"{self._run_folder / LOG_NAME} and {self._folder.state / 'superexec.log'}"
             )
         (self._run_folder / PID_NAME).unlink(missing_ok=True)
+        self._claim_lost = False
         self._run = self._control.start(bundle())
         self._asked = time.monotonic() + ASK_SECONDS
 
     def _has_died(self, run: int) -> bool:
         pid = self._pid()
         if pid is not None and not _alive(pid):
+            return True
+        if pid is None and self._claim_lost:
+            # The SuperLink would wait for minutes for the app that the dead executor was about to start.
             return True
         return self._control.status(run).state == "finished"
 
@@ -329,7 +336,7 @@ class Server:
                 inherited=own_and_public,
             ),
             ManagedProcess(
-                name="executor",
+                name=EXECUTOR_NAME,
                 command=executor,
                 log=state / "superexec.log",
                 environment={**environment, RUN_VARIABLE: str(self._run_folder), LINK_VARIABLE: str(state / _database_name())},
@@ -361,6 +368,7 @@ class Server:
         self._say(*self._attendance.news())
 
     def _report_death(self, ended: ManagedProcess, wait: float) -> None:
+        self._claim_lost = self._claim_lost or ended.name == EXECUTOR_NAME
         self._say(f"the {ended.name} has died; it is started again in {wait:.1f} s ({ended.log})")
         with contextlib.suppress(OSError):
             for name, secret in self._secrets.items():
