@@ -54,7 +54,7 @@ def strategy_of(settings: FederationSettings, name: str, *, reputation: Reputati
     if name == "FedTrimmedAvg":
         return FedTrimmedAvg(**common, beta=settings.trim)
     if name == "FedAgree":
-        return FedAgree(**common, reputation=reputation, course=course)
+        return FedAgree(**common, reputation=reputation, course=course, max_share=settings.weight_share)
     if name == "Krum":
         return Krum(**common, num_malicious_nodes=settings.num_malicious)
     if name == "FedAvg":

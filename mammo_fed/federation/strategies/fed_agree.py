@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, read_parameters
 from mammo_fed.federation.strategies.reputation import Course, Reputation
+from mammo_fed.federation.strategies.weights import bounded_weights
 
 __all__ = ["FedAgree", "balanced"]
 
@@ -52,6 +53,7 @@ class FedAgree(FedAvg):
     Args:
       reputation: of the sites; may be shared by several strategies.
       course: how far they have moved the model; of one model only, so not shared.
+      max_share: of a site in the sum of the weights, in (0, 1].
       settings: of FedAvg.
 
     Attributes:
@@ -59,9 +61,9 @@ class FedAgree(FedAvg):
       left_out: those of them whose updates the last aggregate does without.
     """
 
-    def __init__(self, *, reputation: Reputation, course: Course, **settings: Any) -> None:
+    def __init__(self, *, reputation: Reputation, course: Course, max_share: float, **settings: Any) -> None:
         super().__init__(**settings)
-        self._reputation, self._course = reputation, course
+        self._reputation, self._course, self._max_share = reputation, course, max_share
         self._sent = np.zeros(0, np.float32)
         self.against: tuple[str, ...] = ()
         self.left_out: tuple[str, ...] = ()
@@ -86,6 +88,8 @@ class FedAgree(FedAvg):
         weights = self._course.weights(sites, updates, balanced(updates, np.asarray(images, np.float64)))
         self.left_out = tuple(sorted(low))
         kept = [index for index, site in enumerate(sites) if site not in low]
+        # Once more: what bounds contributions also lowers the weights of the others.
+        weights[kept] = bounded_weights(weights[kept].tolist(), max_share=self._max_share)
         if not weights[kept].any():
             weights[kept] = 1.0
         for index in kept:
