@@ -110,7 +110,8 @@ def answer(site: Site, index: int) -> Update | Refusal:
 
 def moments(site: Site) -> bytes:
     """What the site keeps of the run's optimizer, to the last bit."""
-    state = site._prepared["run1"].optimizer
+    # After the last round nothing is kept.
+    state = site._prepared["run1"].optimizer if "run1" in site._prepared else None
     values = {
         place: {name: np.asarray(value).tobytes() for name, value in each.items()}
         for place, each in (state or {}).get("optimizer", {}).items()
@@ -224,7 +225,7 @@ def test_settle_failure_of_every_kind_leaves_the_site_as_it_was(
     for index in (2, 3):
         mine, other = answer(site, index), answer(untouched, index)
         assert mine.parameters.tobytes() == other.parameters.tobytes()
-    assert moments(site) == moments(untouched)
+        assert moments(site) == moments(untouched)
 
 
 def test_settle_failure_leaves_no_byte_of_its_reply_on_the_disk(site, monkeypatch, tmp_path):
@@ -299,7 +300,8 @@ def test_settle_failure_of_what_comes_after_it_loses_no_reply_and_repeats_no_ste
             answer(site, index)
         after = moments(site)
         answer(site, index)
-        assert moments(site) == after
+        # Behind the last round nothing is kept.
+        assert moments(site) == (after if index == 2 else pickle.dumps([]))
     untouched = begun(file_in(tmp_path / "there"), kept, whitening)
     for index in (2, 3):
         answer(untouched, index)
@@ -311,7 +313,7 @@ def test_settle_failure_by_a_killed_process_leaves_the_next_one_with_a_fresh_opt
     stored = answer(site, 2)
     restarted = Site(site.file)
     assert answer(restarted, 2).parameters.tobytes() == stored.parameters.tobytes()
-    assert restarted._prepared["run1"].optimizer == {}
+    assert not restarted._prepared
     fresh = answer(restarted, 3)
     assert fresh.parameters.tobytes() != answer(site, 3).parameters.tobytes() or moments(restarted) != moments(site)
 
