@@ -35,7 +35,11 @@ from mammo_fed.settings.compose import compose_settings
 from mammo_fed.simulations.in_process import InProcessGrid, run_in_process
 from mammo_fed.simulations.launch import site_file
 
-FIVE = ("federation.num_sites=5", "federation.secure.min_survivors=3", "privacy.noise_seed=5", "federation.rounds=2")
+# The average, as under masks: five sites in plaintext would be compared with each other.
+FIVE = (
+    *("federation.num_sites=5", "federation.secure.min_survivors=3", "privacy.noise_seed=5", "federation.rounds=2"),
+    "federation.strategy=FedAvg",
+)
 # A quantised update is half a step off in every coordinate; the model is written in float32.
 FLOAT = 1e-5
 
