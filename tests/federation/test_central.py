@@ -27,7 +27,7 @@ DIMS = 2000
 
 @pytest.fixture(scope="module")
 def usual() -> FederationSettings:
-    return compose_settings([]).settings.federation
+    return compose_settings(["federation.strategy=FedAvg"]).settings.federation
 
 
 @pytest.fixture(scope="module")
