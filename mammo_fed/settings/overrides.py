@@ -105,6 +105,7 @@ def _values(text: str) -> list[str]:
     try:
         values = list(islice(override.sweep_string_iterator(), MOST_RUNS + 1))
     except (HydraException, NotImplementedError, TypeError, ValueError) as error:
+        # Hydra raises all four for values that its grammar takes and that it cannot list.
         raise InvalidSetting(f"{printable(text)} is no sweep ({printable(str(error))}); give values such as a,b") from error
     return [f"{override.get_key_element()}={each}" for each in values]
 
