@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 from ray.job_config import JobConfig
 
+from mammo_fed.common.interruption import received
 from mammo_fed.common.isolation import absolute_entries, isolate_children
 from mammo_fed.errors import RunFailed
 
@@ -77,6 +78,7 @@ def run_on_ray(server_app: ServerApp, *, num_sites: int, run_config: Mapping[str
         # Flower deprecates this entry point for its command line, which would install packages and run bundled code.
         warnings.simplefilter("ignore")
         _start_ray(workers)
+        logging.getLogger("flwr").addFilter(_not_interrupted)
         try:
             _in_a_thread(simulate)
         finally:
@@ -103,6 +105,11 @@ def _in_a_thread(work: Callable[[], None]) -> None:
         thread.join(JOIN_SECONDS)
     if raised:
         raise raised[0]
+
+
+def _not_interrupted(_: logging.LogRecord) -> bool:
+    """Once a signal has come, Flower's engine tells of every actor that is ended below it, as of a fault."""
+    return not received()
 
 
 def _stop_with(grid: Grid, stopped: threading.Event) -> None:

@@ -156,7 +156,7 @@ def begun(folder: Path) -> Callable[[], bool]:
 def test_signals_end_a_simulation_in_the_middle_of_a_step_that_takes_hours(small, tmp_path, number, ignoring):
     folder = tmp_path / "run"
     process = simulation(
-        small, folder, "federation.rounds=1", "federation.local_steps=50000000", "privacy.mean_fraction=0", ignoring=ignoring
+        small, folder, "federation.rounds=1", "federation.local_steps=1000000", "privacy.mean_fraction=0", ignoring=ignoring
     )
     wait_for(begun(folder), process)
     time.sleep(1.0)
@@ -177,7 +177,7 @@ def test_signals_end_a_simulation_on_ray_with_all_its_processes(small, tmp_path,
         small,
         folder,
         *("engine=ray", "engine.workers=2", "federation.rounds=1"),
-        *("federation.local_steps=50000000", "privacy.mean_fraction=0"),
+        *("federation.local_steps=1000000", "privacy.mean_fraction=0"),
     )
     wait_for(begun(folder), process)
     below = descendants(process.pid)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import secrets
 import signal
+import time
+from collections.abc import Callable
 
 import pytest
 from hostile_site import ATTACKS, site_client
-from real_federation import SMALL_RUN, real_federation
+from real_federation import SMALL_RUN, RealFederation, real_federation
 
 ROUNDS = len(ATTACKS)
+
+
+def wait_until(condition: Callable[[], object], federation: RealFederation) -> None:
+    limit = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < limit, f"waited in vain:\n{federation.tail()}"
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -25,8 +34,12 @@ def test_hostile_replies_are_left_out_and_named_also_after_the_servers_files_wer
         federation.server.send_signal(signal.SIGKILL)
         federation.server.wait(60)
         state = federation.fed / "state"
+        wait_until(lambda: not federation.processes("flwr_internals.guard"), federation)
         damaged = secrets.token_bytes(100_000)
-        next(state.glob("link*.db")).write_bytes(damaged)
+        (database,) = state.glob("link*.db")
+        for path in state.glob(f"{database.name}-*"):
+            path.unlink()
+        database.write_bytes(damaged)
         for name in ("superexec.secret", "control.secret"):
             (state / name).write_bytes(b"")
         federation.clients["site-1"].terminate()
@@ -37,7 +50,7 @@ def test_hostile_replies_are_left_out_and_named_also_after_the_servers_files_wer
         assert federation.wait(900) == 0, federation.tail()
         said, record = federation.said(), federation.record
         assert "the SuperLink's database was damaged (file is not a database) and is now" in said
-        assert [path.read_bytes() for path in state.glob("link*.db.damaged-*") if path.suffix != "-wal"][:1] == [damaged]
+        assert [path.read_bytes() for path in state.glob("link*.db.damaged-*")] == [damaged]
         assert said.count("was damaged, and is written anew") == 2
         assert "was damaged; there is a new one" in federation.said("site-1.out")
         assert "Traceback" not in said

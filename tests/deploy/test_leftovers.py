@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from contextlib import closing
@@ -32,7 +33,7 @@ def test_deploy_leftovers_of_a_run_are_removed_and_an_idle_executor_ends_until_t
     with real_federation(tmp_path, num_sites=2, cache=cache) as federation:
         for name in federation.sites:
             about = federation.site(name) / "site.toml"
-            about.write_text(about.read_text().replace("[network]\n", "[network]\nexecutor_idle_minutes = 0.05\n"))
+            about.write_text(re.sub(r"(?m)^executor_idle_minutes = .*$", "executor_idle_minutes = 0.05", about.read_text()))
             federation.start_client(name)
         federation.start_server(*SMALL_RUN, *INJECTED)
         assert federation.wait(PATIENCE) == 0, federation.tail()

@@ -66,14 +66,15 @@ class RunMemory:
 
     def end(self, run_id: str) -> None:
         """Give back the room of a run in whose last round this site has answered: replies come from the ledger from now on."""
-        (self.folder(run_id) / PAYLOAD_NAME).unlink(missing_ok=True)
+        for name in (PAYLOAD_NAME, PAYLOAD_HASH_NAME):
+            (self.folder(run_id) / name).unlink(missing_ok=True)
 
     def _forget_old(self, newest: str) -> None:
         """Give back the room of runs that were declared long before this one; what they were declared with stays known."""
         for payload in self._folder.glob(f"*/{PAYLOAD_NAME}"):
             with suppress(OSError):
                 if payload.parent.name != newest and time.time() - payload.stat().st_mtime > OLD_SECONDS:
-                    payload.unlink()
+                    self.end(payload.parent.name)
 
     def check_same(self, declaration: Declaration) -> None:
         """PolicyRefused where the run was declared here before in another way: what was agreed on holds for the whole run."""

@@ -48,7 +48,7 @@ class Limits:
       per_address: connections of one address (of IPv6: of one /64 network) at a time, >= 1.
       waiting: connections that have sent nothing yet, of all addresses; they cost a descriptor each.
       handshakes: TLS handshakes in progress.
-      strangers: open connections that have shown no registered key; they cost some 100 kB each.
+      strangers: open connections that have shown no registered key; they cost up to 350 kB each.
       per_site: connections and requests in progress of one registered key.
       first_byte_seconds: until a connection has to send something.
       handshake_seconds: for a TLS handshake.
@@ -60,8 +60,8 @@ class Limits:
 
     per_address: int = CONNECTIONS_PER_ADDRESS
     waiting: int = 1024
-    handshakes: int = 64
-    strangers: int = 128
+    handshakes: int = 32
+    strangers: int = 64
     per_site: int = 32
     first_byte_seconds: float = 10.0
     handshake_seconds: float = 10.0

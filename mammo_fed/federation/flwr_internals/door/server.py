@@ -26,13 +26,16 @@ from mammo_fed.federation.flwr_internals.door.turned_away import TurnedAway
 __all__ = ["DoorServer", "raise_file_limit"]
 
 LOOK_SECONDS: Final = 0.25
-# After so many connections what they left is looked for, at most every few seconds.
-TIDY_CONNECTIONS: Final = 200
-TIDY_SECONDS: Final = 5.0
+# After so many connections what they left is looked for; what the C library keeps goes back every second.
+TIDY_CONNECTIONS: Final = 20
+TRIM_SECONDS: Final = 1.0
 # Descriptors for all that is no connection from outside.
 RESERVED_FILES: Final = 640
 WANTED_FILES: Final = 8192
 LIBC: Final = ctypes.CDLL(None)
+# Number of glibc's parameter (malloc.h), and its usual value.
+MMAP_THRESHOLD: Final = -3
+MMAP_BYTES: Final = 128 << 10
 
 
 def raise_file_limit() -> int:
@@ -43,6 +46,15 @@ def raise_file_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return wanted if soft == resource.RLIM_INFINITY else soft
+
+
+def _give_back_at_once() -> None:
+    """A TLS connection's buffer of 256 kB goes back to the system when it is freed.
+
+    By default glibc takes the first that is freed as a sign to keep all that come after it.
+    """
+    with contextlib.suppress(AttributeError):
+        LIBC.mallopt(MMAP_THRESHOLD, MMAP_BYTES)
 
 
 class DoorServer(uvicorn.Server):
@@ -77,6 +89,7 @@ class DoorServer(uvicorn.Server):
             self.should_exit = True
             return
         self.servers = []
+        _give_back_at_once()
         files = raise_file_limit()
         asyncio.get_running_loop().set_exception_handler(self._failed)
         for listener in self._listeners:
@@ -97,7 +110,10 @@ class DoorServer(uvicorn.Server):
 
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
-        tidied, ended = loop.time(), 0
+        trimmed, tidied, kept = loop.time(), 0, False
+        # What is there now stays: only what connections leave is looked through.
+        gc.collect()
+        gc.freeze()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = loop.time()
@@ -105,12 +121,14 @@ class DoorServer(uvicorn.Server):
                 door.look(now)
             self._turned_away.tell()
             come = sum(door.callers.come for door in self._doors)
-            if come > ended + TIDY_CONNECTIONS and now > tidied + TIDY_SECONDS:
-                # Python keeps what refers to itself until much more of it has gathered, and the C library what was given back.
+            if come > tidied + TIDY_CONNECTIONS:
+                # A connection and its protocols refer to one another: Python keeps them until much more of it has gathered.
                 gc.collect()
+                tidied, kept = come, True
+            if kept and now > trimmed + TRIM_SECONDS:
                 with contextlib.suppress(AttributeError):
                     LIBC.malloc_trim(0)
-                tidied, ended = loop.time(), come
+                trimmed, kept = now, False
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What went wrong below a connection is counted; anything else is told in full."""
