@@ -23,6 +23,7 @@ from mammo_fed.simulations.run_folder import (
     make_run_folder,
     make_sweep_folder,
     read_sweep,
+    remove_leftovers,
 )
 
 __all__ = ["resume", "run_one", "run_sweep"]
@@ -72,6 +73,7 @@ def resume(folder: Path, console: Console, *, json_only: bool) -> None:
     if runs is None:
         job = read_composed(folder)
         if is_done(folder):
+            remove_leftovers(folder)
             say(console, f"{folder} is done: there is nothing to go on with")
             _show(read_record(folder), folder, console, json_only=json_only)
         else:
@@ -97,6 +99,8 @@ def _sweep(base: Path, runs: Sequence[Sequence[str]], jobs: Sequence[Composed], 
             if not (folder / CONFIGURATION_NAME).exists():
                 make_run_folder(folder, configuration=job.yaml)
             _run(job, folder, console, quiet=True, remedy=base)
+        else:
+            remove_leftovers(folder)
         records.append(read_record(folder))
         say(console, one_line(records[-1]))
     page = write_comparison_page(base / "comparison.html", records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,8 @@ from mammo_fed.common.private_files import file_lock, write_atomically, write_pr
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.run_folder import SITES_NAME
 from mammo_fed.reporting.record.record import RECORD_NAME
+from mammo_fed.server.operations.run_folder import CHECKPOINT_NAME
+from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.settings import Settings
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "make_run_folder",
     "make_sweep_folder",
     "read_sweep",
+    "remove_leftovers",
 ]
 
 CONFIGURATION_NAME: Final = "config.yaml"
@@ -36,6 +39,14 @@ LOCK_NAME: Final = "run.lock"
 def is_done(folder: Path) -> bool:
     """Whether the run in `folder` has ended: its record is written last."""
     return (folder / RECORD_NAME).exists()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what the run in `folder`, which is done, had kept to go on: it was killed when only that was left to do."""
+    if (folder / CHECKPOINT_NAME).exists():
+        # Who has the folder now removes it.
+        with suppress(InvalidSetting), hold(folder):
+            CheckpointFolder(folder / CHECKPOINT_NAME).remove()
 
 
 def make_run_folder(folder: Path, *, configuration: str) -> None:
