@@ -76,7 +76,7 @@ def privacy_table(record: Record) -> Table:
             _broken(account_text(site.epsilon_account)),
             _broken(budget_text(site.budget_left)),
             str(site.rounds),
-            participation_text(rounds=site.rounds, refused=site.refused),
+            participation_text(rounds=site.rounds, refused=site.refused, charged=bool(site.unanswered)),
         )
     return table
 

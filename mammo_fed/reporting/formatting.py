@@ -133,10 +133,12 @@ def headline_set(names: Iterable[str]) -> str | None:
     return next((name for name in HEADLINE_ORDER if name in present), present[0] if present else None)
 
 
-def participation_text(*, rounds: int, refused: bool) -> str:
-    """Whether a site took part, in words."""
+def participation_text(*, rounds: int, refused: bool, charged: bool = False) -> str:
+    """Whether a site took part, in words; of one that never answered, whether it was `charged` all the same."""
+    if not refused and not rounds:
+        return "no usable answer" if charged else "not asked"
     if not refused:
-        return "took part" if rounds else "not asked"
+        return "took part"
     return f"refused after round {rounds}" if rounds else "refused"
 
 

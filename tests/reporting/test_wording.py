@@ -190,11 +190,18 @@ def test_the_headline_speaks_of_the_test_set_before_validation():
 
 
 @pytest.mark.parametrize(
-    ("rounds", "refused", "words"),
-    [(3, False, "took part"), (3, True, "refused after round 3"), (0, True, "refused"), (0, False, "not asked")],
+    ("rounds", "refused", "charged", "words"),
+    [
+        (3, False, False, "took part"),
+        (3, False, True, "took part"),
+        (3, True, False, "refused after round 3"),
+        (0, True, False, "refused"),
+        (0, False, False, "not asked"),
+        (0, False, True, "no usable answer"),
+    ],
 )
-def test_participation_in_words(rounds, refused, words):
-    assert participation_text(rounds=rounds, refused=refused) == words
+def test_participation_in_words(rounds, refused, charged, words):
+    assert participation_text(rounds=rounds, refused=refused, charged=charged) == words
 
 
 def test_relation_of_a_price_to_floating_point_is_said_with_the_guarantee_and_beside_it():

@@ -158,7 +158,7 @@ def _privacy(privacy: PrivacySection) -> Table:
             *([account_text(site.patient_epsilon_account)] if by_image and not run_alone else []),
             budget_text(site.budget_left),
             str(site.rounds),
-            participation_text(rounds=site.rounds, refused=site.refused),
+            participation_text(rounds=site.rounds, refused=site.refused, charged=bool(site.unanswered)),
         )
         for site in privacy.sites
     ]
