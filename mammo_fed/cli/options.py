@@ -30,8 +30,9 @@ settings are given as key=value; `--cfg job` prints them all. The most used:
   federation.num_sites=4     federation.partition=uniform|size|label
   privacy.target_epsilon=6   privacy.unit=patient|image   privacy=dp_gd|dp_sgd
   synthesis.source=phantom|gan|folder          synthesis.use=[whiten,pretrain]
-  model=efficientnet_pair|efficientnet_lite0|swin_tiny
-  engine=in_process|ray      seed=0            hydra.run.dir=FOLDER
+  federation.strategy=auto|FedAvg|FedAgree|...       federation.secure.use=none|masks|shared_noise
+  model=efficientnet_pair|efficientnet_best|efficientnet_lite0|pooled|swin_tiny
+  engine=in_process|ray      seed=0            hydra.run.dir=FOLDER      privacy.ledger=run|FOLDER
 """
 REPRODUCE: Final = """
 keys of this command (key=value), beside any setting of `mammo-fed simulate`:
@@ -43,7 +44,7 @@ keys of this command (key=value), beside any setting of `mammo-fed simulate`:
   every=3                    epochs between two models that the choice by validation score can take; 1 is the paper's
   backbone=lite0|swin_tiny   of the paper's rows; swin_tiny is the paper's, with weights from timm's hub
   jobs=N                     runs at a time; default one for each processor
-  hydra.run.dir=FOLDER       default runs/reproduce; a second time it goes on where it stopped
+  hydra.run.dir=FOLDER       default runs/reproduce; given again, it resumes where it stopped
 
 needs a clone of RichardObi/mammo_dp: MAMMO_DP_ROOT=CLONE, or data.root=CLONE
 examples:
@@ -65,7 +66,7 @@ def add_simulate_options(simulate: argparse.ArgumentParser) -> None:
     add_demo_options(simulate)
     simulate.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
     simulate.add_argument(
-        "--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run or sweep, as it was begun"
+        "--resume", type=Path, metavar="FOLDER", help="resume an interrupted run or sweep, with the settings that it began with"
     )
     simulate.epilog = OVERRIDES + "\nsweeps: -m privacy.target_epsilon=1,6,12 seed=0,1 writes below hydra.sweep.dir\n"
 

@@ -51,7 +51,7 @@ def test_status_that_takes_long_to_look_is_no_run_for_a_listener(federation):
 
 def test_status_of_a_federation_that_never_ran_lists_who_is_registered(server, federation):
     code, out, _ = server("status", federation.path)
-    assert code == 0
+    assert code == 1
     assert "never started" in out
     assert "none is registered" in out
 

@@ -198,7 +198,7 @@ def test_every_command_of_the_walk_through_can_be_given():
 def test_every_command_of_the_readme_for_sites_can_be_given(federation):
     text = (federation.path / "for-sites" / "README.txt").read_text().replace("\\\n", " ")
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("  site-client")]
-    assert [parsed(words) for words in lines] == ["init", "public_key", "check", "run"]
+    assert [parsed(words) for words in lines] == ["init", "public_key", "check", "run", "backup"]
 
 
 @pytest.mark.parametrize("name", ["site-client", "flower-server"])

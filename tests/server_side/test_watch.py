@@ -9,6 +9,7 @@ import time
 import pytest
 
 from mammo_fed.reporting.formatting import duration_text, moment_text
+from mammo_fed.server.operations.commands.plan import _table, _verdict
 from mammo_fed.server.operations.watch.attendance import AttendanceWatch, read_attendance
 from mammo_fed.server.operations.watch.presence import Presence, read_presence
 from mammo_fed.server.operations.watch.status import status_lines
@@ -42,7 +43,7 @@ def test_status_presence_keeps_since_when_a_site_is_away_over_a_restart(tmp_path
     again = Presence(file, clock=lambda: now[0])
     assert again.note({"a": False, "b": False}) == []
     assert read_presence(file)["a"].since == NOW + 60
-    assert again.note({"a": True, "b": False}) == ["a is connected again, after 2 min 5 s"]
+    assert again.note({"a": True, "b": False}) == ["a is connected, after 2 min 5 s without a connection"]
     # A key that was revoked is not there any more.
     again.note({"b": False})
     assert list(read_presence(file)) == ["b"]
@@ -120,7 +121,7 @@ def test_status_lines_say_times_as_times(path):
     assert f"connected since {moment_text(NOW - 3600)} (1 h 0 min)" in text
     assert f"not connected since {moment_text(NOW - 125)} (2 min 5 s)" in text
     assert "missing, 2 rounds missed" in text
-    assert "refused (budget)" in text
+    assert "\n  c                not seen by this server yet; refused (budget)" in text
     assert "3 rounds, epsilon 1.32, left 4.77" in text
     assert not re.search(r"\b1[67]\d{8}\b", text)
 
@@ -128,3 +129,25 @@ def test_status_lines_say_times_as_times(path):
 def test_status_times_are_of_this_machine():
     assert moment_text(time.time()) == time.strftime("%H:%M:%S", time.localtime(time.time()))
     assert duration_text(float("inf")) == "unknown"
+
+
+def test_status_of_a_listener_still_names_the_last_run_and_how_far_it_came():
+    found = {"server": "listening", "address": "fed.example.org:8443", "run": "/runs/one", "sites": []}
+    stopped = {**found, "phase": "rounds", "round": 3, "rounds": 8, "outcome": {"exit_code": 1, "message": "no room"}}
+    text = "\n".join(status_lines(stopped, now=NOW))
+    assert "last run: /runs/one\n  round 3 of 8 is finished\n  ended with exit code 1 no room" in text
+    assert "the declaration is finished" in "\n".join(status_lines({**stopped, "round": -1}, now=NOW))
+    assert "not begun" in "\n".join(status_lines(found, now=NOW))
+
+
+def test_plan_says_what_would_fit_of_sites_that_refuse_alone():
+    answers = {"needed": 3, "sites": [planned("a", True), planned("b", False, 4.77), planned("c", None)]}
+    cells = [list(column.cells) for column in _table(answers).columns]
+    assert [str(cell) for cell in cells[-1]] == ["", "epsilon 4.77", ""]
+    assert "ask for less" in _verdict(answers, 3)
+    assert "see to the sites that did not answer" in _verdict(answers, 1)
+    assert _verdict(answers, 0).endswith("nothing was charged")
+
+
+def planned(name, accepts, fits=None):
+    return {"site": name, "connected": accepts is not None, "accepts": accepts, "reason": "", "fits": fits}

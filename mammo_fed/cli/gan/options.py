@@ -41,7 +41,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     train.epilog = OVERRIDES
     train.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     train.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
-    train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted training, as it was begun")
+    train.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="resume an interrupted training, with the settings that it began with"
+    )
     train.add_argument("--tensorboard", action="store_true", help="write TensorBoard's scalars too; mammo-fed[tensorboard]")
     train.add_argument("--site", type=Path, metavar="FOLDER", help="train on this site's cohort, under its policy and ledger")
 

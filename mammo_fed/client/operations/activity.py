@@ -38,17 +38,25 @@ class ActivityLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pending: list[tuple[Answered, float]] = []
+        self._last: dict[str, Any] = {}
 
     def note(self, answered: Answered) -> None:
         """Remember a message; `write` puts it into the file."""
         self._pending.append((answered, time.time()))
 
     def write(self) -> None:
-        """Append what was remembered; a disk or a ledger that fails loses lines and stops nothing."""
+        """Append what was remembered; a disk or a ledger that fails loses lines and stops nothing.
+
+        A declaration that is asked again, as it is while a site takes long to accept it, and answered as before is no news.
+        """
         pending, self._pending = self._pending, []
         for answered, moment in pending:
             try:
-                append_line(self._path, {"time": moment, **_values(answered)}, most_bytes=MOST_BYTES)
+                values = _values(answered)
+                if values == self._last and answered.asked == "declaration":
+                    continue
+                append_line(self._path, {"time": moment, **values}, most_bytes=MOST_BYTES)
+                self._last = values
             except (OSError, MammoFedError, ValueError) as error:
                 logger.warning("what was answered cannot be noted (%s)", type(error).__name__)
 

@@ -30,8 +30,24 @@ In FILE: site.toml, the authority, the ledger with its key, and the site's priva
 """
 
 RESTORE: Final = """
-A ledger older than what the folder, this user's state or --reported remembers is refused: charges would be forgotten.
+A ledger older than what the folder, this user's state (MAMMO_FED_STATE, else ~/.local/state/mammo-fed) or --reported
+remembers is refused: charges would be forgotten. Give MAMMO_FED_STATE as the service that runs the site has it.
 In a site's own folder all that is there is kept, and what is missing or behind comes from FILE.
+Exit codes: 0 restored, 1 no room, 2 FILE is no backup or is damaged, or belongs to another site, 3 refused.
+"""
+
+CHECK: Final = """
+Exit codes: 0 the site is ready, 2 one of the lines says FAILED. Between runs the server answers where the coordinator runs
+`flower-server listen`.
+"""
+
+STATUS: Final = """
+Exit codes: 0 the site's processes run, 1 they do not.
+"""
+
+RUN: Final = """
+Each answer to the server is one line here, with what it cost and what is left. Ctrl-C or SIGTERM lets a round that has begun
+end; a second one does not.
 """
 
 RAISE_CAP: Final = """
@@ -64,8 +80,8 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
     init.add_argument("--server", required=True, metavar="HOST:PORT", help="of the coordinator")
     init.add_argument("--ca", required=True, type=Path, metavar="CA.CRT", help="the federation's authority, from for-sites/")
     init.add_argument("--proxy", default="", metavar="URL", help="HTTP proxy on the way there: http://HOST:PORT (none)")
-    init.add_argument("--max-epsilon", type=float, default=6.0, help="of all runs ever together (6)")
-    init.add_argument("--delta", type=float, default=1e-4, help="at which it is meant (1e-4)")
+    init.add_argument("--max-epsilon", type=float, default=6.0, metavar="E", help="of all runs ever together (6)")
+    init.add_argument("--delta", type=float, default=1e-4, metavar="D", help="at which it is meant (1e-4)")
     init.add_argument("--max-images-per-patient", type=int, default=16, metavar="N", help="further images are left out (16)")
     init.add_argument("--min-patients", type=int, metavar="N", help="take no part with fewer (10)")
     init.add_argument("--public-patients", type=int, metavar="N", help="declared public (the cohort's)")
@@ -78,8 +94,19 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
     init.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (all)")
 
 
+def _add_check_options(check: argparse.ArgumentParser) -> None:
+    _add_folder(check)
+    check.epilog = CHECK
+
+
+def _add_status_options(status: argparse.ArgumentParser) -> None:
+    _add_folder(status)
+    status.epilog = STATUS
+
+
 def _add_run_options(run: argparse.ArgumentParser) -> None:
     _add_folder(run)
+    run.epilog = RUN
     run.add_argument("--insecure", action="store_true", help="no TLS, no keys: for trials on public cohorts only")
     run.add_argument(
         "--metrics-port", type=int, metavar="PORT", help="figures for Prometheus on http://127.0.0.1:PORT/metrics (none)"
@@ -146,13 +173,13 @@ COMMANDS: Final = (
     Command(
         "status",
         "what the site is doing, and whether the server answers",
-        _add_folder,
+        _add_status_options,
         "mammo_fed.client.operations.commands.run:status",
     ),
     Command(
         "check",
         "look at key, cohort, ledger, certificates and the way to the server",
-        _add_folder,
+        _add_check_options,
         "mammo_fed.client.operations.commands.check:check",
     ),
     Command(
@@ -181,7 +208,7 @@ COMMANDS: Final = (
     ),
     Command(
         "backup",
-        "put the site into one file: its rules, keys and ledger; works while it runs",
+        "put the site into one file: its settings, keys and ledger; works while it runs",
         _add_backup_options,
         "mammo_fed.client.operations.commands.backup:backup",
     ),

@@ -20,6 +20,15 @@ __all__ = ["site_figures", "status_lines"]
 
 MOMENTS: Final = ("busy_since", "time")
 PROCESSES: Final = ("supernode", "executor")
+# Names of values for people, where another word says more than the program's own.
+WORDS: Final = {
+    "time": "executor heard",
+    "insecure": "without TLS and keys",
+    "supernode_deaths": "supernode restarts",
+    "executor_deaths": "executor restarts",
+    "answered": "messages answered",
+    "holds_state": "holds an optimizer between rounds",
+}
 
 
 def status_lines(found: Mapping[str, Any], *, now: float | None = None) -> Iterator[str]:
@@ -28,11 +37,13 @@ def status_lines(found: Mapping[str, Any], *, now: float | None = None) -> Itera
     for name, value in found.items():
         if name == "last":
             continue
-        words = {"time": "executor heard"}.get(name, name.replace("_", " "))
+        words = WORDS.get(name, name.replace("_", " "))
         if name in MOMENTS and isinstance(value, int | float):
             yield f"{words}: {moment_text(value)} ({duration_text(now - value)} ago)"
         elif name == "busy_since":
             yield "busy: no"
+        elif isinstance(value, bool):
+            yield f"{words}: {'yes' if value else 'no'}"
         else:
             yield f"{words}: {value}"
     if last := found.get("last"):

@@ -17,16 +17,22 @@ __all__ = ["COMMANDS", "main"]
 
 OVERRIDES: Final = """
 settings are given as key=value; `--cfg job` prints them all. The most used:
-  data=phantom|mammo_dp|csv  data.root=PATH    what the server evaluates on; patients are the sites'
+  data=phantom|mammo_dp|csv|cohort  data.root=PATH    what the server evaluates on; patients are the sites'
   federation.num_sites=4     (the registered sites)   federation.min_nodes=auto
   privacy.target_epsilon=6   privacy.unit=patient|image   privacy=dp_gd|dp_sgd
-  federation.secure.use=none|masks|shared_noise
-  seed=0                     hydra.run.dir=FOLDER (FOLDER/runs/TIME)
+  federation.secure.use=none|masks|shared_noise         federation.strategy=auto|FedAvg|FedAgree|...
+  seed=0                     hydra.run.dir=RUN (FOLDER/runs/TIME)
+
+Exit codes: 0 done, 1 failed (--resume continues it), 2 bad input, 3 refused for privacy, 130 stopped.
 """
 
 LISTEN: Final = """
-Sites can connect, and `site-client check` passes, while nothing is asked of them. `flower-server run` and `plan` may be given
-meanwhile: the listener gives way, and listens again when they are done.
+Sites can connect, and `site-client check` passes, while nothing is asked of them. `flower-server run` and `plan` may be started
+meanwhile: the listener makes room, and listens again when they have ended.
+"""
+
+STATUS: Final = """
+Exit codes: 0 where the server runs or listens, 1 where it does not.
 """
 
 PLAN: Final = """
@@ -44,13 +50,18 @@ def _command_line() -> CommandLine:
     return CommandLine(
         "flower-server",
         "The coordinator's side of a federation.",
-        interrupted="interrupted; --resume goes on from the last round",
+        interrupted="interrupted; flower-server run FOLDER --resume resumes a run after its last finished round",
         commands=COMMANDS,
     )
 
 
 def _add_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, metavar="FOLDER", help="the federation's folder")
+
+
+def _add_status_options(status: argparse.ArgumentParser) -> None:
+    _add_folder(status)
+    status.epilog = STATUS
 
 
 def _add_init_options(init: argparse.ArgumentParser) -> None:
@@ -101,9 +112,7 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     run.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     starts = run.add_mutually_exclusive_group()
-    starts.add_argument(
-        "--resume", action="store_true", help="go on with the newest unfinished run, or the one of hydra.run.dir"
-    )
+    starts.add_argument("--resume", action="store_true", help="resume the newest unfinished run, or the one of hydra.run.dir")
     starts.add_argument("--prepare", action="store_true", help="write the settings of a run and stop: --resume starts it")
     _add_door_options(run)
 
@@ -138,13 +147,13 @@ COMMANDS: Final = (
     ),
     Command(
         "register",
-        "let a site come: give its public key",
+        "let a site take part: its public key",
         _add_register_options,
         "mammo_fed.server.operations.commands.federation:register",
     ),
     Command(
         "revoke",
-        "let a site come no more, and its key never again",
+        "shut a site out, and its key for good",
         _add_revoke_options,
         "mammo_fed.server.operations.commands.federation:revoke",
     ),
@@ -174,8 +183,8 @@ COMMANDS: Final = (
     ),
     Command(
         "status",
-        "what the server and its run are doing",
-        _add_folder,
+        "what the server, its sites and its run are doing",
+        _add_status_options,
         "mammo_fed.server.operations.commands.status:status_command",
     ),
     Command(

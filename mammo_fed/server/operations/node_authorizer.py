@@ -74,7 +74,8 @@ class NodeAuthorizer:
         nodes = self._control.nodes()
         for node in nodes:
             if node.public_key not in wanted:
-                self._try(partial(self._control.unregister, node.identifier), f"node {node.identifier} is shut out")
+                who = (self._written or {}).get(node.identifier, f"node {node.identifier}")
+                self._try(partial(self._control.unregister, node.identifier), f"{who} is shut out: its key is not registered")
         missing = wanted.keys() - {node.public_key for node in nodes}
         for key in missing:
             self._try(partial(self._control.register, key), f"{wanted[key]} may come in")

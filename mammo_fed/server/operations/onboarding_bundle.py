@@ -18,7 +18,8 @@ Joining the federation $name
 ============================
 
 What you need: Linux, Python 3.11 or later with mammo-fed installed, outgoing TCP to $address,
-and a table of your patches (columns patient, image, label, split). Nothing has to reach your hospital from outside.
+and a table of your patches (columns patient, image, label; optional view and split). Nothing has to reach your hospital
+from outside.
 
 ca.crt is the federation's own authority. Its SHA-256 fingerprint, to be compared over the telephone:
 
@@ -29,9 +30,9 @@ ca.crt is the federation's own authority. Its SHA-256 fingerprint, to be compare
   site-client init SITE --name YOUR-NAME --server $address --ca ca.crt --max-epsilon 6 \\
       data=csv data.root=/path/to/table.csv
 
-   It reads your table once and proposes how many patients and images are declared public; --public-patients and
-   --public-images override that. Read SITE/site.toml and change what you want: no server can loosen it.
-   site.toml beside this text is an example of it.
+   It reads your table once and declares its numbers of patients and images public; --public-patients and --public-images
+   override that. Where the way out is an HTTP proxy, give --proxy. Read SITE/site.toml and change what you want: no server
+   can loosen it. site.toml beside this text is an example of it.
 
 2. Send SITE/keys/YOUR-NAME.pub to the coordinator. It is a public key; nothing else leaves the folder, above all not
    SITE/keys/site.key. Tell its fingerprint over the telephone:
@@ -45,7 +46,9 @@ ca.crt is the federation's own authority. Its SHA-256 fingerprint, to be compare
   site-client run SITE
 
 Keep SITE on a local disk that you trust. SITE/ledger says what your patients have spent; without it, or with a copy that is
-older than the last round, the site refuses to take part. Copies are good only if they are taken after every round.
+older than the last round, the site refuses to take part. Back it up after every run, and keep FILE as secret as SITE:
+
+  site-client backup SITE FILE
 """)
 
 

@@ -34,7 +34,8 @@ def init(options: argparse.Namespace, console: Console) -> int:
         "Next:",
         f"  1. give every hospital a copy of {folder.path / 'for-sites'}: ca.crt, an example site.toml, and README.txt",
         f"  2. flower-server register {folder.path} NAME.pub      for the key that each of them sends",
-        f"  3. flower-server run {folder.path} data=...",
+        f"  3. flower-server listen {folder.path}    lets sites check their connection before the first run",
+        f"  4. flower-server run {folder.path} data=...",
         f"{folder.authority_key} signs servers of this federation and is needed by renew only: it may be kept elsewhere.",
     )
     return 0

@@ -43,7 +43,7 @@ def listen(options: argparse.Namespace, console: Console) -> int:
                 finally:
                     listener.stop_listening()
             if not stopped:
-                say(console, "a run has the folder; the listener comes back after it")
+                say(console, "a run or a plan begins; sites may connect to it, and to this listener again when it has ended")
             while folder.run_wants_folder and not stopped:
                 time.sleep(LOOK_SECONDS)
     return 0

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mammo_fed.common.command_line import print_json, say
 from mammo_fed.common.private_files import write_private
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.errors import InvalidSetting, PrivacyRefused
 from mammo_fed.reporting.formatting import budget_text, readable
 from mammo_fed.server.operations.commands.run import compose_for, warn_of_door
 from mammo_fed.server.operations.folder import FederationFolder
@@ -97,13 +97,21 @@ def _table(answers: dict[str, Any]) -> Table:
         table.add_column(column)
     for site in answers["sites"]:
         answer = {True: "yes", False: "no", None: "unknown"}[site["accepts"]]
-        fits = "" if site["accepts"] else "not told" if site["fits"] is None else f"epsilon {budget_text(site['fits'])}"
+        fits = "" if site["accepts"] is not False else _fits(site["fits"])
         words = (readable(site["site"]), "yes" if site["connected"] else "no", answer, readable(site["reason"]), fits)
         table.add_row(*map(Text, words))
     return table
 
 
+def _fits(epsilon: float | None) -> str:
+    """Of a site that refuses: what it would take, where its policy lets it say so."""
+    return "not told" if epsilon is None else f"epsilon {budget_text(epsilon)}"
+
+
 def _verdict(answers: dict[str, Any], code: int) -> str:
     would, needed = sum(site["accepts"] is True for site in answers["sites"]), answers["needed"]
     said = f"{would} of {len(answers['sites'])} sites would take the run, and it needs {needed}; nothing was charged"
-    return said if code == 0 else f"{said}. Too few: ask for less, lower federation.min_nodes, or see to the sites named above"
+    if code == 0:
+        return said
+    remedy = "ask for less" if code == PrivacyRefused.exit_code else "see to the sites that did not answer"
+    return f"{said}. Too few: {remedy}, or lower federation.min_nodes"

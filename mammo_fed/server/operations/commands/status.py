@@ -14,11 +14,12 @@ __all__ = ["status_command"]
 
 
 def status_command(options: argparse.Namespace, console: Console) -> int:
-    """Say what the server is doing; the exit code."""
+    """Say what the server is doing; the exit code, which is 0 where it runs or listens."""
     del console
     found = server_status(FederationFolder.open(options.folder))
     if options.json:
         print_json(found)
     else:
         say(Console(), *status_lines(found))
-    return 0
+    # What a container's health check goes by.
+    return 0 if found["server"] in ("running", "listening") else 1

@@ -50,7 +50,7 @@ def server_figures(folder: FederationFolder) -> Iterator[Figure]:
         values={(name, str(site["reason"])): 1.0 for name, site in sites.items() if site.get("reason")},
     )
     attendance = read_attendance(folder.state.parent / found["run"] / ATTENDANCE_NAME) if "stage" in found else None
-    rounds, index = found.get("rounds"), found.get("round")
+    rounds, index = (found.get("rounds"), found.get("round")) if found["server"] == "running" else (None, None)
     if attendance is not None:
         rounds, index = attendance.rounds, attendance.round_index
         yield Figure(name="round_attempt", text="Attempt of the round, from 1.", values={(): float(attendance.attempt)})

@@ -53,7 +53,8 @@ class Presence:
                 continue
             seen[site] = Seen(connected=here, since=now)
             if here:
-                away = "" if before is None else f" again, after {duration_text(now - before.since)}"
+                # True of a site that comes for the first time, too.
+                away = "" if before is None else f", after {duration_text(now - before.since)} without a connection"
                 lines.append(f"{site} is connected{away}")
             elif before is not None:
                 lines.append(f"{site} is not connected any more (since {moment_text(now)})")

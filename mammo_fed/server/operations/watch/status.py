@@ -25,8 +25,8 @@ def server_status(folder: FederationFolder) -> dict[str, Any]:
     """What the server of a folder is doing.
 
     Returns:
-      `server` (never started, stopped, listening or running); of a run its folder, stage and times (seconds since 1970);
-      `sites`, one entry for each site that is registered or takes part.
+      `server` (never started, stopped, listening or running); of the run that is served, or else of the last one, its folder,
+      stage and times (seconds since 1970); `sites`, one entry for each site that is registered or takes part.
     """
     state = folder.state_of_server
     found: dict[str, Any] = {"server": state, "address": folder.about.address}
@@ -36,9 +36,10 @@ def server_status(folder: FederationFolder) -> dict[str, Any]:
     run = Path(str(about["run"])) if about.get("run") else None
     progress: dict[str, Any] = {}
     attendance = None
-    if run is not None and state != "listening":
+    if run is not None:
         found |= {"run": str(run), **_of_run(run)}
-        progress = {site["site"]: site for site in found.pop("sites", [])}
+        sites = found.pop("sites", [])
+        progress = {} if state == "listening" else {site["site"]: site for site in sites}
         attendance = read_attendance(run / ATTENDANCE_NAME) if state == "running" else None
         found |= _of_stage(attendance)
     seen = read_presence(folder.state / PRESENCE_NAME) if state in ("running", "listening") else {}
@@ -56,13 +57,13 @@ def status_lines(found: Mapping[str, Any], *, now: float | None = None) -> Itera
     now = time.time() if now is None else now
     yield f"server: {found['server']}, {found['address']}"
     if "run" in found:
-        yield f"run: {found['run']}"
+        yield f"{'run' if found['server'] == 'running' else 'last run'}: {found['run']}"
         yield f"  {_stage_line(found, now)}"
     if outcome := found.get("outcome"):
         yield f"  ended with exit code {outcome.get('exit_code')} {readable(str(outcome.get('message', '')))}".rstrip()
     yield "sites:" if found["sites"] else "sites: none is registered; flower-server register FOLDER NAME.pub"
     for site in found["sites"]:
-        yield "  " + "; ".join(_site_words(site, now))
+        yield f"  {readable(str(site['site'])):<16} {'; '.join(_site_words(site, now))}"
 
 
 def _of_run(run: Path) -> dict[str, Any]:
@@ -113,22 +114,22 @@ def _stage_line(found: Mapping[str, Any], now: float) -> str:
     if found.get("phase") == "features":
         return f"features of {found.get('done')} of {found.get('total')} images ({readable(str(found.get('set')))})"
     if found.get("phase") == "rounds":
-        return f"after {_round_name(int(found['round']))} of {found['rounds']} rounds"
-    return "no stage yet"
+        return f"{_round_name(int(found['round']), int(found['rounds']))} is finished"
+    return "no stage yet" if found["server"] == "running" else "not begun"
 
 
-def _round_name(index: int) -> str:
-    return {-1: "the declaration", 0: "the private mean"}.get(index, f"round {index}")
+def _round_name(index: int, rounds: int) -> str:
+    return {-1: "the declaration", 0: "the private mean"}.get(index, f"round {index} of {rounds}")
 
 
 def _site_words(site: Mapping[str, Any], now: float) -> Iterator[str]:
-    name = readable(str(site["site"]))
-    yield f"{name:<16}" + ("" if site["registered"] else " not registered")
+    if not site["registered"]:
+        yield "not registered"
     if site["connected"] is not None:
         word = "connected" if site["connected"] else "not connected"
         yield f"{word} since {moment_text(site['since'])} ({duration_text(now - site['since'])})"
     elif site["registered"]:
-        yield "never seen by this server"
+        yield "not seen by this server yet"
     if state := site.get("state"):
         since = site.get("state_since")
         missed = f", {site['missed']} rounds missed" if site.get("missed") else ""
