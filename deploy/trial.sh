@@ -1,5 +1,5 @@
 #!/bin/sh
-# Folders of a coordinator and three hospitals with drawn patients, and a run that is prepared; what is there already stays.
+# Folders of a coordinator and three hospitals with procedural patients, and a prepared run; what is there already stays.
 #   deploy/trial.sh FEDERATION HOST SITES [key=value ...]
 # HOST is the coordinator's name for the hospitals; SITES holds one folder for each of them. For trials: in a real federation every
 # hospital makes its own folder and key, and both sides compare fingerprints by another way (docs/deployment.md).

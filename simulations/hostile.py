@@ -2,7 +2,7 @@
 
 python simulations/hostile.py FOLDER [--data phantom|mammo_dp] [--seeds N] [--attacks a,b] [key=value ...]
 
-Every cell is run once and kept below FOLDER: the same command goes on where it was stopped.
+Every cell is run once and kept below FOLDER: the same command, given again, resumes.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ executor_port = $executor_port
 executor_idle_minutes = $executor_idle_minutes
 # HTTP proxy between this site and the coordinator (it must allow CONNECT to the port above): "http://proxy.hospital:3128" or
 # "http://USER:PASSWORD@proxy.hospital:3128", with % before special characters as in a URL. "" connects directly: http_proxy and
-# its like in the environment are not looked at.
+# the like in the environment are ignored.
 proxy = $proxy
 
 # What this site allows. A task outside of it is refused, and the server learns one word of a fixed list.
@@ -83,8 +83,8 @@ public_class_balance = $public_class_balance
 # Whether replies say what all runs here cost these patients, and what is left of max_epsilon. Both change when a patient of
 # one study is enrolled in another: with true, one study's server can learn that.
 public_account = $public_account
-# Whether the server may ask beforehand if this site would take a run, at most 24 times a day. It is told yes or one word, as by
-# a declaration, and nothing is charged.
+# Whether the server may ask beforehand if this site would take a run, at most 24 times a day. The answer is yes or one word, as
+# to a declaration, and nothing is charged.
 allow_plans = $allow_plans
 
 # A hospital with a table of its own has one share. More are for trials: the site is then one part of a common cohort.
