@@ -34,6 +34,12 @@ DEFAULT_ACCOUNT: Final = "default"
 NAME_LENGTH: Final = 200
 
 
+def _shown(value: object) -> str:
+    """A value for a message: whoever sent it decides neither its length nor what a terminal does with it."""
+    text = ascii(value)
+    return text if len(text) <= NAME_LENGTH else f"{text[:NAME_LENGTH]}..."
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrivacyEvent:
     """Gaussian noise on a sum of clipped contributions, repeated `steps` times.
@@ -69,18 +75,18 @@ class PrivacyEvent:
 
     def __post_init__(self) -> None:
         if self.mechanism not in get_args(Mechanism):
-            raise InvalidSetting(f"mechanism={self.mechanism!r} must be one of {get_args(Mechanism)}")
+            raise InvalidSetting(f"mechanism={_shown(self.mechanism)} must be one of {get_args(Mechanism)}")
         if self.unit not in get_args(Unit):
-            raise InvalidSetting(f"unit={self.unit!r} must be one of {get_args(Unit)}; check privacy.unit")
+            raise InvalidSetting(f"unit={_shown(self.unit)} must be one of {get_args(Unit)}; check privacy.unit")
         # JSON and Python take True for 1, and 1.5 for a count: what is priced must be what is done.
         for name in ("noise_multiplier", "sample_rate", "clipping_norm"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InvalidSetting(f"{name}={value!r} must be a number")
+                raise InvalidSetting(f"{name}={_shown(value)} must be a number")
         for name in ("steps", "max_images_per_patient", "noise_shares"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise InvalidSetting(f"{name}={value!r} must be a whole number of at least 1")
+                raise InvalidSetting(f"{name}={_shown(value)} must be a whole number of at least 1")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise InvalidSetting(f"noise_multiplier={self.noise_multiplier} must be a finite number, at least 0")
         if self.steps < 1:

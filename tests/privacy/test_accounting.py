@@ -397,3 +397,22 @@ def test_accountant_pld_is_no_filter_when_the_next_release_is_chosen_by_the_last
     adaptive = delta_of(lambda left: max(after_full(left), after_rare(left)))
     assert adaptive > 1.7 * max(branches)
     assert adaptive == pytest.approx(1.8e-4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "field", ["mechanism", "unit", "noise_multiplier", "sample_rate", "clipping_norm", "steps", "noise_shares"]
+)
+def test_accountant_refuses_an_event_in_a_line_whose_length_its_sender_does_not_decide(field):
+    event = PrivacyEvent(
+        mechanism="gradient",
+        noise_multiplier=2.0,
+        steps=1,
+        sample_rate=1.0,
+        unit="patient",
+        clipping_norm=1.0,
+        max_images_per_patient=4,
+    )
+    with pytest.raises(InvalidSetting) as refused:
+        PrivacyEvent.from_dict({**event.as_dict(), field: "x\u202e" * 50_000})
+    assert len(str(refused.value)) < 500
+    assert str(refused.value).isprintable()
