@@ -132,7 +132,7 @@ class PrivacyEvent:
         fields = dict(values)
         relation = fields.pop("relation", None)
         if relation not in (RELATION, *OLDER_RELATIONS):
-            raise InvalidSetting(f"relation={relation!r} must be {RELATION!r}: no other relation is priced")
+            raise InvalidSetting(f"relation={_shown(relation)} must be {RELATION!r}: no other relation is priced")
         try:
             return cls(**fields)
         except TypeError as error:
