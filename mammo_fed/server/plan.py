@@ -15,6 +15,8 @@ from flwr.serverapp import Grid
 
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.errors import DataError, PrivacyRefused, RunFailed, VersionMismatch
+from mammo_fed.federation.flwr_internals.link.post import LinkPost
+from mammo_fed.federation.protocol.bounds import answer_bytes
 from mammo_fed.federation.protocol.plan_messages import PLAN_QUERY, PlanAnswer, pack_plan, read_plan_answer
 from mammo_fed.federation.public_start import make_extractor, make_public_start
 from mammo_fed.server.prepare import FeatureProgress
@@ -70,7 +72,13 @@ class Plan:
 
 
 def ask_sites(
-    grid: Grid, settings: Settings, *, roster: Callable[[], Mapping[int, str]], wait: float, progress: FeatureProgress
+    grid: Grid,
+    settings: Settings,
+    *,
+    roster: Callable[[], Mapping[int, str]],
+    wait: float,
+    progress: FeatureProgress,
+    database: Path | None = None,
 ) -> Plan:
     """Make the declaration of a run as `run_federation` would, and ask every site whether it would take it.
 
@@ -80,13 +88,15 @@ def ask_sites(
       roster: the registered sites' names by node; empty where sites come without keys.
       wait: seconds for sites to connect, and again for their answers.
       progress: called while networks run.
+      database: the SuperLink's; with it an answer that is announced and never comes keeps nobody waiting beyond `wait`.
     """
     cache = ArrayCache(Path(settings.engine.cache).expanduser() if settings.engine.cache else default_cache_root())
     extractor = make_extractor(settings, cache=cache, progress=lambda done, total: progress("pretraining", done, total))
     start = make_public_start(settings, extractor, cache=cache, progress=lambda done, total: progress("synthetic", done, total))
     # No site keeps anything of it: another declaration has another name.
     declaration = declare_run(settings, extractor, start, run_id=secrets.token_hex(8))
-    delivery, federation = Delivery(grid), settings.federation
+    post = LinkPost(grid, database, most_bytes=answer_bytes(0))
+    delivery, federation = Delivery(grid, post=post), settings.federation
     nodes = _connected(delivery, roster, expected=federation.num_sites, wait=wait)
     content = pack_plan(declaration)
     answers = delivery.exchange(

@@ -76,19 +76,21 @@ def _run(grid: Grid, folder: Path, events: EventLog) -> int:
         features=lambda name, done, total: _features(folder, events, name, done, total),
         round=lambda index, rounds, budget: _round(folder, events, index, rounds, budget),
     )
-    roster = folder / ROSTER_NAME
+    roster, link = folder / ROSTER_NAME, os.environ.get(LINK_VARIABLE)
+    database = Path(link) if link else None
     if (folder / PLAN_NAME).exists():
         wait = float(json.loads((folder / PLAN_NAME).read_text(encoding="utf-8"))["wait"])
-        plan = ask_sites(grid, settings, roster=lambda: read_roster(roster), wait=wait, progress=hooks.features)
+        plan = ask_sites(
+            grid, settings, roster=lambda: read_roster(roster), wait=wait, database=database, progress=hooks.features
+        )
         write_private(folder / PLAN_NAME, json.dumps({"wait": wait, **plan.as_dict()}).encode())
         return plan.exit_code
-    link = os.environ.get(LINK_VARIABLE)
     deployment = Deployment(
         checkpoints=CheckpointFolder(folder / CHECKPOINT_NAME),
         roster=lambda: read_roster(roster),
         most_images=lambda: read_most_images(folder / MOST_IMAGES_NAME),
         attendance=folder / ATTENDANCE_NAME,
-        database=Path(link) if link else None,
+        database=database,
     )
     run_federation(grid, settings, folder, mode="deploy", hooks=hooks, deployment=deployment)
     return 0
