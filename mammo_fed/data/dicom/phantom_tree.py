@@ -124,6 +124,7 @@ def _draw(cohort: Cohort, number: int, tree: PhantomTree, *, person: int, place:
     scene = np.where(inside, BREAST + 0.05 * rng.standard_normal(inside.shape), 0.0).astype(np.float32)
     top = int(rng.integers(1, tree.rows - size))
     left = int(rng.integers(1, max(2, (tree.columns - size) // 2 + 1)))
+    scene = np.where(inside, _surrounded(scene, cohort.pixels[number], top=top, left=left), 0.0)
     scene[top : top + size, left : left + size] = cohort.pixels[number]
     stored = store(np.clip(scene, 0.0, 1.0), tree.depth)
     return stored, Drawn(
@@ -136,6 +137,21 @@ def _draw(cohort: Cohort, number: int, tree: PhantomTree, *, person: int, place:
         box=Box(top=float(top), left=float(left), bottom=float(top + size), right=float(left + size)),
         values=stored[top : top + size, left : left + size].copy(),
     )
+
+
+def _surrounded(scene: NDArray[np.float32], patch: NDArray[np.float32], *, top: int, left: int) -> NDArray[np.float32]:
+    """The scene with the patch in it, mirrored beyond its border and faded into what lies around.
+
+    A border would be the same in all crops, and a preflight would take them for copies of one another.
+    """
+    pad = len(patch) // 2
+    ramp = np.minimum(1.0, np.arange(1, len(patch) + 2 * pad + 1) / (pad + 1))
+    weight = (np.minimum(ramp, ramp[::-1])[:, None] * np.minimum(ramp, ramp[::-1])).astype(np.float32)
+    # On a larger canvas, for what is mirrored may lie beyond the scene.
+    canvas = np.pad(scene, pad)
+    place = (slice(top, top + len(weight)), slice(left, left + len(weight)))
+    canvas[place] = weight * np.pad(patch, pad, mode="reflect") + (1 - weight) * canvas[place]
+    return canvas[pad:-pad, pad:-pad]
 
 
 def _path(one: Drawn, form: Form) -> str:

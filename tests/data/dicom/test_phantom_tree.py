@@ -142,3 +142,12 @@ def test_steps_to_public_data_are_printed_and_nothing_is_downloaded(capsys):
     for name in ("mammo_dp", "cbis_ddsm", "cmmd", "bcdr", "inbreast"):
         assert main(["data", "fetch", name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["steps"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_phantom_tree_of_the_usual_size_passes_its_preflight(tmp_path, seed, capsys):
+    """Nothing around a mass is the same in all crops, so that no two are taken for copies of one image."""
+    tree, out = tmp_path / "tree", tmp_path / "cohort"
+    assert main(["data", "phantom", str(tree), "--form", "cbis_ddsm", "--images", "30", "--seed", str(seed)]) == 0
+    assert main(["data", "ingest", str(tree), str(out), "--source", "cbis_ddsm", "--public"]) == 0
+    assert main(["data", "check", str(out), "--json"]) == 0, capsys.readouterr().out
