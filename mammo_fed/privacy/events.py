@@ -136,7 +136,7 @@ class PrivacyEvent:
         try:
             return cls(**fields)
         except TypeError as error:
-            raise InvalidSetting(f"a privacy event has the wrong fields or types: {sorted(fields)}") from error
+            raise InvalidSetting(f"a privacy event has the wrong fields or types: {_shown(sorted(fields))}") from error
 
 
 def events_to_json(events: Sequence[PrivacyEvent]) -> str:
