@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from middle_boxes import fake_clock
 from real_federation import RealFederation
 
 from mammo_fed.common.supervision import installed_command
@@ -152,7 +153,7 @@ class Ordeal:
             names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
             self.federation.environment = dict.fromkeys(names, "http://127.0.0.1:9")
         self._ahead: dict[str, int] = {}
-        if shutil.which("faketime") and self._random.random() < 0.3:
+        if shutil.which("gcc") and self._random.random() < 0.3:
             site, seconds = self._random.choice(self.federation.sites), self._random.randint(2, 25)
             self._note(f"the clock of {site} is {seconds} s ahead")
             self._ahead[site] = seconds
@@ -162,9 +163,8 @@ class Ordeal:
             return
         program: tuple[str, ...] = ()
         if site in self._ahead:
-            # Only what a clock says, not how long things take.
-            program = ("env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", f"+{self._ahead[site]}s")
-            program += (installed_command("site-client"),)
+            clock = fake_clock(self.federation.root)
+            program = ("env", f"LD_PRELOAD={clock}", f"CLOCK_AHEAD={self._ahead[site]}", installed_command("site-client"))
         self.federation.start_client(site, program=program)
 
     def _plan(self, moment: float, what: str, act: Callable[[], None]) -> None:
