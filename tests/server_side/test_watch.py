@@ -70,6 +70,14 @@ def test_console_tells_of_a_stage_once_and_of_sites_that_are_missing_and_come_ba
     ]
 
 
+def test_console_does_not_tell_of_the_stage_in_which_a_run_broke_off_as_if_it_began_now(path):
+    attendance(path, index=2, deadline=NOW - 60, a=site("missing"))
+    watch = AttendanceWatch(path, clock=lambda: NOW)
+    assert watch.news() == []
+    attendance(path, index=2, attempt=2, a=site("asked"))
+    assert watch.news() == [f"round 2 of 12, attempt 2 has begun; 2 min 5 s until its deadline, {moment_text(NOW + 125)}"]
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"stage": 1, "round": "x"}', '{"stage": "train", "sites": []}', "[" * 5000]
 )

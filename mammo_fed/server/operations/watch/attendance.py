@@ -96,11 +96,13 @@ class AttendanceWatch:
         self._path, self._clock = path, clock
         self._stage: tuple[str, int, int] | None = None
         self._states: dict[str, str] = {}
+        # Of a run that is resumed: where it was when it broke off, until its app is there.
+        self._left = read_attendance(path)
 
     def news(self) -> list[str]:
         """Lines for a stage that has begun, and for every site that is missing, aside, revoked or back since the last call."""
         found = read_attendance(self._path)
-        if found is None:
+        if found is None or found == self._left:
             return []
         lines = []
         stage = (found.stage, found.round_index, found.attempt)
