@@ -34,7 +34,7 @@ def damage(database: Path) -> str:
     if not database.stat().st_size:
         return ""
     try:
-        connection = sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=1.0)
+        connection = sqlite3.connect(f"file:{quote(os.fsencode(database))}?mode=rw", uri=True, timeout=1.0)
         try:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:

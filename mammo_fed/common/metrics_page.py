@@ -68,6 +68,11 @@ def _served(port: int, figures: Callable[[], Iterable[Figure]]) -> Iterator[None
 
 class _Threads(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    # Callers that wait for their turn: beyond Python's 5 the system has each of them try again seconds later.
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """Nothing: whoever hangs up or says nothing would leave a traceback on the console of a run."""
 
 
 class _Silent(WSGIRequestHandler):

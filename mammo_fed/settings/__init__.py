@@ -12,7 +12,7 @@ from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import full_batch
 from mammo_fed.settings.central import CentralSettings, SecureSettings
-from mammo_fed.settings.checks import at_least
+from mammo_fed.settings.checks import check_seed
 from mammo_fed.settings.data import DataSettings
 from mammo_fed.settings.engine import EngineSettings
 from mammo_fed.settings.federation import FederationSettings
@@ -55,7 +55,7 @@ class Settings:
     engine: EngineSettings
 
     def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0)
+        check_seed("seed", self.seed)
         if full_batch(self.privacy.mechanism) and self.model.head != "linear":
             raise InvalidSetting(
                 f"model.head={self.model.head} needs privacy=dp_sgd: the closed form knows the linear head only"

@@ -6,17 +6,25 @@ from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["Auto", "at_least", "check_delta", "delta_warning"]
+__all__ = ["Auto", "at_least", "check_delta", "check_seed", "delta_warning"]
 
 Auto = Literal["auto"]
 # From here on nothing that epsilon says is worth saying, however few patients there are.
 DELTA_BOUND: Final = 0.1
+# PyTorch takes 64 bits, and no message carries more than 63.
+MOST_SEEDS: Final = 1 << 63
 
 
 def at_least(name: str, value: float, least: int) -> None:
     """Raise InvalidSetting where the setting `name` is below `least`."""
     if value < least:
         raise InvalidSetting(f"{name}={value} must be at least {least}")
+
+
+def check_seed(name: str, seed: int | None, *, least: int = 0) -> None:
+    """Raise InvalidSetting unless `seed` is None or a number that every generator and every message takes."""
+    if seed is not None and not least <= seed < MOST_SEEDS:
+        raise InvalidSetting(f"{name}={seed} must be from {least} to {MOST_SEEDS - 1}")
 
 
 def check_delta(name: str, delta: float) -> None:

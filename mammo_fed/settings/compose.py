@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -117,13 +117,20 @@ def _composed(name: str, overrides: Sequence[str], *, command: str) -> tuple[Any
         with open_dict(config):
             for key, value in given.literal.items():
                 OmegaConf.update(config, key, value)
-        folder, sweep_folder = Path(config.hydra.run.dir), Path(config.hydra.sweep.dir)
+        folder, sweep_folder = (_folder(config, key) for key in ("hydra.run.dir", "hydra.sweep.dir"))
         job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         return OmegaConf.to_container(job, resolve=True, throw_on_missing=True), folder, sweep_folder
     except MissingConfigException as error:
         raise InvalidSetting(_choices(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise InvalidSetting(_one_line(error)) from error
+
+
+def _folder(config: DictConfig, key: str) -> Path:
+    if not (found := str(OmegaConf.select(config, key) or "")):
+        # Not the current folder: who gives an empty variable of the shell did not mean it.
+        raise InvalidSetting(f"{key}= must name a folder; is a variable of the shell empty?")
+    return Path(found)
 
 
 def read_composed(folder: Path) -> Composed:

@@ -12,7 +12,7 @@ from mammo_fed.common.serialization import build, canonical_json, plain
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.names import NoiseMode, OwnAccountant
-from mammo_fed.settings.checks import at_least, check_delta
+from mammo_fed.settings.checks import at_least, check_delta, check_seed
 from mammo_fed.settings.data import DataSettings, PartitionRule
 
 __all__ = ["DonorSettings", "GanPrivacySettings", "GanSettings", "McganSettings"]
@@ -147,6 +147,7 @@ class GanPrivacySettings:
         if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0):
             raise InvalidSetting(f"privacy.clipping_norm={self.clipping_norm} must be a finite number above 0")
         at_least("privacy.max_images_per_patient", self.max_images_per_patient, 1)
+        check_seed("privacy.noise_seed", self.noise_seed)
 
     @property
     def private(self) -> bool:
@@ -173,7 +174,7 @@ class GanSettings:
     privacy: GanPrivacySettings
 
     def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0)
+        check_seed("seed", self.seed)
         at_least("threads", self.threads, 0)
 
     @classmethod

@@ -63,6 +63,8 @@ class Overrides:
         literal: dict[str, str] = {}
         for text in texts:
             key, value = _assignment(text)
+            if key in PATHS and "\0" in value:
+                raise InvalidSetting(f"{key}={printable(value)} has a NUL in it, which no name of a file has")
             if key in PATHS and _is_name(key, value):
                 literal[key] = value
                 continue

@@ -9,7 +9,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import ACCOUNTANTS, MECHANISMS
 from mammo_fed.privacy.events import Unit, full_batch
 from mammo_fed.privacy.names import AccountantName, LocalOptimizer, MechanismName, NoiseMode
-from mammo_fed.settings.checks import Auto, at_least, check_delta
+from mammo_fed.settings.checks import Auto, at_least, check_delta, check_seed
 
 __all__ = ["PrivacySettings"]
 
@@ -79,6 +79,10 @@ class PrivacySettings:
             raise InvalidSetting(f"privacy.weight_decay={self.weight_decay} must be a finite number, at least 0")
         at_least("privacy.batch_size", self.batch_size, 1)
         at_least("privacy.max_images_per_patient", self.max_images_per_patient, 1)
+        check_seed("privacy.noise_seed", self.noise_seed)
+        if not self.ledger:
+            # Not the current folder, in which nobody would look for what patients have spent.
+            raise InvalidSetting('privacy.ledger= must be "run" or name a folder; is a variable of the shell empty?')
         self._check_mechanism()
 
     def _check_mechanism(self) -> None:

@@ -134,6 +134,22 @@ def test_a_setting_out_of_its_range_is_refused(refused, override):
     assert " must be " in line
 
 
+@pytest.mark.parametrize("seed", ["seed", "privacy.noise_seed"])
+def test_a_seed_that_no_generator_and_no_message_takes_is_refused(refused, seed):
+    assert refused(f"{seed}={1 << 63}") == f"error: {seed}={1 << 63} must be from 0 to {(1 << 63) - 1}"
+    assert refused(f"{seed}=-1").startswith(f"error: {seed}=-1 must be from 0 to ")
+
+
+@pytest.mark.parametrize("name", ["hydra.run.dir", "hydra.sweep.dir", "privacy.ledger"])
+def test_an_empty_name_of_a_folder_is_refused_and_is_not_the_current_one(cli, small, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", "''"):
+        code, _, err = cli("simulate", *small, f"{name}={empty}")
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{name}= must" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_more_sites_to_wait_for_than_there_are_is_refused_before_any_waiting(refused):
     line = refused("federation.min_nodes=9", "federation.round_timeout=1")
     assert "federation.min_nodes=9 must be at most" in line

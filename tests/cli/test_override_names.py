@@ -174,6 +174,11 @@ def test_override_names_are_taken_by_every_command(tmp_path):
     assert read_composed(run).settings.data.root == str(table)
 
 
+def test_override_with_a_nul_names_no_file():
+    with pytest.raises(InvalidSetting, match=r"^data\.root=a\?b has a NUL in it"):
+        compose_settings(["data=csv", "data.root=a\0b"])
+
+
 def test_override_error_names_what_is_wrong():
     with pytest.raises(InvalidSetting, match="data=ü must be one of"):
         compose_settings(["data=ü"])

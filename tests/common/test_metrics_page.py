@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import httpx
 import pytest
 
+from mammo_fed.common import metrics_page as metrics_page_module
 from mammo_fed.common.metrics_page import Figure, metrics_page
 from mammo_fed.errors import InvalidSetting
 
@@ -74,6 +76,17 @@ def test_metrics_outlive_a_look_that_fails_and_a_caller_that_says_nothing(port):
         assert (failed.status_code, failed.text) == (503, "")
         state["well"] = True
         assert get(port).status_code == 200
+
+
+def test_metrics_say_nothing_of_callers_that_say_nothing_or_hang_up(port, monkeypatch, capfd):
+    monkeypatch.setattr(metrics_page_module._Silent, "timeout", 0.05)
+    with metrics_page(port, figures):
+        with socket.create_connection(("127.0.0.1", port)) as silent:
+            assert silent.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", port)) as rude:
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert get(port).status_code == 200
+    assert capfd.readouterr() == ("", "")
 
 
 def test_metrics_say_which_port_is_wrong_or_taken(port):

@@ -314,6 +314,8 @@ HOSTILE = {
     "a manifest without a head": lambda members, _: with_manifest(members, head=""),
     "a manifest with another head": lambda members, _: with_manifest(members, head="3:" + 64 * "0"),
     "a manifest with an unknown key": lambda members, _: with_manifest(members, run="rm"),
+    "a manifest that speaks to the terminal": lambda members, _: with_manifest(members, made="\x1b]0;title\x07"),
+    "a manifest of two lines": lambda members, _: with_manifest(members, version="1\nall is well"),
     "a manifest of another format": lambda members, _: with_manifest(members, format=2),
     "a size beyond all bounds": lambda members, _: with_manifest(
         members, files={"site.toml": {"bytes": 1 << 60, "sha256": "0" * 64}}

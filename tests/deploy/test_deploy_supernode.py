@@ -40,6 +40,27 @@ def test_deploy_process_outlives_a_thread_that_ends_well():
     assert run("None").stdout == "still here\n"
 
 
+LOSES_ITS_MAIN_LOOP = """
+import sys, threading, time
+from mammo_fed.federation.flwr_internals import supernode
+
+def flower_supernode():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    {body}
+
+supernode.flower_supernode = flower_supernode
+supernode.main()
+"""
+
+
+@pytest.mark.parametrize("body", ["return", "int('patient-17')"])
+def test_deploy_process_ends_with_its_main_loop_though_another_thread_goes_on(body: str):
+    program = LOSES_ITS_MAIN_LOOP.format(body=body)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == THREAD_DIED
+    assert "patient-17" not in ended.stderr
+
+
 INSTALLED = """
 from flwr.supernode import start_client_internal
 from mammo_fed.federation.flwr_internals.supernode import EagerPauses

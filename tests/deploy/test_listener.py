@@ -65,3 +65,9 @@ def test_plan_waits_no_time_that_is_none(server, federation, refused, seconds):
 def test_metrics_port_that_is_none_is_refused_before_anything_listens(server, federation, refused, command):
     more = ["federation.num_sites=1"] if command == "run" else []
     assert "--metrics-port=0 must be from 1 to 65535" in refused(server(command, federation.path, "--metrics-port=0", *more))
+    own = federation.about.port
+    assert f"--metrics-port={own} is the server's own" in refused(
+        server(command, federation.path, f"--metrics-port={own}", *more)
+    )
+    # Nothing is left that --resume would begin.
+    assert not list(federation.runs.iterdir())

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from ledger_workers import DELTA, TASK, event, open_ledger
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
 from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon
+from mammo_fed.privacy.ledger.copying import copy_ledger
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import export_ledger, show_ledger, verify_ledger
@@ -52,6 +54,16 @@ def play(ledger, round_index=0, *, run_id="run", **kinds):
 
 def gdp_epsilon(*events):
     return epsilon(events, delta=DELTA, accountant="gdp")
+
+
+def test_ledger_lies_in_a_folder_of_any_name(tmp_path):
+    # A name of Latin-1, as on an old disk: Python knows its bytes as surrogates.
+    folder = tmp_path / os.fsdecode(b"\xdcbungen? #1 %ff")
+    with open_ledger(folder) as opened:
+        declare(opened)
+        play(opened)
+    (tmp_path / "copy").mkdir()
+    assert copy_ledger(folder, tmp_path / "copy") == verify_ledger(folder)
 
 
 # The order of a round

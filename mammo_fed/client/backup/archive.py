@@ -31,6 +31,8 @@ NAMES: Final = ("site.toml", "ca.crt", "site.key", "site.key.old", "site.pub", *
 MOST_BYTES: Final[Mapping[str, int]] = {**dict.fromkeys(NAMES, 1 << 20), "ledger/journal.sqlite": 1 << 40}
 CHUNK: Final = 1 << 20
 PRIVATE_FILE: Final = 0o600
+# Characters of what a manifest says of itself.
+LINE: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise DataError(f"format={self.format} of the backup must be {FORMAT}; restore it with the release that made it")
+        if any(len(text) > LINE or not text.isprintable() for text in (self.site, self.made, self.version, self.head)):
+            # They are shown to who restores, on a terminal.
+            raise DataError("the manifest of the backup is none of ours; nothing was restored; take another backup")
         for name, fact in self.files.items():
             if name not in MOST_BYTES or not 0 <= fact.bytes <= MOST_BYTES[name]:
                 raise DataError(f"{name!r} of {fact.bytes} bytes has no place in a site's backup; nothing was restored")

@@ -1,7 +1,9 @@
-"""A SuperNode that asks sooner for what comes next, and ends when one of its threads does; run as a module, with its options.
+"""A SuperNode that asks sooner for what comes next, and ends when any of its threads does; run as a module, with its options.
 
 Flower's heartbeat ends for good at one answer that it does not expect, such as that of a server whose disk is full. The node
-then continues to ask for work, and the server counts it as away for ever. Ended, it is started again by whoever keeps it.
+then continues to ask for work, and the server counts it as away for ever. Its main loop ends at what is no TLS, such as another
+server's answer at the same port, while the thread that serves the executor keeps the process. Ended, it is started again by
+whoever keeps it.
 
 It also sleeps 3 s whenever there is no message, which is most of a round with frozen networks. Here the pause begins short
 after every message and grows to those 3 s, so that sites that wait for long ask no more often than Flower's own.
@@ -79,7 +81,12 @@ def main() -> None:
     else:
         make_direct_lines()
     EagerPauses().install()
-    flower_supernode()
+    try:
+        flower_supernode()
+    except Exception as error:  # noqa: BLE001 - whatever ended it, what is left asks for nothing any more
+        logging.getLogger(__name__).error("the main loop ended with %s; the process ends too", type(error).__name__)
+    # It ends well by a signal only, with SystemExit.
+    os._exit(THREAD_DIED)
 
 
 if __name__ == "__main__":

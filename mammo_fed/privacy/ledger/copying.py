@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +34,7 @@ def copy_ledger(folder: Path, into: Path) -> str:
         for part in (KEY, HEAD):
             write_durably(into / part, (folder / part).read_bytes())
         write_durably(into / DATABASE, b"")
-        address = f"file:{quote(str((folder / DATABASE).absolute()))}?mode=ro"
+        address = f"file:{quote(os.fsencode((folder / DATABASE).absolute()))}?mode=ro"
         with closing(sqlite3.connect(address, uri=True)) as source, closing(sqlite3.connect(into / DATABASE)) as copy:
             source.backup(copy)
         sync_folder(into)

@@ -400,7 +400,7 @@ def _connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
     Raises:
       LedgerError: If the tables are others or the disk cannot keep a write-ahead log.
     """
-    address = f"file:{quote(str(path.absolute()))}?mode=rw"
+    address = f"file:{quote(os.fsencode(path.absolute()))}?mode=rw"
     database = sqlite3.connect(address, uri=True, isolation_level=None, timeout=WAIT_SECONDS)
     try:
         # A schema may hold triggers that change what is written: distrust it, and refuse any that is not ours.

@@ -6,6 +6,7 @@ Flower's own grid waits for every part of every answer that was announced, for m
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Collection, Mapping
 from contextlib import closing
@@ -130,7 +131,7 @@ def unread_tasks(database: Path, identifiers: Collection[str]) -> frozenset[str]
     A message that was fetched, or is not there, stays out of the answer: nobody can say that its node never had it.
     """
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=LOCK_SECONDS)) as opened:
+        with closing(sqlite3.connect(f"file:{quote(os.fsencode(database))}?mode=rw", uri=True, timeout=LOCK_SECONDS)) as opened:
             removed = {row[0] for each in identifiers for row in opened.execute(WITHDRAW, (each,)).fetchall()}
             opened.commit()
     except sqlite3.Error as error:

@@ -9,12 +9,10 @@ from typing import Final
 from rich.console import Console
 
 from mammo_fed.common.command_line import say
-from mammo_fed.common.metrics_page import metrics_page
 from mammo_fed.common.supervision import ManagedProcess
-from mammo_fed.server.operations.commands.run import warn_of_door
+from mammo_fed.server.operations.commands.run import server_page, warn_of_door
 from mammo_fed.server.operations.folder import FederationFolder
 from mammo_fed.server.operations.supervisor import Server, stopping
-from mammo_fed.server.operations.watch.metrics import server_figures
 
 __all__ = ["listen"]
 
@@ -32,7 +30,7 @@ def listen(options: argparse.Namespace, console: Console) -> int:
     folder = FederationFolder.open(options.folder)
     warn_of_door(folder, console, insecure=options.insecure)
     (folder.state / FOLDER).mkdir(mode=0o700, exist_ok=True)
-    with stopping() as stopped, metrics_page(options.metrics_port, lambda: server_figures(folder)):
+    with stopping() as stopped, server_page(folder, options.metrics_port):
         while not stopped:
             with folder.hold_between_runs():
                 listener = _Listener(folder, run_folder=folder.state / FOLDER, insecure=options.insecure, console=console)

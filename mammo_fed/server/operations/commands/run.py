@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from mammo_fed.server.operations.folder import FederationFolder
 from mammo_fed.server.operations.watch.metrics import server_figures
 from mammo_fed.settings.compose import Composed, compose_settings, read_composed
 
-__all__ = ["compose_for", "run", "warn_of_door"]
+__all__ = ["compose_for", "run", "server_page", "warn_of_door"]
 
 RUN_FOLDER: Final = "hydra.run.dir="
 NUM_SITES: Final = "federation.num_sites="
@@ -40,13 +41,25 @@ def run(options: argparse.Namespace, console: Console) -> int:
         sys.stdout.write(composed.yaml)
         return 0
     warn_of_door(folder, console, insecure=options.insecure)
-    with folder.hold():
+    # The page first: a port that is taken must not leave a run behind that --resume would begin.
+    with folder.hold(), server_page(folder, None if options.prepare else options.metrics_port):
         if not options.resume:
             _make_run_folder(run_folder, composed)
         if options.prepare:
             say(console, f"{run_folder} is prepared; start it: flower-server run {folder.path} --resume")
             return 0
         return _serve(folder, composed, run_folder, options, console)
+
+
+def server_page(folder: FederationFolder, port: int | None) -> AbstractContextManager[None]:
+    """Serve the server's figures for Prometheus while the block runs; None serves nothing.
+
+    Raises:
+      InvalidSetting: If the port cannot be had, or is the one that sites come to.
+    """
+    if port == folder.about.port:
+        raise InvalidSetting(f"--metrics-port={port} is the server's own port; choose another")
+    return metrics_page(port, lambda: server_figures(folder))
 
 
 def warn_of_door(folder: FederationFolder, console: Console, *, insecure: bool) -> None:
@@ -85,7 +98,7 @@ def _serve(
 
     # With --json standard output is for the record alone.
     aside = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
-    with aside, metrics_page(options.metrics_port, lambda: server_figures(folder)):
+    with aside:
         code = serve(folder, composed, run_folder=run_folder, resume=options.resume, insecure=options.insecure, console=console)
     if code == 0 and options.json:
         print_json(read_record(run_folder).as_dict())
