@@ -1,4 +1,4 @@
-"""Files of one JSON value a line that one process appends to and others read as it grows.
+"""Files by which one process tells others what it does: one JSON object, or one a line that is appended and read as it grows.
 
 A line that a crash or a full disk cut short is skipped by readers, and the next one starts on a line of its own.
 """
@@ -11,7 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LineReader", "append_line", "last_lines"]
+__all__ = ["LineReader", "append_line", "last_lines", "read_object"]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The one JSON object of a file; empty where there is no file, or it cannot be read, or holds something else.
+
+    What it holds is not checked: who shows it must take any value for any key.
+    """
+    try:
+        return _object(path.read_bytes()) or {}
+    except OSError:
+        return {}
 
 
 def append_line(path: Path, value: Mapping[str, object], *, most_bytes: int | None = None) -> None:

@@ -112,8 +112,14 @@ def moment_text(unix: float) -> str:
 
     >>> moment_text(0.0)[:4] in ("1970", "1969")
     True
+    >>> moment_text(math.inf)
+    'unknown'
     """
-    moment = time.localtime(unix)
+    try:
+        moment = time.localtime(unix)
+    except (OSError, OverflowError, ValueError):
+        # No clock shows it: it comes from a damaged file.
+        return "unknown"
     today = moment[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", moment)
 

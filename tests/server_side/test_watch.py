@@ -8,11 +8,16 @@ import time
 
 import pytest
 
+from mammo_fed.errors import RunFailed
+from mammo_fed.federation.identity.clocks import read_wrong_clocks
 from mammo_fed.reporting.formatting import duration_text, moment_text
+from mammo_fed.server.operations import executor_app
 from mammo_fed.server.operations.commands.plan import _table, _verdict
+from mammo_fed.server.operations.folder import STATE_NAME, FederationFolder, init_folder
+from mammo_fed.server.operations.run_folder import ATTENDANCE_NAME, OUTCOME_NAME, PROGRESS_NAME
 from mammo_fed.server.operations.watch.attendance import AttendanceWatch, read_attendance
-from mammo_fed.server.operations.watch.presence import Presence, read_presence
-from mammo_fed.server.operations.watch.status import status_lines
+from mammo_fed.server.operations.watch.presence import PRESENCE_NAME, Presence, read_presence
+from mammo_fed.server.operations.watch.status import server_status, status_lines
 
 NOW = 1_700_000_000.0
 
@@ -159,3 +164,44 @@ def test_plan_says_what_would_fit_of_sites_that_refuse_alone():
 
 def planned(name, accepts, fits=None):
     return {"site": name, "connected": accepts is not None, "accepts": accepts, "reason": "", "fits": fits}
+
+
+ODD = [
+    b"\xff\xfe",
+    b"[]",
+    b"3",
+    b"[" * 5000,
+    b'{"phase": "rounds"}',
+    b'{"phase": "rounds", "round": "two", "rounds": {}, "sites": 3}',
+    b'{"sites": [3, {}, {"site": "a", "epsilon": "much", "budget_left": [], "rounds": {}}], "exit_code": "x", "message": 4}',
+    b'{"run": 3, "a": {"connected": 1, "since": 1e999}, "b": {"connected": 0, "since": 1e18}, "ff": {"ahead_seconds": []}}',
+]
+
+
+@pytest.mark.parametrize("content", ODD)
+def test_status_of_any_damaged_file_is_said_in_lines(tmp_path, content, monkeypatch):
+    folder = init_folder(tmp_path / "fed", name="trial", hosts=["localhost"], port=8443, bind="127.0.0.1")
+    run = folder.runs / "one"
+    run.mkdir()
+    for name in (PROGRESS_NAME, OUTCOME_NAME, ATTENDANCE_NAME):
+        (run / name).write_bytes(content)
+    (folder.state / STATE_NAME).write_text(json.dumps({"run": str(run)}))
+    (folder.state / PRESENCE_NAME).write_bytes(content)
+    monkeypatch.setattr(FederationFolder, "state_of_server", "running")
+    lines = list(status_lines(server_status(folder), now=NOW))
+    assert lines[0] == "server: running, localhost:8443"
+    assert read_wrong_clocks(run / PROGRESS_NAME) == {}
+    # A run whose end nobody can read is one that goes on.
+    (run / "config.yaml").touch()
+    assert folder.unfinished_run() == run
+
+
+@pytest.mark.parametrize("content", [*ODD[:4], b'{"a": "many"}', b'{"a": null}'])
+def test_limits_that_a_disk_damaged_are_written_again_and_never_taken_for_none(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(executor_app, "ROSTER_SECONDS", 0.0)
+    monkeypatch.setattr(executor_app, "ROSTER_PAUSE_SECONDS", 0.0)
+    path = tmp_path / "most-images.json"
+    path.write_bytes(content)
+    for read in (executor_app.read_most_images, executor_app.read_roster):
+        with pytest.raises(RunFailed, match=r"most-images\.json is damaged"):
+            read(path)

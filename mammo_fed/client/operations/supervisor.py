@@ -20,7 +20,7 @@ from mammo_fed.client.operations.activity_lines import ACTIVITY_NAME, activity_l
 from mammo_fed.client.operations.server_line import what_is_wrong
 from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
-from mammo_fed.common.json_lines import LineReader, last_lines
+from mammo_fed.common.json_lines import LineReader, last_lines, read_object
 from mammo_fed.common.private_files import hex_secret, write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
 from mammo_fed.federation.flwr_internals.environment import PROXY_VARIABLE, flower_environment
@@ -68,8 +68,7 @@ def status(folder: SiteFolder) -> dict[str, Any]:
     found: dict[str, Any] = {"site": folder.file.site, "site_client": "running" if running else "stopped"}
     if running:
         for name in (STATE_NAME, HEALTH_NAME):
-            with suppress(OSError, ValueError):
-                found |= json.loads((folder.private / name).read_text(encoding="utf-8"))
+            found |= read_object(folder.private / name)
     found["last"] = last_lines(folder.private / ACTIVITY_NAME)[-SHOWN:]
     insecure = bool(found.get("insecure"))
     found["server"] = folder.network.server
@@ -178,11 +177,7 @@ class _SiteClient:
         return found
 
     def _health(self) -> dict[str, Any]:
-        try:
-            found = json.loads((self._folder.private / HEALTH_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self._folder.private / HEALTH_NAME)
 
     def _report(self) -> None:
         if time.monotonic() < self._reported + HEALTH_SECONDS and self._reported:

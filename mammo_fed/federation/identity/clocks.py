@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from mammo_fed.common.json_lines import read_object
 from mammo_fed.common.private_files import write_private
 
 __all__ = [
@@ -81,7 +82,6 @@ def difference(ahead_seconds: float) -> str:
 def read_wrong_clocks(path: Path) -> Mapping[bytes, float]:
     """By public key, how many seconds a refused site's clock was ahead of this machine's (negative: behind)."""
     try:
-        found = json.loads(path.read_text(encoding="ascii"))
-        return {bytes.fromhex(name): float(note["ahead_seconds"]) for name, note in found.items()}
-    except (OSError, ValueError):
+        return {bytes.fromhex(name): float(note["ahead_seconds"]) for name, note in read_object(path).items()}
+    except (ValueError, KeyError, TypeError, OverflowError):
         return {}

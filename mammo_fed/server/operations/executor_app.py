@@ -7,10 +7,10 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -102,25 +102,31 @@ def read_roster(path: Path) -> Mapping[int, str]:
     Raises:
       RunFailed: If the file is damaged and stays so: without it anybody could answer in the name of a site.
     """
+    return _table(path, key=int, value=str)
+
+
+def read_most_images(path: Path) -> Mapping[str, int]:
+    """What registered sites may declare at most, by name; empty where nobody has a limit.
+
+    Raises:
+      RunFailed: If the file is damaged and stays so: without it a site might weigh anything.
+    """
+    return _table(path, key=str, value=int)
+
+
+def _table(path: Path, *, key: Callable[[Any], Any], value: Callable[[Any], Any]) -> Mapping[Any, Any]:
+    """A table that the server's own process keeps in a file; empty where there is none."""
     deadline = time.monotonic() + ROSTER_SECONDS
     while True:
         try:
-            return {int(node): str(name) for node, name in json.loads(path.read_text(encoding="utf-8")).items()}
+            return {key(name): value(found) for name, found in json.loads(path.read_text(encoding="utf-8")).items()}
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             # The server's own process writes it again when it sees that.
             if time.monotonic() > deadline:
                 raise RunFailed(f"{path} is damaged; start the server again with --resume, which makes a new one") from error
             time.sleep(ROSTER_PAUSE_SECONDS)
-
-
-def read_most_images(path: Path) -> Mapping[str, int]:
-    """What registered sites may declare at most, by name; empty where nobody has a limit."""
-    try:
-        return {str(name): int(most) for name, most in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
 
 
 @contextmanager

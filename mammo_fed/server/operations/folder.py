@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from mammo_fed.common.json_lines import read_object
 from mammo_fed.common.private_files import check_private, file_lock, is_locked, new_folder, write_atomically, write_private
 from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting
@@ -243,11 +244,7 @@ class FederationFolder:
 
 
 def _ended_for_bad_input(run: Path) -> bool:
-    try:
-        outcome = json.loads((run / OUTCOME_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(outcome, dict) and outcome.get("exit_code") == InvalidSetting.exit_code
+    return read_object(run / OUTCOME_NAME).get("exit_code") == InvalidSetting.exit_code
 
 
 def init_folder(

@@ -82,7 +82,7 @@ class NodeAuthorizer:
         if missing:
             nodes = self._control.nodes()
         roster = {node.identifier: wanted[node.public_key] for node in nodes if node.public_key in wanted}
-        if roster != self._written or not self._is_written(roster):
+        if roster != self._written or not _is_written(self._roster, roster):
             write_private(self._roster, json.dumps(roster).encode())
             self._written = roster
         there = {wanted[node.public_key]: node.online for node in nodes if node.public_key in wanted}
@@ -102,16 +102,9 @@ class NodeAuthorizer:
             )
 
     def _write_limits(self, limits: dict[str, int]) -> None:
-        if limits != self._limits:
+        if limits != self._limits or not _is_written(self._most_images, limits):
             write_private(self._most_images, json.dumps(limits).encode())
             self._limits = limits
-
-    def _is_written(self, roster: Mapping[int, str]) -> bool:
-        """Whether the file still says so: a disk may have lost it."""
-        try:
-            return self._roster.read_text(encoding="utf-8") == json.dumps(roster)
-        except (OSError, ValueError):
-            return False
 
     def _try(self, change: Callable[[], None], done: str) -> None:
         """Make one change; one that fails must not keep the others from being made, and is tried again at the next look."""
@@ -121,3 +114,11 @@ class NodeAuthorizer:
             self._say(f"not done: {done} ({type(error).__name__})")
         else:
             self._say(done)
+
+
+def _is_written(path: Path, table: Mapping[int, str] | Mapping[str, int]) -> bool:
+    """Whether the file still says so: a disk may have lost it."""
+    try:
+        return path.read_text(encoding="utf-8") == json.dumps(table)
+    except (OSError, ValueError):
+        return False

@@ -18,6 +18,7 @@ from rich.console import Console
 from mammo_fed.common.damaged_database import damage, log_tells_of_database, put_aside
 from mammo_fed.common.interruption import stop_signals
 from mammo_fed.common.isolation import python_command
+from mammo_fed.common.json_lines import read_object
 from mammo_fed.common.logs import LOG_NAME
 from mammo_fed.common.private_files import hex_secret, write_private
 from mammo_fed.common.supervision import ManagedProcess, Supervisor
@@ -115,7 +116,7 @@ class Server:
         self._run: int | None = None
         self._claim_lost = False
         self._due, self._asked = 0.0, 0.0
-        self._starts, self._progress_seen = 0, ""
+        self._starts, self._progress_seen = 0, dict[str, Any]()
         self._link_is_new, self._log_seen = False, 0
 
     @property
@@ -275,7 +276,8 @@ class Server:
         resume = f"flower-server run {self._folder.path} --resume"
         if code != PrivacyRefused.exit_code:
             return f"what was finished is kept: {resume}"
-        if json.loads(self._progress() or "{}").get("round", DECLARATION_ROUND) > DECLARATION_ROUND:
+        reached = self._progress().get("round")
+        if isinstance(reached, int) and reached > DECLARATION_ROUND:
             return f"what was finished is kept; once the sites that refused allow the rest: {resume}"
         # The same run would be refused in the same words.
         return (
@@ -344,17 +346,12 @@ class Server:
         )
 
     def _outcome(self) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads((self._run_folder / OUTCOME_NAME).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return found
+        found = read_object(self._run_folder / OUTCOME_NAME)
+        # Of a damaged one nobody can say how the run ended: its app is seen to be gone, and the run goes on.
+        return found if isinstance(found.get("exit_code"), int) and isinstance(found.get("message"), str) else None
 
-    def _progress(self) -> str:
-        try:
-            return (self._run_folder / PROGRESS_NAME).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return ""
+    def _progress(self) -> dict[str, Any]:
+        return read_object(self._run_folder / PROGRESS_NAME)
 
     def _pid(self) -> int | None:
         try:

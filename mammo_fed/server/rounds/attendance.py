@@ -68,7 +68,7 @@ class Attendance(Presence):
             found = json.loads(self._path.read_text(encoding="utf-8"))
             self._sites = {str(name): _entry(values) for name, values in found["sites"].items()}
             begun = int(found["round"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._sites, self._earlier = {}, None
             return
         for entry in self._sites.values():

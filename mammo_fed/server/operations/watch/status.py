@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from mammo_fed.common.json_lines import read_object
 from mammo_fed.reporting.formatting import budget_text, duration_text, epsilon_text, moment_text, readable
 from mammo_fed.server.operations.folder import STATE_NAME, FederationFolder
 from mammo_fed.server.operations.run_folder import ATTENDANCE_NAME, OUTCOME_NAME, PROGRESS_NAME
@@ -30,7 +29,7 @@ def server_status(folder: FederationFolder) -> dict[str, Any]:
     """
     state = folder.state_of_server
     found: dict[str, Any] = {"server": state, "address": folder.about.address}
-    about = _read(folder.state / STATE_NAME)
+    about = read_object(folder.state / STATE_NAME)
     if not about and state == "stopped":
         found["server"] = "never started"
     run = Path(str(about["run"])) if about.get("run") else None
@@ -69,8 +68,11 @@ def status_lines(found: Mapping[str, Any], *, now: float | None = None) -> Itera
 def _of_run(run: Path) -> dict[str, Any]:
     if (run / "record.json").exists():
         return {"phase": "finished"}
-    found = _read(run / PROGRESS_NAME)
-    if outcome := _read(run / OUTCOME_NAME):
+    found = read_object(run / PROGRESS_NAME)
+    sites = found.get("sites")
+    sites = [site for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
+    found["sites"] = [site for site in sites if isinstance(site.get("site"), str)]
+    if outcome := read_object(run / OUTCOME_NAME):
         found["outcome"] = outcome
     return found
 
@@ -113,8 +115,8 @@ def _stage_line(found: Mapping[str, Any], now: float) -> str:
         return "; ".join(words)
     if found.get("phase") == "features":
         return f"features of {found.get('done')} of {found.get('total')} images ({readable(str(found.get('set')))})"
-    if found.get("phase") == "rounds":
-        return f"{_round_name(int(found['round']), int(found['rounds']))} is finished"
+    if found.get("phase") == "rounds" and isinstance(found.get("round"), int) and isinstance(found.get("rounds"), int):
+        return f"{_round_name(found['round'], found['rounds'])} is finished"
     return "no stage yet" if found["server"] == "running" else "not begun"
 
 
@@ -136,17 +138,12 @@ def _site_words(site: Mapping[str, Any], now: float) -> Iterator[str]:
         yield f"{state}{'' if since is None else f' since {moment_text(since)} ({duration_text(now - since)})'}{missed}"
     if reason := site.get("reason"):
         yield f"refused ({readable(str(reason))})"
-    elif "epsilon" in site:
-        left = site.get("budget_left")
-        cost = float(site["epsilon"])
-        yield f"{site.get('rounds', 0)} rounds, epsilon {epsilon_text(cost)}" + (
-            "" if left is None else f", left {budget_text(float(left))}"
+    elif (cost := _number(site.get("epsilon"))) is not None:
+        left = _number(site.get("budget_left"))
+        yield f"{readable(str(site.get('rounds', 0)))} rounds, epsilon {epsilon_text(cost)}" + (
+            "" if left is None else f", left {budget_text(left)}"
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-    return {}
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
