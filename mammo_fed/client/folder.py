@@ -23,9 +23,13 @@ ABOUT: Final = "site.toml"
 LOCK: Final = "lock"
 USUAL_IDLE_MINUTES: Final = 5.0
 ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):(?P<port>[0-9]{1,5})")
+# Characters of a name in DNS.
+MOST_HOST: Final = 253
 # Of files from before there was a proxy in them.
 NO_PROXY: Final = ""
-PROXY: Final = re.compile(r"http://(?:[^\s:@/]+(?::[^\s:@/]*)?@)?(?:\[[0-9A-Fa-f:.]+\]|[^\s:@/\[\]]+):(?P<port>[0-9]{1,5})/?")
+PROXY: Final = re.compile(
+    r"http://(?:[^\s:@/]+(?::[^\s:@/]*)?@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:@/\[\]]+):(?P<port>[0-9]{1,5})/?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         match = ADDRESS.fullmatch(self.server)
-        if not match or not 1 <= int(match["port"]) <= 65535:
+        if not match or not 1 <= int(match["port"]) <= 65535 or not _can_be_asked_for(self.host):
             raise InvalidSetting(
                 f"network.server={self.server} must be HOST:PORT without https://, as the coordinator gave it; check --server"
             )
@@ -60,7 +64,9 @@ class NetworkSettings:
         if not (math.isfinite(self.executor_idle_minutes) and self.executor_idle_minutes > 0):
             raise InvalidSetting(f"network.executor_idle_minutes={self.executor_idle_minutes} must be a finite number above 0")
         match = PROXY.fullmatch(self.proxy) if self.proxy else None
-        if self.proxy and (not match or not 1 <= int(match["port"]) <= 65535):
+        if self.proxy and (
+            not match or not 1 <= int(match["port"]) <= 65535 or not _can_be_asked_for(match["host"].strip("[]"))
+        ):
             raise InvalidSetting(
                 f"network.proxy={_without_password(self.proxy)} must be http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, "
                 "with special characters of user and password as in a URL (%40 for @); leave it empty to connect directly"
@@ -90,6 +96,14 @@ class NetworkSettings:
 def _without_password(url: str) -> str:
     scheme, found, rest = url.rpartition("://")
     return f"{scheme}{found}{'***@' if '@' in rest else ''}{rest.rpartition('@')[2]}"
+
+
+def _can_be_asked_for(host: str) -> bool:
+    """Whether a name has a form that DNS knows; of others the system's functions end with errors that nobody expects."""
+    try:
+        return len(host.encode("idna").decode("idna")) <= MOST_HOST
+    except UnicodeError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -185,7 +185,8 @@ def test_proxy_that_refuses_for_now_is_tried_again_by_a_supernode_and_named_once
 @pytest.mark.parametrize(
     "url",
     ["proxy:3128", "https://proxy:3128", "socks5://proxy:3128", "http://proxy", "http://proxy:70000", "http://a b:3128", "http://proxy:0",
-     f"http://u:{PASSWORD}@proxy", f"u:{PASSWORD}@proxy:3128", "http://proxy:3128/path"],
+     f"http://u:{PASSWORD}@proxy", f"u:{PASSWORD}@proxy:3128", "http://proxy:3128/path",
+     f"http://u:{PASSWORD}@proxy..hospital:3128", f"http://{'a' * 64}:3128"],
 )  # fmt: skip
 def test_proxy_of_another_form_is_refused_without_its_password(url):
     with pytest.raises(InvalidSetting, match="must be http://HOST:PORT") as caught:
