@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests run in as many processes as there are cores (8 at most), each file in one of them; `make test WORKERS=0` has one process.
 WORKERS ?= auto
 # One thread each: two processes with two threads on two cores wait for each other.
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=20
 
 .PHONY: help install demo test check slow stress chaos hostile flood fuzz bench clean kills
 
