@@ -148,9 +148,15 @@ def test_status_of_a_listener_still_names_the_last_run_and_how_far_it_came():
     found = {"server": "listening", "address": "fed.example.org:8443", "run": "/runs/one", "sites": []}
     stopped = {**found, "phase": "rounds", "round": 3, "rounds": 8, "outcome": {"exit_code": 1, "message": "no room"}}
     text = "\n".join(status_lines(stopped, now=NOW))
-    assert "last run: /runs/one\n  round 3 of 8 is finished\n  ended with exit code 1 no room" in text
+    assert "last run: /runs/one\n  round 3 of 8 is finished\n  ended with exit code 1: no room" in text
     assert "the declaration is finished" in "\n".join(status_lines({**stopped, "round": -1}, now=NOW))
-    assert "not begun" in "\n".join(status_lines(found, now=NOW))
+    assert "no round is finished" in "\n".join(status_lines(found, now=NOW))
+
+
+def test_status_of_a_server_that_is_stopped_says_nothing_of_connections():
+    sites = [{"site": "a", "registered": True, "connected": None}]
+    found = {"server": "stopped", "address": "fed.example.org:8443", "sites": sites}
+    assert list(status_lines(found, now=NOW))[-1] == "  a                registered"
 
 
 def test_plan_says_what_would_fit_of_sites_that_refuse_alone():

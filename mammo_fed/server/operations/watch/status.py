@@ -59,10 +59,10 @@ def status_lines(found: Mapping[str, Any], *, now: float | None = None) -> Itera
         yield f"{'run' if found['server'] == 'running' else 'last run'}: {found['run']}"
         yield f"  {_stage_line(found, now)}"
     if outcome := found.get("outcome"):
-        yield f"  ended with exit code {outcome.get('exit_code')} {readable(str(outcome.get('message', '')))}".rstrip()
+        yield f"  ended with exit code {outcome.get('exit_code')}: {readable(str(outcome.get('message', '')))}".rstrip(": ")
     yield "sites:" if found["sites"] else "sites: none is registered; flower-server register FOLDER NAME.pub"
     for site in found["sites"]:
-        yield f"  {readable(str(site['site'])):<16} {'; '.join(_site_words(site, now))}"
+        yield f"  {readable(str(site['site'])):<16} {'; '.join(_site_words(site, now, found['server']))}"
 
 
 def _of_run(run: Path) -> dict[str, Any]:
@@ -117,21 +117,22 @@ def _stage_line(found: Mapping[str, Any], now: float) -> str:
         return f"features of {found.get('done')} of {found.get('total')} images ({readable(str(found.get('set')))})"
     if found.get("phase") == "rounds" and isinstance(found.get("round"), int) and isinstance(found.get("rounds"), int):
         return f"{_round_name(found['round'], found['rounds'])} is finished"
-    return "no stage yet" if found["server"] == "running" else "not begun"
+    return "no stage yet" if found["server"] == "running" else "no round is finished"
 
 
 def _round_name(index: int, rounds: int) -> str:
     return {-1: "the declaration", 0: "the private mean"}.get(index, f"round {index} of {rounds}")
 
 
-def _site_words(site: Mapping[str, Any], now: float) -> Iterator[str]:
+def _site_words(site: Mapping[str, Any], now: float, server: str) -> Iterator[str]:
     if not site["registered"]:
         yield "not registered"
     if site["connected"] is not None:
         word = "connected" if site["connected"] else "not connected"
         yield f"{word} since {moment_text(site['since'])} ({duration_text(now - site['since'])})"
     elif site["registered"]:
-        yield "not seen by this server yet"
+        # Only a server that is there knows who is connected.
+        yield "not seen by this server yet" if server in ("running", "listening") else "registered"
     if state := site.get("state"):
         since = site.get("state_since")
         missed = f", {site['missed']} rounds missed" if site.get("missed") else ""
