@@ -76,7 +76,8 @@ def ingest_command(options: argparse.Namespace, console: Console) -> int:
             say(console, f"  refused, {reason.replace('_', ' ')}: {count}")
         say(console, f"cohort: {cohort.resolve()}", f"key of the pseudonyms, for this site only: {salt.resolve()}")
     if not done.images:
-        raise DataError("no finding gave a labelled patch; --explain names the files")
+        without = f"{done.unlabelled} patches without a label are listed in {cohort / 'unlabelled.csv'}, for pretraining only"
+        raise DataError(f"no finding gave a labelled patch; {without if done.unlabelled else '--explain names the files'}")
     _, findings = check_cohort_folder(cohort, public=options.public, reference=public_reference(None))
     for finding in errors_of(findings):
         warn(console, f"preflight: {finding.name}: {finding.message}; no site can join with it (mammo-fed data check {cohort})")
