@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mammo_fed.data.phantom.hospitals import phantom_synthetic
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.settings.compose import compose_gan
 from mammo_fed.synthesis.adversarial import Adversaries, RealGradient
 from mammo_fed.synthesis.real_gradients import gan_event, plain_gradients, private_gradients, real_images

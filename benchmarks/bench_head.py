@@ -19,7 +19,7 @@ from opacus.optimizers import DPOptimizer
 
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.full_batch import LogisticData, private_descent
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 
 IMAGES, PATIENTS, DIMS, CLIP, RATE = 1104, 578, 400, 0.5, 80.0
 

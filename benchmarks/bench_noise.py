@@ -14,7 +14,7 @@ import torch
 
 from mammo_fed.models.heads import HeadSpec, build_head, flatten
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import LocalSteps, SiteFeatures, train_head
 
 DIMS, STEPS = 400, 100

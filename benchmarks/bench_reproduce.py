@@ -29,7 +29,7 @@ from mammo_fed.models.backbones import BackboneSpec
 from mammo_fed.models.features import Extractor, ExtractorSpec, resize
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import LocalSteps, SiteFeatures, train_head
 
 IMAGES, PATCH, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 1104, 128, 224, 128, 9, 300

@@ -19,7 +19,7 @@ import torch
 
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import LocalSteps, SiteFeatures, train_head
 
 STEPS = LocalSteps(learning_rate=2.0, weight_decay=0.0, optimizer="sgd", label_smoothing=0.0, proximal=0.0)

@@ -27,7 +27,7 @@ from mammo_fed.privacy.accounting.pricing import delta_at, epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.full_batch import LogisticData, unit_gradients
 from mammo_fed.privacy.mechanisms.unit_descent import UnitSum, unit_gradient
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sum
+from mammo_fed.privacy.noise import GRID_STEPS, grid_sum
 from mammo_fed.settings.compose import compose_settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"

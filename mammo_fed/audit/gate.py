@@ -18,8 +18,7 @@ from mammo_fed.privacy.events import Unit
 from mammo_fed.privacy.mechanisms.full_batch import LogisticData
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient, UnitSum
 from mammo_fed.privacy.names import NoiseMode
-from mammo_fed.privacy.noise.integer_grid import operating_system_words
-from mammo_fed.privacy.noise.source import Draws, FloatDraws, GridDraws
+from mammo_fed.privacy.noise import Draws, FloatDraws, GridDraws, operating_system_words
 
 __all__ = [
     "HOSTILE",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.audit.subject import Mechanism, Subject
-from mammo_fed.privacy.noise.source import Draws, NoiseSource
+from mammo_fed.privacy.noise import Draws, NoiseSource
 from mammo_fed.training.local import SiteFeatures
 
 __all__ = ["Model", "Population", "site_data", "train_shadow"]

@@ -15,7 +15,7 @@ from mammo_fed.audit.claims import Claim
 from mammo_fed.audit.gate import largest_move, noiseless
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.names import NoiseMode
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 

@@ -18,7 +18,7 @@ from mammo_fed.audit.canaries import Canary, CanaryKind, place_canary
 from mammo_fed.audit.subject import Mechanism, Subject, one_thread
 from mammo_fed.common.isolation import spawned_pool
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import SiteFeatures
 
 __all__ = ["CanaryResult", "Progress", "answer", "audit_canary", "run_trial"]

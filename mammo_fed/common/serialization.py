@@ -4,6 +4,9 @@ One set of rules for two forms. Both refuse unknown keys and values of another t
 is not a number (NaN) or minus infinity; the range of a number that is read is its field's to check. The forms differ in what
 their files have always had: how infinity is written, whether a key may be absent, and whether a single value may be given for a
 tuple of one.
+
+What a stranger wrote, be it JSON, a text or a whole number, is read within bounds: what is outside of one is a DataError,
+before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -17,9 +20,29 @@ from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_orig
 
 from mammo_fed.errors import DataError, InvalidSetting
 
-__all__ = ["RECORD", "SETTINGS", "JsonForm", "bounded_json", "build", "canonical_json", "dumps", "plain", "printable"]
+__all__ = [
+    "LINE",
+    "LONG_TEXT",
+    "RECORD",
+    "SETTINGS",
+    "TEXT",
+    "JsonForm",
+    "bounded_json",
+    "build",
+    "canonical_json",
+    "dumps",
+    "line",
+    "plain",
+    "printable",
+    "text_of",
+    "whole",
+]
 
 T = TypeVar("T")
+# Characters: of a word or a hash, of a JSON text about one site, and of one about all sites of a masked sum.
+LINE: Final = 200
+TEXT: Final = 1 << 16
+LONG_TEXT: Final = 1 << 23
 # Of a stranger's JSON: more digits than any 64-bit number has, and deeper than any message of ours is.
 MOST_DIGITS: Final = 19
 MOST_NUMBER: Final = 64
@@ -105,6 +128,44 @@ def _bounded_float(text: str) -> float:
 
 def _no_constant(text: str) -> float:
     raise DataError(f"{text} is no strict JSON")
+
+
+def text_of(value: object, what: str, *, most: int = TEXT) -> str:
+    """`value`, checked to be a text of at most `most` characters.
+
+    Raises:
+      DataError: If it is not.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{what} must be a text")
+    if len(value) > most:
+        raise DataError(f"{what} has {len(value)} characters, more than {most}")
+    return value
+
+
+def line(value: object, what: str) -> str:
+    """`value`, checked to be a printable text of at most LINE characters, or empty.
+
+    Raises:
+      DataError: If it is not.
+    """
+    found = text_of(value, what, most=LINE)
+    if not found.isprintable():
+        raise DataError(f"{what} must be printable")
+    return found
+
+
+def whole(value: object, what: str, *, least: int, most: int) -> int:
+    """`value`, checked to be a whole number in a range.
+
+    Raises:
+      DataError: If it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DataError(f"{what} must be a whole number")
+    if not least <= value <= most:
+        raise DataError(f"{what} must be in {least} to {most}")
+    return value
 
 
 def build(cls: type[T], values: Any, *, path: str, form: JsonForm = SETTINGS) -> T:

@@ -12,7 +12,7 @@ every integer m their convolution is
 and by Poisson summation the last sum depends on m by no more than a factor of 1 +- 2.1 exp(-2 pi^2 c^2). With scales of at
 least 64, c^2 is at least 2048 and that factor 1 +- 1e-17000. So k shares of scale s are, coordinate by coordinate, one
 discrete Gaussian of scale s sqrt(k) up to a factor that adds less than 1e-16000 to epsilon over any number of coordinates that
-fits into memory, and the argument of mammo_fed.privacy.noise.integer_grid prices that one: k s^2 >= (z 2^30)^2 + 16 for a
+fits into memory, and the argument of mammo_fed.privacy.noise prices that one: k s^2 >= (z 2^30)^2 + 16 for a
 noise multiplier z. A share beyond those counted is independent of all data: adding it is post-processing. So is reduction
 modulo 2^64.
 
@@ -33,8 +33,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.names import AccountantName
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE
-from mammo_fed.privacy.noise.source import GridDraws
+from mammo_fed.privacy.noise import GRID_STEPS, ROUNDING_VARIANCE, GridDraws
 
 __all__ = [
     "Adversaries",
@@ -97,7 +96,7 @@ def noisy_share(total: NDArray[np.int64], *, event: PrivacyEvent, draws: GridDra
     Edge cases: a noise multiplier of 0 adds no noise.
 
     Args:
-      total: int64, shape (dims,), from mammo_fed.privacy.noise.integer_grid.grid_sum.
+      total: int64, shape (dims,), from mammo_fed.privacy.noise.grid_sum.
       event: the one that was reserved.
       draws: for this release alone.
 

@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from mammo_fed.server.operations.run_folder import CHECKPOINT_NAME
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.server.run import Hooks, run_federation
 from mammo_fed.settings import Settings
 

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from mammo_fed.data.cache import ArrayCache, default_cache_root
 from mammo_fed.errors import DataError, PrivacyRefused, RunFailed, VersionMismatch
 from mammo_fed.federation.flwr_internals.link.post import LinkPost
-from mammo_fed.federation.protocol.bounds import answer_bytes
+from mammo_fed.federation.flwr_internals.messages import answer_bytes
 from mammo_fed.federation.protocol.plan_messages import PLAN_QUERY, PlanAnswer, pack_plan, read_plan_answer
 from mammo_fed.federation.public_start import make_extractor, make_public_start
 from mammo_fed.server.prepare import FeatureProgress

@@ -17,9 +17,8 @@ from mammo_fed.reporting.record.record import Record
 from mammo_fed.server.conclude import Mode, conclude
 from mammo_fed.server.prepare import FeatureProgress, Stopwatch, prepare
 from mammo_fed.server.rounds.budget import BudgetView
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.rounds.rounds import Deployment, Rounds
-from mammo_fed.server.rounds.run_state import DeclaredRun
+from mammo_fed.server.rounds.run_state import CheckpointFolder, DeclaredRun
 from mammo_fed.settings import Settings
 from mammo_fed.settings.data import Partition
 from mammo_fed.training.recipe import resolve
@@ -33,10 +32,12 @@ class Hooks:
 
     Attributes:
       features: called with (name of the set, images done, images in all) while networks run.
+      declared: called with the budget view before the first round: see `mammo_fed.server.rounds.rounds.Rounds`.
       round: called with (round, rounds, budget view) after the declaration (DECLARATION_ROUND) and every round.
     """
 
     features: FeatureProgress = lambda *_: None
+    declared: Callable[[BudgetView], None] = lambda _: None
     round: Callable[[int, int, BudgetView], None] = lambda *_: None
 
 
@@ -84,7 +85,15 @@ def run_federation(
     watch.lap()
     run_id = Declaration.from_json(resumed.declaration).run_id if resumed else secrets.token_hex(8)
     declared = declare(prepared.extractor, prepared.start, settings, run_id=run_id)
-    course = Rounds(grid, declared, on_round=hooks.round, deployment=deployment, checkpoints=checkpoints, resumed=resumed).run()
+    course = Rounds(
+        grid,
+        declared,
+        on_round=hooks.round,
+        on_declared=hooks.declared,
+        deployment=deployment,
+        checkpoints=checkpoints,
+        resumed=resumed,
+    ).run()
     watch.lap()
     record = conclude(prepared, declared.declaration, course, settings=settings, mode=mode, watch=watch, folder=folder)
     if checkpoints:

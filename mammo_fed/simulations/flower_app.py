@@ -15,7 +15,7 @@ from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.run_folder import run_folder_of
 from mammo_fed.server.operations.run_folder import CHECKPOINT_NAME
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.server.run import Hooks, run_federation
 from mammo_fed.settings.compose import Composed, compose_settings
 from mammo_fed.simulations.launch import prepare, requiring_all

@@ -105,15 +105,15 @@ def requiring_all(hooks: Hooks, num_sites: int) -> Hooks:
     not say so.
     """
 
-    def after_round(index: int, rounds: int, budget: BudgetView) -> None:
+    def declared(budget: BudgetView) -> None:
         if (lost := num_sites - len(budget.sites)) > 0:
             raise RunFailed(
                 f"{lost} of federation.num_sites={num_sites} simulated sites failed at the declaration, and a result without "
                 "them would not be what was asked for; look at the run's log"
             )
-        hooks.round(index, rounds, budget)
+        hooks.declared(budget)
 
-    return replace(hooks, round=after_round)
+    return replace(hooks, declared=declared)
 
 
 def prepare(settings: Settings, folder: Path, *, hooks: Hooks, resume: bool = False) -> None:

@@ -13,7 +13,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.run_folder import SITES_NAME
 from mammo_fed.reporting.record.record import RECORD_NAME
 from mammo_fed.server.operations.run_folder import CHECKPOINT_NAME
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.settings import Settings
 
 __all__ = [

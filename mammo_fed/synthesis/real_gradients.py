@@ -16,7 +16,7 @@ from mammo_fed.privacy.accounting.calibration import calibrate
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.mechanisms.per_unit_gradients import noisy_unit_gradients
 from mammo_fed.privacy.names import AccountantName, NoiseMode
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries, RealGradient, gradients_of, public_generator, real_loss
 from mammo_fed.synthesis.mcgan import to_range

@@ -24,7 +24,7 @@ from mammo_fed.privacy.mechanisms.full_batch import (
 from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PoissonData, PublicBatches, poisson_steps
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient, UnitSum
 from mammo_fed.privacy.names import LocalOptimizer
-from mammo_fed.privacy.noise.source import Draws, GridDraws
+from mammo_fed.privacy.noise import Draws, GridDraws
 from mammo_fed.privacy.shared_noise import noisy_share
 
 __all__ = ["KeepLast", "LocalSteps", "SiteFeatures", "gradient_share", "mean_share", "release_mean", "train_head"]

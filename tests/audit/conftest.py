@@ -11,7 +11,7 @@ from mammo_fed.audit.claims import Claim
 from mammo_fed.audit.subject import Mechanism, Subject
 from mammo_fed.models.heads import HeadSpec, build_head, flatten
 from mammo_fed.privacy.accounting.pricing import epsilon
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.privacy.schedule import plan_schedule
 from mammo_fed.training.local import LocalSteps, SiteFeatures
 

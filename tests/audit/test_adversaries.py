@@ -14,7 +14,7 @@ from mammo_fed.audit.gate import noiseless
 from mammo_fed.audit.subject import Mechanism, sensitivity
 from mammo_fed.audit.trials import run_trial
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import release_mean, train_head
 
 

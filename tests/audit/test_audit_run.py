@@ -11,7 +11,7 @@ from mammo_fed.audit.finished_run import FinishedRun, split_patients
 from mammo_fed.audit.noise.adversary import NOISE_CHECKS
 from mammo_fed.cli.options import CANARIES as CHOICES
 from mammo_fed.data.cohort import Cohort
-from mammo_fed.privacy.noise.integer_grid import discrete_gaussian
+from mammo_fed.privacy.noise import discrete_gaussian
 
 QUICK = ("--trials", "30", "--shadows", "8", "--jobs", "1")
 
@@ -122,7 +122,7 @@ def test_audit_shows_what_the_noise_looks_like_and_names_each_failed_relation(fi
             noise[beyond] = discrete_gaussian(int(beyond.sum()), sigma=sigma, words=words)
         return noise
 
-    monkeypatch.setattr("mammo_fed.privacy.noise.integer_grid.discrete_gaussian", capped)
+    monkeypatch.setattr("mammo_fed.privacy.noise.discrete_gaussian", capped)
     code, out, _ = cli("audit", finished.folder, *QUICK, "--canary", "blank", "--shadows", "0", "--json")
     assert code == 1
     report = json.loads(out)

@@ -11,7 +11,7 @@ from mammo_fed.audit.report import audit_subject
 from mammo_fed.audit.subject import sensitivity
 from mammo_fed.audit.trials import audit_canary
 from mammo_fed.privacy.accounting.pricing import epsilon
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import release_mean, train_head
 
 SLACK = 1 + 1e-4

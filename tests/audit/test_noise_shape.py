@@ -12,8 +12,7 @@ from mammo_fed.audit.noise.adversary import FALSE_ALARM, NOISE_CHECKS, audit_noi
 from mammo_fed.audit.noise.probe import SITES, Message
 from mammo_fed.audit.report import audit_subject
 from mammo_fed.audit.subject import Mechanism
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sigma
-from mammo_fed.privacy.noise.source import FloatDraws, GridDraws, NoiseSource
+from mammo_fed.privacy.noise import GRID_STEPS, FloatDraws, GridDraws, NoiseSource, grid_sigma
 from mammo_fed.training.local import release_mean, train_head
 
 Shape = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]

@@ -23,7 +23,7 @@ from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS
+from mammo_fed.privacy.noise import GRID_STEPS
 from mammo_fed.server.run import declare_run
 from mammo_fed.settings.compose import compose_settings
 from mammo_fed.simulations.launch import site_file

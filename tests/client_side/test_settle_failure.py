@@ -37,7 +37,7 @@ from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.journal import HeadFile, Journal
 from mammo_fed.privacy.ledger.ledger import Ledger
-from mammo_fed.privacy.noise.source import FloatDraws
+from mammo_fed.privacy.noise import FloatDraws
 from mammo_fed.server.run import declare_run, share_of
 from mammo_fed.settings.compose import compose_settings
 from mammo_fed.simulations.launch import site_file

@@ -29,11 +29,10 @@ from mammo_fed.errors import (
     WeightsError,
 )
 from mammo_fed.federation.flwr_internals.messages import CLIENT_FAILED, become_server
-from mammo_fed.federation.protocol.messages import pack_declaration, pack_parameters, read_reply, task_config
+from mammo_fed.federation.protocol.messages import pack_declaration, pack_parameters, read_reply, stamped, task_config
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
 from mammo_fed.federation.protocol.site_schedule import plan_for_site
-from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.federation.protocol.version import PROTOCOL_VERSION, stamped
+from mammo_fed.federation.protocol.task import PROTOCOL_VERSION, Declaration, RoundTask
 from mammo_fed.federation.public_start import make_public_start
 from mammo_fed.models.classifier import extractor_spec
 from mammo_fed.models.features import Extractor

@@ -30,7 +30,7 @@ from real_federation import RealFederation
 
 from mammo_fed.federation.flwr_internals.control import CONTROL_HEADER, Control, Node
 from mammo_fed.federation.identity.keys import SiteKey
-from mammo_fed.federation.protocol.version import PROTOCOL_VERSION
+from mammo_fed.federation.protocol.task import PROTOCOL_VERSION
 from mammo_fed.server.operations.folder import FederationFolder
 
 HOSTILE_PYPROJECT = """[project]

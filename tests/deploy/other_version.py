@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-import mammo_fed.federation.protocol.version as protocol
+import mammo_fed.federation.protocol.task as protocol
 
 
 def site_client(folder: Path, version: int) -> list[str]:

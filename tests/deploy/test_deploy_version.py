@@ -8,7 +8,7 @@ import pytest
 from other_version import site_client
 from real_federation import SMALL_RUN, RealFederation, real_federation
 
-from mammo_fed.federation.protocol.version import PROTOCOL_VERSION
+from mammo_fed.federation.protocol.task import PROTOCOL_VERSION
 
 # Longer than the test may take: a wait for a site that will not answer would end it.
 PATIENT = ("federation.round_timeout=3000", "federation.round_min_wait=3000")

@@ -16,7 +16,7 @@ from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.federation.strategies.site_level_dp import noisy_average
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.settings import CentralSettings, FederationSettings
 from mammo_fed.settings.compose import compose_settings
 

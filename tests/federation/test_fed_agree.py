@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.federation.strategies.fed_agree import balanced
-from mammo_fed.federation.strategies.reputation import Course, Reputation, direction_scores
-from mammo_fed.federation.strategies.weights import bounded_weights, outsized
+from mammo_fed.federation.strategies.influence import Course, Reputation, bounded_weights, direction_scores, outsized
 from mammo_fed.settings.compose import compose_settings
 
 DIMS = 400

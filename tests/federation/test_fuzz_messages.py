@@ -26,9 +26,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from test_messages import ACCEPTED, REFUSAL, TASK, UPDATE
 
 from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
-from mammo_fed.federation.flwr_internals.messages import become_server, inflated, quiet, stamp
+from mammo_fed.federation.flwr_internals.messages import answer_bytes, become_server, inflated, quiet, stamp
 from mammo_fed.federation.flwr_internals.secagg import key_pair
-from mammo_fed.federation.protocol.bounds import answer_bytes
 from mammo_fed.federation.protocol.messages import (
     PRIVACY,
     SECURE,
@@ -39,6 +38,7 @@ from mammo_fed.federation.protocol.messages import (
     read_reply,
     read_task,
     reason_of,
+    stamped,
     task_config,
 )
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
@@ -54,7 +54,6 @@ from mammo_fed.federation.protocol.secure_messages import (
     read_question,
 )
 from mammo_fed.federation.protocol.task import Declaration
-from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.federation.secure_aggregation.double_masks import Member, Parcel, Roster, Terms
 from mammo_fed.server.rounds.budget import BudgetView
 from mammo_fed.settings.compose import compose_settings

@@ -30,12 +30,12 @@ from mammo_fed.federation.protocol.messages import (
     read_parameters,
     read_reply,
     read_task,
+    stamped,
     task_config,
 )
 from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Reply, Update
 from mammo_fed.federation.protocol.task import RoundTask
-from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.privacy.events import PrivacyEvent, events_to_json
 from mammo_fed.privacy.ledger.cap import CapRaise
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.federation.flwr_internals.secagg import key_pair
+from mammo_fed.federation.protocol.messages import stamped
 from mammo_fed.federation.protocol.secure_messages import (
     Answer,
     Opened,
@@ -20,7 +21,6 @@ from mammo_fed.federation.protocol.secure_messages import (
     read_parcels,
     read_question,
 )
-from mammo_fed.federation.protocol.version import stamped
 from mammo_fed.federation.secure_aggregation.double_masks import (
     SEED_BYTES,
     Member,

@@ -12,10 +12,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from mammo_fed.common.serialization import build
 from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
 from mammo_fed.federation.flwr_internals.messages import become_server, stamp, through_the_wire
-from mammo_fed.federation.protocol import version
+from mammo_fed.federation.protocol import task as protocol
 from mammo_fed.federation.protocol.messages import (
     ARRAYS,
     CONFIG,
+    PROTOCOL,
+    check_version,
     pack_declaration,
     pack_parameters,
     pack_reply,
@@ -23,7 +25,9 @@ from mammo_fed.federation.protocol.messages import (
     read_reply,
     read_task,
     reason_of,
+    stamped,
     task_config,
+    version_of,
 )
 from mammo_fed.federation.protocol.replies import Refusal
 from mammo_fed.federation.protocol.secure_messages import (
@@ -34,17 +38,7 @@ from mammo_fed.federation.protocol.secure_messages import (
     read_answer,
     read_question,
 )
-from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.federation.protocol.version import (
-    PROTOCOL,
-    PROTOCOL_VERSION,
-    check_version,
-    from_json,
-    from_message,
-    stamped,
-    to_message,
-    version_of,
-)
+from mammo_fed.federation.protocol.task import PROTOCOL_VERSION, Declaration, RoundTask, from_json, from_message, to_message
 from mammo_fed.settings.compose import compose_settings
 
 TASK = RoundTask(
@@ -140,7 +134,7 @@ def test_version_of_the_other_side_is_named_before_anything_else_is_read(theirs)
 
 def test_version_of_a_later_program_refuses_what_this_one_sends(monkeypatch):
     content = task_content()
-    monkeypatch.setattr(version, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    monkeypatch.setattr(protocol, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     with pytest.raises(VersionMismatch, match=f"version {PROTOCOL_VERSION} of the protocol and this one version"):
         read_task(travelled(content))
 

@@ -12,7 +12,7 @@ import numpy as np
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.names import NoiseMode
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import LocalSteps, SiteFeatures, release_mean, train_head
 
 MODES: Final[tuple[NoiseMode, ...]] = ("secure", "float")

@@ -13,8 +13,7 @@ from scipy.stats import norm
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.accounting.calibration import calibrate
 from mammo_fed.privacy.accounting.composition import Release, gaussian_delta, gaussian_epsilon, gaussian_mu
-from mammo_fed.privacy.accounting.pld import pld_delta, pld_epsilon
-from mammo_fed.privacy.accounting.pricing import ACCOUNTANTS, delta_at, epsilon, patient_epsilon
+from mammo_fed.privacy.accounting.pricing import ACCOUNTANTS, delta_at, epsilon, patient_epsilon, pld_delta, pld_epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 
 EVERY = sorted(ACCOUNTANTS)

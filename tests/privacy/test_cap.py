@@ -20,11 +20,11 @@ from mammo_fed.privacy.accounting.filters import PrivacyFilter, as_steps
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.chain import START, LedgerKeys, extend
-from mammo_fed.privacy.ledger.headroom import after_run, headroom
+from mammo_fed.privacy.ledger.headroom import after_run
 from mammo_fed.privacy.ledger.journal import HeadFile, read_secret
 from mammo_fed.privacy.ledger.ledger import Budget, Ledger
 from mammo_fed.privacy.ledger.report import export_ledger, read_accounts, show_ledger
-from mammo_fed.privacy.ledger.rules import Account
+from mammo_fed.privacy.ledger.rules import Account, headroom
 from mammo_fed.privacy.schedule import plan_schedule
 
 DELTA = 1e-5

@@ -13,16 +13,18 @@ from scipy import stats
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
+from mammo_fed.privacy import noise as noise_module
 from mammo_fed.privacy.accounting.composition import gaussian_delta
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.full_batch import LogisticData, private_descent, private_mean, unit_gradients
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
-from mammo_fed.privacy.noise import integer_grid
-from mammo_fed.privacy.noise.integer_grid import (
+from mammo_fed.privacy.noise import (
     GRID_STEPS,
     LARGEST_SIGMA,
     MOST_UNITS,
     ROUNDING_VARIANCE,
+    FloatDraws,
+    GridDraws,
     discrete_gaussian,
     grid_sigma,
     grid_sum,
@@ -30,7 +32,6 @@ from mammo_fed.privacy.noise.integer_grid import (
     operating_system_words,
     uniform_below_exp,
 )
-from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
 from mammo_fed.settings.compose import compose_settings
 
 CLIP = 0.5
@@ -128,7 +129,7 @@ def test_draws_of_a_large_scale_are_normal_in_shape_and_uniform_in_their_last_bi
 
 def test_draws_are_the_same_when_every_comparison_is_made_in_exact_arithmetic(monkeypatch):
     in_float = {sigma: discrete_gaussian(3000, sigma=sigma, words=seeded(3)) for sigma in (3, 5 * 2**30 + 1)}
-    monkeypatch.setattr(integer_grid, "ABSOLUTE_SLACK", 2.0**65)
+    monkeypatch.setattr(noise_module, "ABSOLUTE_SLACK", 2.0**65)
     for sigma, draws in in_float.items():
         np.testing.assert_array_equal(discrete_gaussian(3000, sigma=sigma, words=seeded(3)), draws)
 

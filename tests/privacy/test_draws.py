@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
-from mammo_fed.privacy.noise.source import ClippedSum, Draws, NoiseSource
+from mammo_fed.privacy.noise import ClippedSum, Draws, NoiseSource, clip_factors, grid_sum
 
 KINDS = ("secure", "float")
 CLIP = 0.5

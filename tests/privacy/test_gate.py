@@ -18,8 +18,7 @@ from mammo_fed.privacy.mechanisms.full_batch import (
     unit_gradients,
 )
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sum
-from mammo_fed.privacy.noise.source import FloatDraws
+from mammo_fed.privacy.noise import GRID_STEPS, FloatDraws, grid_sum
 
 DIMS = 6
 SLACK = 1 + 1e-5

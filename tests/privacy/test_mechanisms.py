@@ -21,7 +21,7 @@ from mammo_fed.privacy.mechanisms.full_batch import (
     private_mean,
 )
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
-from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
+from mammo_fed.privacy.noise import FloatDraws, GridDraws
 
 EVENT = PrivacyEvent(
     mechanism="gradient",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from noise_workers import MODES, ROUNDS, site_noise
 
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 
 
 def of_a_fork(work):

@@ -8,8 +8,7 @@ from mammo_fed.audit.gate import HOSTILE, largest_move, noiseless
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, PublicBatches, poisson_steps
-from mammo_fed.privacy.noise.integer_grid import operating_system_words
-from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
+from mammo_fed.privacy.noise import FloatDraws, GridDraws, operating_system_words
 
 DIMS = 6
 NOISES = ["secure", "float"]

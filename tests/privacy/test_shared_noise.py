@@ -15,8 +15,7 @@ from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_
 from mammo_fed.privacy.accounting.pricing import epsilon
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
 from mammo_fed.privacy.ledger.declaring import schedule_unit
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, ROUNDING_VARIANCE, grid_sigma, operating_system_words
-from mammo_fed.privacy.noise.source import GridDraws
+from mammo_fed.privacy.noise import GRID_STEPS, ROUNDING_VARIANCE, GridDraws, grid_sigma, operating_system_words
 from mammo_fed.privacy.schedule import plan_schedule
 from mammo_fed.privacy.shared_noise import (
     adversary_epsilons,

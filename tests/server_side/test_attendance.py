@@ -30,8 +30,8 @@ from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.reporting.record.sections import SitePrivacy
 from mammo_fed.server.rounds.attendance import Attendance
 from mammo_fed.server.rounds.budget import BudgetView
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.rounds.rounds import Deployment
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.server.run import Hooks, run_federation, share_of
 from mammo_fed.settings import Settings
 from mammo_fed.settings.compose import compose_settings

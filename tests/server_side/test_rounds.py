@@ -18,9 +18,9 @@ from mammo_fed.client.rounds.app import app
 from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import PrivacyRefused, RunFailed
-from mammo_fed.federation.protocol.messages import pack_reply, read_reply, read_task
+from mammo_fed.federation.protocol.messages import PROTOCOL, pack_reply, read_reply, read_task, stamped
 from mammo_fed.federation.protocol.replies import Refusal, Reply, Update
-from mammo_fed.federation.protocol.version import PROTOCOL, PROTOCOL_VERSION, stamped
+from mammo_fed.federation.protocol.task import PROTOCOL_VERSION
 from mammo_fed.models.classifier import Classifier, read_classifier
 from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon

@@ -23,11 +23,11 @@ from mammo_fed.federation.protocol.secure_messages import read_question
 from mammo_fed.federation.secure_aggregation.opening import WEIGHTED_STEPS
 from mammo_fed.models.classifier import Classifier, read_classifier
 from mammo_fed.privacy.ledger.report import show_ledger
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS
+from mammo_fed.privacy.noise import GRID_STEPS
 from mammo_fed.reporting.record.record import Record, read_record
 from mammo_fed.server.app import make_app
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.rounds.rounds import Deployment
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.server.rounds.secure_sum import SecureSum
 from mammo_fed.server.run import Hooks, run_federation, share_of
 from mammo_fed.settings import Settings

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from flwr.app import ConfigRecord, RecordDict
 
-from mammo_fed.federation.protocol.version import PROTOCOL, PROTOCOL_VERSION
+from mammo_fed.federation.protocol.messages import PROTOCOL
+from mammo_fed.federation.protocol.task import PROTOCOL_VERSION
 from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.server.rounds.secure_sum import SecureSum
 

@@ -15,7 +15,7 @@ from mammo_fed.federation.protocol.task import Declaration, RoundTask
 from mammo_fed.models.heads import build_head, flatten
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import PublicBatches
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.server.rounds.reply_checks import update_bound
 from mammo_fed.settings import ModelSettings
 from mammo_fed.settings.compose import compose_settings

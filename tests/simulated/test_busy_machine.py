@@ -90,6 +90,19 @@ def test_a_site_that_cannot_answer_the_declaration_fails_the_run_and_is_not_left
         run(small, tmp_path / "run", client_app=FailingSite(first_round=-1))
 
 
+def test_a_site_that_failed_at_the_declaration_is_asked_again_before_any_round_when_the_run_goes_on(small, tmp_path):
+    folder, finished = tmp_path / "run", []
+    settings = compose_settings([*small, *SETTINGS]).settings
+    hooks = Hooks(round=lambda index, *_: finished.append(index))
+    for resume in (False, True):
+        with pytest.raises(RunFailed, match="simulated sites failed at the declaration"):
+            simulate(settings, folder, hooks=hooks, client_app=FailingSite(first_round=-1), resume=resume)
+    assert finished == []
+    record = simulate(settings, folder, hooks=hooks, resume=True)
+    assert [site.rounds for site in record.privacy.sites] == [3, 3, 3]
+    assert finished == [0, 1, 2]
+
+
 def test_many_dropped_sites_are_counted_on_one_line(small, tmp_path):
     record = run(small, tmp_path / "run", client_app=FailingSite(first_round=2))
     dropped = next(site for site in record.privacy.sites if site.unanswered)

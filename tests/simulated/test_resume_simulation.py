@@ -40,7 +40,7 @@ import os, signal, sys
 from pathlib import Path
 from mammo_fed.client import charging
 from mammo_fed.privacy.ledger.ledger import Ledger
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.cli.main import main
 
 where, count = sys.argv[1], int(sys.argv[2])

@@ -23,16 +23,15 @@ from mammo_fed.data.cache import ArrayCache
 from mammo_fed.data.run_cohorts import load_pool
 from mammo_fed.errors import VersionMismatch
 from mammo_fed.federation.flwr_internals.messages import become_server
-from mammo_fed.federation.protocol.messages import pack_reply, read_declaration, read_reply, read_task, reason_of
+from mammo_fed.federation.protocol.messages import pack_reply, read_declaration, read_reply, read_task, reason_of, version_of
 from mammo_fed.federation.protocol.replies import Refusal, Update
 from mammo_fed.federation.protocol.secure_messages import read_answer, read_question
-from mammo_fed.federation.protocol.task import Declaration, RoundTask
-from mammo_fed.federation.protocol.version import PROTOCOL_VERSION, version_of
+from mammo_fed.federation.protocol.task import PROTOCOL_VERSION, Declaration, RoundTask
 from mammo_fed.federation.public_start import make_extractor, make_public_start
 from mammo_fed.privacy.ledger.report import show_ledger, verify_ledger
 from mammo_fed.reporting.record.record import read_record
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.rounds.rounds import Deployment
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.server.run import Hooks, run_federation, share_of
 from mammo_fed.settings import Settings
 from mammo_fed.settings.compose import compose_settings

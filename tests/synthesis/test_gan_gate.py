@@ -10,7 +10,7 @@ import torch
 
 from mammo_fed.audit.gate import HOSTILE, PIXEL_KINDS, largest_move, largest_pixel_move, noiseless
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.synthesis.adversarial import Adversaries, real_loss
 from mammo_fed.synthesis.real_gradients import RealImages, private_gradients, real_images
 

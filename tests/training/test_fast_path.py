@@ -15,7 +15,7 @@ from mammo_fed.models.features import Extractor, ExtractorSpec
 from mammo_fed.models.heads import HeadSpec, build_head, flatten, head_loss, load_flat
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.poisson_sgd import PoissonData, poisson_steps
-from mammo_fed.privacy.noise.source import FloatDraws, GridDraws
+from mammo_fed.privacy.noise import FloatDraws, GridDraws
 
 NETWORK = BackboneSpec(name="tf_efficientnet_lite0", weights="none", tap=4)
 SIZE, IMAGES, DIMS, SEED = 64, 24, 320, 11

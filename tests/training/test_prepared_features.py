@@ -12,7 +12,7 @@ import pytest
 import mammo_fed.training.local
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.training.local import KeepLast, LocalSteps, SiteFeatures, gradient_share, train_head
 
 IMAGES, DIMS = 60, 8

@@ -22,7 +22,7 @@ from mammo_fed.audit.adversaries import Forecast, Question
 from mammo_fed.audit.subject import Mechanism, Subject, one_thread
 from mammo_fed.audit.trials import Progress, answer
 from mammo_fed.common.isolation import spawned_pool
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS
+from mammo_fed.privacy.noise import GRID_STEPS
 from mammo_fed.training.local import LocalSteps, SiteFeatures
 
 __all__ = ["SITES", "Message", "collect", "messages_by_run"]

@@ -17,9 +17,9 @@ from mammo_fed.errors import InvalidSetting, PrivacyRefused
 from mammo_fed.privacy.accounting.filters import as_steps, open_filter
 from mammo_fed.privacy.accounting.pricing import coarsely_priced, epsilon, patient_epsilon
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent
-from mammo_fed.privacy.ledger.headroom import after_run, headroom
+from mammo_fed.privacy.ledger.headroom import after_run
 from mammo_fed.privacy.ledger.report import read_accounts
-from mammo_fed.privacy.ledger.rules import Account, Budget
+from mammo_fed.privacy.ledger.rules import Account, Budget, headroom
 from mammo_fed.privacy.names import AccountantName, FilterKind
 from mammo_fed.privacy.schedule import Schedule, auto_rounds, plan_schedule
 

@@ -20,7 +20,7 @@ from mammo_fed.common.private_files import file_lock
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.run_cohorts import limit_images_per_patient
 from mammo_fed.privacy.ledger.ledger import Ledger
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.settings.gan import GanSettings
 from mammo_fed.synthesis.adversarial import Adversaries, RealGradient
 from mammo_fed.synthesis.checkpoints import checkpoint_steps

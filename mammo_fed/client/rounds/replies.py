@@ -40,7 +40,7 @@ from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_j
 from mammo_fed.privacy.ledger.ledger import Ledger, Withdrawn
 from mammo_fed.privacy.mechanisms.poisson_sgd import OptimizerState, PublicBatches
 from mammo_fed.privacy.mechanisms.unit_descent import UnitGradient
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.privacy.schedule import Schedule
 from mammo_fed.privacy.shared_noise import largest_share
 from mammo_fed.training.local import LocalSteps, SiteFeatures, gradient_share, mean_share, release_mean, train_head

@@ -1,16 +1,22 @@
-"""Messages as Flower makes, copies and serialises them."""
+"""Messages as Flower makes, copies and serialises them, and how they are read that come over the wire.
+
+Whoever sends one is a stranger: what is outside of a bound is a DataError, before memory is taken for it and before a library
+that was made for friends reads it.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import httpx
-from flwr.app import Error, Message, Metadata, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde_utils import metadata_from_proto
@@ -35,6 +41,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
+from numpy.typing import DTypeLike, NDArray
 
 from mammo_fed.common.serialization import bounded_json
 from mammo_fed.errors import DataError
@@ -44,11 +51,13 @@ __all__ = [
     "LINK_ERRORS",
     "SERVER_NODE_ID",
     "TASK_BYTES",
+    "answer_bytes",
     "become_server",
     "contents_of",
     "empty_message",
     "empty_run",
     "fetch_one",
+    "flat_array",
     "inflated",
     "own_copy",
     "quiet",
@@ -62,6 +71,17 @@ MOST_PARTS: Final = 512
 MOST_DESCRIPTION: Final = 1 << 16
 # What a site takes from a server: a pretrained network may be in it.
 TASK_BYTES: Final = 1 << 30
+# Bytes of a whole answer beside its arrays.
+ANSWER_BYTES: Final = 1 << 25
+ITEM_BYTES: Final = 8
+# An array as numpy writes it, of any release: a mark, the version 1.0, the length of what follows, and the text of a dict.
+MAGIC: Final = b"\x93NUMPY\x01\x00"
+START: Final = len(MAGIC) + 2
+HEADER: Final = re.compile(
+    rb"\{'descr': '(?P<descr>[<|>][a-z][0-9]{1,2})', 'fortran_order': False, "
+    rb"'shape': \((?P<length>[0-9]{1,18}),\), *\} *\n"
+)
+STYPE: Final = "numpy.ndarray"
 CLIENT_FAILED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 # What a grid raises while its SuperLink is away or broken.
 LINK_ERRORS: tuple[type[Exception], ...] = (httpx.HTTPError, ObjectPullError, ConnectionError)
@@ -207,6 +227,50 @@ def _array_bytes(content: bytes, contents: Mapping[str, bytes]) -> int:
         return 0
     numbers = bounded_json(content[len(content) - length :].decode(), most=MOST_DESCRIPTION)["arraychunk_ids"]
     return sum(len(contents[children[number]]) for number in numbers)
+
+
+def answer_bytes(numbers: int) -> int:
+    """Bytes that a site's answer may have whose arrays have up to `numbers` entries."""
+    return ANSWER_BYTES + 2 * ITEM_BYTES * numbers
+
+
+def flat_array(record: ArrayRecord, name: str, dtype: DTypeLike) -> NDArray[Any]:
+    """The one flat array of a record, in memory of its own.
+
+    Nothing is taken on trust: the header is compared as text and not evaluated, and the data must be as long as it says.
+
+    Args:
+      record: as it came.
+      name: of the array.
+      dtype: that it must have.
+
+    Raises:
+      DataError: If the record holds something else.
+    """
+    if list(record) != [name]:
+        raise DataError(f"a message must carry one array named {name!r}")
+    array, wanted = record[name], np.dtype(dtype)
+    count = _count(array, wanted)
+    return np.frombuffer(array.data, wanted, count=count, offset=len(array.data) - count * wanted.itemsize).copy()
+
+
+def _count(array: Array, wanted: np.dtype[Any]) -> int:
+    """The number of entries of an array that is whole and flat."""
+    if array.stype != STYPE:
+        raise DataError("an array must be serialised by numpy")
+    data = array.data
+    start = START + int.from_bytes(data[len(MAGIC) : START], "little")
+    header = HEADER.fullmatch(data, START, start)
+    if not data.startswith(MAGIC) or header is None:
+        raise DataError("a message's array must be flat, and written as numpy writes it")
+    if header["descr"].decode("ascii") != wanted.newbyteorder("<").str:
+        raise DataError(f"a message's array must be {wanted.name}")
+    count = int(header["length"])
+    if len(data) - start != count * wanted.itemsize:
+        raise DataError(f"an array of {len(data) - start} bytes has not the {count} entries that it names")
+    if tuple(array.shape) != (count,) or array.dtype != wanted.name:
+        raise DataError("an array must have the shape and type that come with it")
+    return count
 
 
 def empty_message(metadata: Metadata) -> Message:

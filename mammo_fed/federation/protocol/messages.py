@@ -1,7 +1,11 @@
 """What the server sends and what a site answers, as the content of messages, and back; every field is checked when it is read.
 
 The server sends the declaration of a run or the task of a round, a site its reply; each with at most one flat array of
-parameters. The version is read before anything else of a message.
+parameters.
+
+The version of the protocol is a record beside each message's payload, and read before anything else of a message: two programs
+talk only if they have the same version. This record is the one part of a message that no later version may change; a message
+without it is of version 1, which had none.
 """
 
 from __future__ import annotations
@@ -14,20 +18,18 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from mammo_fed.common.serialization import bounded_json
+from mammo_fed.common.serialization import LINE, TEXT, bounded_json, line, text_of, whole
 from mammo_fed.errors import DataError, InvalidSetting, VersionMismatch
-from mammo_fed.federation.protocol import bounds
+from mammo_fed.federation.flwr_internals.messages import flat_array
 from mammo_fed.federation.protocol.reasons import Reason
 from mammo_fed.federation.protocol.replies import Accepted, PricedReply, Refusal, Reply, Update
-from mammo_fed.federation.protocol.task import DECLARATION_ROUND, Declaration, RoundTask
-from mammo_fed.federation.protocol.version import (
-    PROTOCOL,
-    check_version,
+from mammo_fed.federation.protocol.task import (
+    DECLARATION_ROUND,
+    Declaration,
+    RoundTask,
     from_message,
     own_version,
-    stamped,
     to_message,
-    version_of,
 )
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
 from mammo_fed.privacy.ledger.cap import check_time, raises_from_json, raises_to_json
@@ -39,9 +41,11 @@ __all__ = [
     "METRICS",
     "NAME",
     "PRIVACY",
+    "PROTOCOL",
     "SECURE",
     "UNREADABLE",
     "WEIGHT",
+    "check_version",
     "pack_declaration",
     "pack_parameters",
     "pack_reply",
@@ -50,8 +54,14 @@ __all__ = [
     "read_reply",
     "read_task",
     "reason_of",
+    "stamped",
     "task_config",
+    "version_of",
 ]
+
+FIRST_VERSION: Final = 1
+PROTOCOL: Final = "protocol"
+VERSION: Final = "version"
 
 # Keys on the wire.
 ARRAYS: Final = "arrays"
@@ -70,6 +80,11 @@ MASKED: Final = "masked"
 SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # In place of a site's own word, where its reply cannot be read.
 UNREADABLE: Final = "unreadable"
+# Images, patients and steps: no hospital has more, and all arithmetic on them stays in the range of its types.
+COUNT: Final = 10**9
+STEPS: Final = 10**9
+# Pricing a patient of whom several images are sampled takes memory that grows with the square of their number.
+SAMPLED_IMAGES_PER_PATIENT: Final = 1000
 LEDGER_HEAD: Final = re.compile(r"([0-9]{1,18}:[0-9a-f]{64})?")
 
 Fields = Mapping[str, Any]
@@ -100,6 +115,42 @@ RECORDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+def stamped(content: RecordDict) -> RecordDict:
+    """The same content, with this program's version beside it."""
+    content[PROTOCOL] = ConfigRecord({VERSION: own_version()})
+    return content
+
+
+def version_of(content: RecordDict) -> int:
+    """The version in which a message is written.
+
+    Raises:
+      DataError: If the message gives something else than a version, or is of no version at all.
+    """
+    if PROTOCOL not in content:
+        if not content.config_records:
+            # Every message of the first version had such a record.
+            raise DataError("a message has no protocol version and nothing that a version could be told from")
+        return FIRST_VERSION
+    record = content.config_records.get(PROTOCOL, ConfigRecord())
+    version = record.get(VERSION)
+    if not isinstance(version, int) or isinstance(version, bool) or version < FIRST_VERSION:
+        raise DataError("a message gives a protocol version that no program has")
+    return version
+
+
+def check_version(content: RecordDict) -> None:
+    """Require the version of this program, before any other part of a message is read.
+
+    Raises:
+      VersionMismatch: If the message is of another version.
+      DataError: As `version_of`.
+    """
+    theirs = version_of(content)
+    if theirs != own_version():
+        raise VersionMismatch(theirs=theirs, ours=own_version())
+
+
 def pack_parameters(parameters: NDArray[np.float32]) -> ArrayRecord:
     """One flat float32 array as a record."""
     return ArrayRecord({NAME: Array(np.ascontiguousarray(parameters, np.float32))})
@@ -111,7 +162,7 @@ def read_parameters(record: ArrayRecord) -> NDArray[np.float32]:
     Raises:
       DataError: If the record does not hold exactly one flat array of this type.
     """
-    return bounds.flat_array(record, NAME, np.float32)
+    return flat_array(record, NAME, np.float32)
 
 
 def pack_declaration(declaration: Declaration, payload: NDArray[np.float32]) -> RecordDict:
@@ -205,7 +256,7 @@ def reason_of(content: RecordDict) -> str:
     privacy = content.config_records.get(PRIVACY)
     if privacy is None:
         return UNREADABLE
-    return "" if privacy.get("reason", "") == "" else str(privacy["reason"])[: bounds.LINE]
+    return "" if privacy.get("reason", "") == "" else str(privacy["reason"])[:LINE]
 
 
 def read_reply(content: RecordDict) -> Reply:
@@ -229,7 +280,7 @@ def read_reply(content: RecordDict) -> Reply:
 def _read(content: RecordDict) -> Reply:
     try:
         fields: Fields = content.config_records[PRIVACY]
-        kind = bounds.line(fields[KIND], "a reply's kind")
+        kind = line(fields[KIND], "a reply's kind")
         if kind not in FIELDS:
             raise DataError("a reply is of a kind that no site sends")
         _check_known("record", content, RECORDS[kind])
@@ -259,18 +310,18 @@ def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
     metrics = content.metric_records[METRICS]
     # Flower's strategies compare the metrics of all sites, and give up a round where one site has others.
     _check_known("metric", metrics, (WEIGHT,))
-    site = bounds.line(fields["site"], "a reply's site")
+    site = line(fields["site"], "a reply's site")
     if not SITE_NAME.fullmatch(site):
         raise DataError("a reply has a site name that no site sends")
     return {
         "site": site,
-        "public_images": bounds.whole(metrics[WEIGHT], "a reply's number of images", least=1, most=bounds.COUNT),
-        "public_patients": bounds.whole(fields["patients"], "a reply's number of patients", least=1, most=bounds.COUNT),
+        "public_images": whole(metrics[WEIGHT], "a reply's number of images", least=1, most=COUNT),
+        "public_patients": whole(fields["patients"], "a reply's number of patients", least=1, most=COUNT),
     }
 
 
 def _read_priced(fields: Fields) -> dict[str, Any]:
-    head = bounds.line(fields["ledger-head"], "a reply's ledger head")
+    head = line(fields["ledger-head"], "a reply's ledger head")
     if not LEDGER_HEAD.fullmatch(head):
         raise DataError("a reply has a ledger head that no site sends")
     if fields["withdrawn-at"] != "":
@@ -278,12 +329,12 @@ def _read_priced(fields: Fields) -> dict[str, Any]:
     published = any(name in fields for name in WITHHELD)
     account = {name.replace("-", "_"): _real(fields[name]) if published else None for name in WITHHELD}
     return {
-        "run_id": bounds.line(fields["run-id"], "a reply's run"),
+        "run_id": line(fields["run-id"], "a reply's run"),
         "events": _events(fields["events"]),
         "epsilon": _real(fields["epsilon"]),
         **account,
         "ledger_head": head,
-        "withdrawn_at": bounds.line(fields["withdrawn-at"], "a reply's field withdrawn-at"),
+        "withdrawn_at": line(fields["withdrawn-at"], "a reply's field withdrawn-at"),
     }
 
 
@@ -291,22 +342,22 @@ def _events(value: object) -> tuple[PrivacyEvent, ...]:
     text = _json_text(value, "a reply's events")
     events = events_from_json(text)
     for event in events:
-        bounds.whole(event.steps, "an event's steps", least=1, most=bounds.STEPS)
+        whole(event.steps, "an event's steps", least=1, most=STEPS)
         sampled = event.unit == "image" and not event.full_batch
-        most = bounds.SAMPLED_IMAGES_PER_PATIENT if sampled else bounds.COUNT
-        bounds.whole(event.max_images_per_patient, "an event's images per patient", least=1, most=most)
+        most = SAMPLED_IMAGES_PER_PATIENT if sampled else COUNT
+        whole(event.max_images_per_patient, "an event's images per patient", least=1, most=most)
     return events
 
 
 def _json_text(value: object, what: str) -> str:
     """A JSON text about one site, which may be parsed without further bounds."""
-    text = bounds.text_of(value, what)
-    bounded_json(text, most=bounds.TEXT)
+    text = text_of(value, what)
+    bounded_json(text, most=TEXT)
     return text
 
 
 def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
-    fraction, since = fields.get("malignant-fraction"), bounds.line(fields["cap-since"], "a reply's field cap-since")
+    fraction, since = fields.get("malignant-fraction"), line(fields["cap-since"], "a reply's field cap-since")
     if since:
         check_time("cap-since", since)
     return Accepted(
@@ -315,7 +366,7 @@ def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
         cap_delta=_fraction(fields["cap-delta"]),
         cap_since=since,
         cap_raised=raises_from_json(_json_text(fields["cap-raised"], "a reply's raises of its cap")),
-        fingerprint=bounds.line(fields["fingerprint"], "a reply's fingerprint"),
+        fingerprint=line(fields["fingerprint"], "a reply's fingerprint"),
         malignant_fraction=None if fraction is None else _fraction(fraction),
     )
 
@@ -323,8 +374,8 @@ def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
 def _read_update(base: dict[str, Any], content: RecordDict, fields: Fields) -> Update:
     return Update(
         **base,
-        round_index=bounds.whole(fields["round"], "a reply's round", least=DECLARATION_ROUND, most=bounds.COUNT),
-        task_hash=bounds.line(fields["task-hash"], "a reply's task"),
+        round_index=whole(fields["round"], "a reply's round", least=DECLARATION_ROUND, most=COUNT),
+        task_hash=line(fields["task-hash"], "a reply's task"),
         parameters=read_parameters(content.array_records[ARRAYS]),
         masked=_masked_array(content),
     )
@@ -344,7 +395,7 @@ def _reason(value: object) -> Any:
 def _masked_array(content: RecordDict) -> NDArray[np.uint64]:
     if MASKED not in content:
         return np.zeros(0, np.uint64)
-    array = bounds.flat_array(content.array_records[MASKED], NAME, np.uint64)
+    array = flat_array(content.array_records[MASKED], NAME, np.uint64)
     if not len(array):
         raise DataError("a masked update must not be empty")
     return array

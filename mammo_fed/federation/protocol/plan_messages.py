@@ -10,9 +10,9 @@ from typing import Final
 from flwr.app import ConfigRecord, RecordDict
 
 from mammo_fed.errors import DataError, InvalidSetting
+from mammo_fed.federation.protocol.messages import PROTOCOL, check_version, stamped
 from mammo_fed.federation.protocol.reasons import Reason
-from mammo_fed.federation.protocol.task import Declaration
-from mammo_fed.federation.protocol.version import PROTOCOL, check_version, from_message, stamped, to_message
+from mammo_fed.federation.protocol.task import Declaration, from_message, to_message
 
 __all__ = ["PLAN_QUERY", "PlanAnswer", "pack_plan", "pack_plan_answer", "read_plan", "read_plan_answer"]
 

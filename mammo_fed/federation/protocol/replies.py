@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammo_fed.federation.protocol.reasons import Reason
-from mammo_fed.federation.protocol.version import own_version
+from mammo_fed.federation.protocol.task import own_version
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.cap import CapRaise
 

@@ -7,11 +7,11 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
+from mammo_fed.common.serialization import text_of
 from mammo_fed.errors import DataError, InvalidSetting
-from mammo_fed.federation.protocol import bounds
-from mammo_fed.federation.protocol.messages import SECURE
+from mammo_fed.federation.protocol.messages import SECURE, check_version, stamped
 from mammo_fed.federation.protocol.reasons import Reason
-from mammo_fed.federation.protocol.version import check_version, from_message, stamped, to_message
+from mammo_fed.federation.protocol.task import from_message, to_message
 from mammo_fed.federation.secure_aggregation.double_masks import Member, Parcel, Roster
 
 __all__ = [
@@ -125,7 +125,7 @@ def read_answer(content: RecordDict) -> Answer:
     parcels = [text for parcel in answer.parcels for text in (parcel.site, parcel.sealed)]
     opened = [text for share in answer.opened for text in (share.site, share.share)]
     for text in (answer.commitment, *member, *parcels, *opened):
-        bounds.text_of(text, "a part of an answer of a masked sum", most=LONGEST_PART)
+        text_of(text, "a part of an answer of a masked sum", most=LONGEST_PART)
     return answer
 
 

@@ -1,20 +1,23 @@
-"""What the server asks of a site: the declaration of a whole run, and the task of one round."""
+"""What the server asks of a site, the declaration of a whole run and the task of one round, and the JSON texts they travel in.
+
+A text is of a version of the protocol. A field with a default may be absent in it; an unknown one is refused by name.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cached_property
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mammo_fed.common.serialization import canonical_json
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.common.serialization import LONG_TEXT, bounded_json, build, canonical_json, plain, printable, text_of
+from mammo_fed.errors import DataError, InvalidSetting
 from mammo_fed.extensions.registry import NAME
-from mammo_fed.federation.protocol.version import from_json
 from mammo_fed.federation.secure_aggregation.double_masks import Terms
 from mammo_fed.models.heads import HeadSpec
 from mammo_fed.privacy.events import Unit
@@ -24,11 +27,23 @@ from mammo_fed.settings import ModelSettings
 __all__ = [
     "DECLARATION_ROUND",
     "NOT_STARTED",
+    "PROTOCOL_VERSION",
     "Declaration",
     "RoundTask",
     "SynthesisProvenance",
+    "from_json",
+    "from_message",
+    "own_version",
     "task_hash",
+    "to_message",
 ]
+
+T = TypeVar("T")
+
+PROTOCOL_VERSION: Final = 3
+# Version 1 looks at no version, but refuses a field that it does not know: so it refuses a text of a later version before it
+# charges anything.
+MARK: Final = "protocol_version"
 
 SynthesisProvenance: TypeAlias = Literal["procedural", "dp", "no_dp", "unknown"]
 """Whether the generator of a synthetic set saw patients, and with differential privacy."""
@@ -232,3 +247,77 @@ def task_hash(task: RoundTask, *, feature_mean: NDArray[np.float32], parameters:
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array, "<f4").tobytes())
     return digest.hexdigest()
+
+
+def own_version() -> int:
+    """The version that this program speaks."""
+    return PROTOCOL_VERSION
+
+
+def to_message(value: Any) -> str:
+    """Canonical JSON of a dataclass as it travels, marked with this program's version."""
+    return canonical_json({**plain(value), MARK: own_version()})
+
+
+def from_message(cls: type[T], text: object, *, path: str) -> T:
+    """Inverse of `to_message`, for a message whose version was checked; `text` is what stands where the text should.
+
+    Raises:
+      InvalidSetting: As `from_json`.
+    """
+    values = _parsed(text, path)
+    values.pop(MARK, None)
+    return _built(cls, values, path)
+
+
+def from_json(cls: type[T], text: str, *, path: str) -> T:
+    """A dataclass from its JSON.
+
+    Args:
+      cls: a dataclass.
+      text: JSON with its fields; those with a default may be absent.
+      path: what the text is, for messages.
+
+    Raises:
+      InvalidSetting: If the text is no JSON object, or a field is unknown, missing or of the wrong type.
+    """
+    return _built(cls, _parsed(text, path), path)
+
+
+def _parsed(text: object, path: str) -> dict[str, Any]:
+    try:
+        values = bounded_json(text_of(text, path, most=LONG_TEXT), most=LONG_TEXT)
+    except DataError as error:
+        raise InvalidSetting(f"{path} is not valid JSON within its bounds: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidSetting(f"{path} must be a JSON object")
+    return values
+
+
+def _built(cls: type[T], values: Mapping[str, Any], path: str) -> T:
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(names)):
+        raise InvalidSetting(
+            f"{path}.{printable(unknown[0])} is not a field of protocol version {own_version()}; it is refused"
+        )
+    return build(cls, _completed(cls, values), path=path)
+
+
+def _completed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the defaults of absent fields, also of nested dataclasses."""
+    hints, complete = get_type_hints(cls), dict(values)
+    for field in fields(cls):
+        nested, hint = complete.get(field.name), hints[field.name]
+        if isinstance(hint, type) and is_dataclass(hint) and isinstance(nested, Mapping):
+            complete[field.name] = _completed(hint, nested)
+        elif field.name not in complete and _has_default(field):
+            complete[field.name] = plain(_default(field))
+    return complete
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

@@ -14,19 +14,26 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting, RunFailed
-from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, NAME, PRIVACY, WEIGHT, pack_parameters, read_parameters
-from mammo_fed.federation.protocol.version import stamped
+from mammo_fed.federation.protocol.messages import (
+    ARRAYS,
+    METRICS,
+    NAME,
+    PRIVACY,
+    WEIGHT,
+    pack_parameters,
+    read_parameters,
+    stamped,
+)
 from mammo_fed.federation.strategies.by_name import strategy_of
 from mammo_fed.federation.strategies.fed_agree import FedAgree
-from mammo_fed.federation.strategies.reputation import Course, Reputation
+from mammo_fed.federation.strategies.influence import OUTSIZED, Course, Reputation, bounded_weights
 from mammo_fed.federation.strategies.site_level_dp import (
     SiteLevelNoise,
     accountant_state,
     site_level_accountant,
     take_up_accountant,
 )
-from mammo_fed.federation.strategies.weights import OUTSIZED, bounded_weights
-from mammo_fed.privacy.noise.source import NoiseSource
+from mammo_fed.privacy.noise import NoiseSource
 from mammo_fed.settings import FederationSettings
 from mammo_fed.settings.federation import FEWEST_TO_COMPARE, ROBUST
 

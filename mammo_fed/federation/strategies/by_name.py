@@ -10,7 +10,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import STRATEGIES
 from mammo_fed.federation.protocol.messages import ARRAYS, CONFIG, WEIGHT
 from mammo_fed.federation.strategies.fed_agree import FedAgree
-from mammo_fed.federation.strategies.reputation import Course, Reputation
+from mammo_fed.federation.strategies.influence import Course, Reputation
 from mammo_fed.settings import FederationSettings
 
 __all__ = ["strategy_of"]

@@ -7,9 +7,9 @@ where the signal is, point the same way. So
 - no site weighs more than its share, whatever it declares, nor, where that share is not set, four times the median of all;
 - a site whose contribution, weight times length, is above the median of its round weighs less, until it is not: honest noise
   makes small sites' updates long and large sites' short, and their contributions equal;
-- no site may move the model much farther over ten rounds than the median site does: see reputation.Course;
+- no site may move the model much farther over ten rounds than the median site does: see influence.Course;
 - a site that has pointed against the others by more than noise explains is left out until the others agree with it again: see
-  reputation.Reputation.
+  influence.Reputation.
 
 Only weights change, never an update: where honest sites differ in size, the average has the length that it would have anyway.
 """
@@ -26,8 +26,7 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, PRIVACY, WEIGHT, read_parameters
-from mammo_fed.federation.strategies.reputation import Course, Reputation
-from mammo_fed.federation.strategies.weights import bounded_weights
+from mammo_fed.federation.strategies.influence import Course, Reputation, bounded_weights
 
 __all__ = ["FedAgree", "balanced"]
 

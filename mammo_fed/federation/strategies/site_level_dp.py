@@ -3,7 +3,7 @@
 Flower's own strategy does this too. What differs here, and why:
 
 - Flower draws from numpy's global generator. Here clipped updates are rounded to a public grid and summed in integers, and
-  discrete Gaussian noise comes from the operating system (mammo_fed.privacy.noise.integer_grid).
+  discrete Gaussian noise comes from the operating system (mammo_fed.privacy.noise).
 - Flower takes a round whole or not at all, from a number of sites fixed before the run. Here sites come late or are left out;
   the noise is scaled to those whose updates count, a public number.
 - Flower's clipping divides by zero where a site sends the model back unchanged.
@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.protocol.messages import ARRAYS, METRICS, WEIGHT, pack_parameters, read_parameters
-from mammo_fed.privacy.noise.integer_grid import GRID_STEPS, grid_sigma, grid_sum
-from mammo_fed.privacy.noise.source import GridDraws
+from mammo_fed.privacy.noise import GRID_STEPS, GridDraws, grid_sigma, grid_sum
 from mammo_fed.settings import CentralSettings
 
 __all__ = ["SiteLevelNoise", "accountant_state", "noisy_average", "site_level_accountant", "take_up_accountant"]
@@ -41,7 +40,7 @@ def noisy_average(
 ) -> NDArray[np.float64]:
     """Average of the sites' clipped updates with Gaussian noise, float64, shape (dims,).
 
-    Guarantee: one Gaussian mechanism with noise multiplier `noise_multiplier`; see mammo_fed.privacy.noise.integer_grid.
+    Guarantee: one Gaussian mechanism with noise multiplier `noise_multiplier`; see mammo_fed.privacy.noise.
     Neighbouring federations: one site's update replaced by no change, the number of updates public.
     Edge cases: an update that is not finite, or zero, counts as no change.
 

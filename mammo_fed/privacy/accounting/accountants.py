@@ -13,8 +13,7 @@ import numpy as np
 from dp_accounting import rdp
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.accounting.composition import PrivacyAccountant, Release, coarse_epsilon, reach
-from mammo_fed.privacy.accounting.pld import LARGEST_LOSS
+from mammo_fed.privacy.accounting.composition import LARGEST_LOSS, PrivacyAccountant, Release, coarse_epsilon, reach
 
 __all__ = ["PrvAccountant", "RdpAccountant"]
 

@@ -25,6 +25,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 
 __all__ = [
+    "LARGEST_LOSS",
     "PrivacyAccountant",
     "Protected",
     "Release",
@@ -44,6 +45,8 @@ MAX_NOISE_MULTIPLIER: Final = 1e6
 MIN_NOISE_MULTIPLIER: Final = 1e-6
 # -log(4e-15): what Renyi composition at order 2 adds for a tail of 1e-15.
 NEGLIGIBLE_TAIL: Final = 33.2
+# Beyond this no grid of privacy losses fits; `coarse_epsilon`, which is also an upper bound, is the answer.
+LARGEST_LOSS: Final = 1000.0
 # Every epsilon and delta shown is the computed upper bound raised by this part of itself: more than any conversion or root
 # finding can be off, and far below the fourth digit that anybody reads.
 SAFETY_MARGIN: Final = 1e-6

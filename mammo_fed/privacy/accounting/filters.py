@@ -28,7 +28,7 @@ from scipy.special import gammaln, logsumexp
 from mammo_fed.errors import InvalidSetting, PolicyRefused
 from mammo_fed.privacy.accounting.composition import gaussian_epsilon
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
-from mammo_fed.privacy.events import PrivacyEvent
+from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.names import AccountantName, FilterKind
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "open_filter",
     "patient_schedule_epsilon",
     "rdp_to_epsilon",
+    "remaining_epsilon",
     "schedule_epsilon",
 ]
 
@@ -49,6 +50,9 @@ Steps = Counter[PrivacyEvent]
 NOMINAL_EPSILON: Final = 8.0
 # Whole orders only: there the divergence of a sampled step is a finite sum, elsewhere libraries give series cut short.
 ORDERS: Final = np.arange(2, 4097)
+# Where the noise of a further release is looked for, as logarithms of its multiplier, and in how many steps.
+LOG_NOISE: Final = (math.log(1e-6), math.log(1e6))
+HALVINGS: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,48 @@ def adaptive_epsilon(privacy_filter: PrivacyFilter, steps: Steps, *, delta: floa
         return gaussian_epsilon(mu=math.sqrt(squares), delta=delta)
     divergence = sum(count * _divergence(event.noise_multiplier, event.sample_rate, order) for event, count in steps.items())
     return rdp_to_epsilon(divergence, order=order, delta=delta)
+
+
+def remaining_epsilon(privacy_filter: PrivacyFilter, counted: Steps, *, unit: Unit, max_epsilon: float, delta: float) -> float:
+    """Epsilon of the largest full-batch release that a filter still admits on top of the steps that it has counted.
+
+    It is more than the difference of the epsilons, because privacy losses add up in squares.
+
+    Args:
+      privacy_filter: of the account.
+      counted: by it so far.
+      unit: whose privacy is charged.
+      max_epsilon: the cap, >= 0.
+      delta: in (0, 1).
+
+    Returns:
+      At most the cap; 0.0 if nothing fits, infinite without a cap.
+    """
+    # An rdp filter admits less than its cap from the start, for it converts at one order.
+    untouched = privacy_filter.kind != "rdp" and not counted
+    if untouched or math.isinf(max_epsilon):
+        return max_epsilon
+
+    def admitted(log_noise: float) -> bool:
+        release = PrivacyEvent(
+            mechanism="gradient",
+            noise_multiplier=math.exp(log_noise),
+            steps=1,
+            sample_rate=1.0,
+            unit=unit,
+            clipping_norm=1.0,
+            max_images_per_patient=1,
+        )
+        return adaptive_epsilon(privacy_filter, counted + Counter({release: 1}), delta=delta) <= max_epsilon
+
+    low, high = LOG_NOISE
+    if not admitted(high):
+        return 0.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if admitted(middle) else (middle, high)
+    # The larger noise of the two is the one that was admitted.
+    return min(max_epsilon, gaussian_epsilon(mu=math.exp(-high), delta=delta))
 
 
 def schedule_epsilon(steps: Steps, *, delta: float, accountant: AccountantName = "pld") -> float:

@@ -8,16 +8,12 @@ from dataclasses import replace
 from typing import Final
 
 from mammo_fed.errors import PrivacyRefused
-from mammo_fed.privacy.accounting.composition import gaussian_epsilon
 from mammo_fed.privacy.accounting.filters import Steps, adaptive_epsilon, schedule_epsilon
-from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.ledger.declaring import check_declaration
-from mammo_fed.privacy.ledger.rules import Account, Budget, cap_in_force, check_budget_kept, composed
+from mammo_fed.privacy.ledger.rules import Account, Budget, budget_in_force, check_budget_kept, composed
 
-__all__ = ["after_run", "fitting_epsilon", "headroom", "told_with_fit"]
+__all__ = ["after_run", "fitting_epsilon", "told_with_fit"]
 
-LOG_NOISE: Final = (math.log(1e-6), math.log(1e6))
-HALVINGS: Final = 50
 # Of a refused run: the noise that would fit is found to one part in 10 000.
 MOST_NOISE: Final = 1e6
 FIT_PRECISION: Final = 1e-4
@@ -37,42 +33,6 @@ def after_run(account: Account, schedule: Steps, *, budget: Budget) -> Account:
     return after
 
 
-def headroom(account: Account, *, budget: Budget) -> float:
-    """Epsilon of the largest full-batch run that the account's filter still admits on top of all that it counts.
-
-    It is more than the difference of the epsilons, because privacy losses add up in squares; 0.0 if nothing fits, infinite
-    without a cap. A cap that the account has promised holds where it is smaller than the budget's. Filter declared charges all
-    that was declared; once anything was, the figure is what remains after its first release, which is the smaller. A sampled
-    run may cost the filter more than its own epsilon says: what fits of one is for `fitting_epsilon`.
-    """
-    budget = _in_force(account, budget)
-    # An rdp filter admits less than its cap from the start, for it converts at one order.
-    untouched = account.privacy_filter.kind != "rdp" and not _counted(account)
-    if untouched or math.isinf(budget.max_epsilon):
-        return budget.max_epsilon
-
-    def admitted(log_noise: float) -> bool:
-        release = PrivacyEvent(
-            mechanism="gradient",
-            noise_multiplier=math.exp(log_noise),
-            steps=1,
-            sample_rate=1.0,
-            unit=account.unit,
-            clipping_norm=1.0,
-            max_images_per_patient=1,
-        )
-        return budget.admits(_price(account, Counter({release: 1}), budget=budget))
-
-    low, high = LOG_NOISE
-    if not admitted(high):
-        return 0.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if admitted(middle) else (middle, high)
-    # The larger noise of the two is the one that was admitted.
-    return min(budget.max_epsilon, gaussian_epsilon(mu=math.exp(-high), delta=budget.delta))
-
-
 def fitting_epsilon(account: Account, schedule: Steps, *, budget: Budget) -> float:
     """Epsilon of the run of this shape that the account's filter would admit: the same steps, each with so much more noise.
 
@@ -84,8 +44,8 @@ def fitting_epsilon(account: Account, schedule: Steps, *, budget: Budget) -> flo
     Returns:
       At most the cap; 0.0 where no noise makes it fit.
     """
-    budget = _in_force(account, budget)
-    if account.privacy_filter.kind == "declared" and not _counted(account):
+    budget = budget_in_force(account, budget)
+    if account.privacy_filter.kind == "declared" and not account.counted:
         # A schedule that is the first is priced as the planner prices it.
         return budget.max_epsilon
 
@@ -117,17 +77,5 @@ def told_with_fit(error: PrivacyRefused, account: Account, schedule: Steps, *, b
     return told
 
 
-def _in_force(account: Account, budget: Budget) -> Budget:
-    promised = cap_in_force(account.caps)
-    if promised is None:
-        return budget
-    return replace(budget, max_epsilon=min(budget.max_epsilon, promised[1].max_epsilon))
-
-
-def _counted(account: Account) -> Steps:
-    """What the account's filter counts before anything is added."""
-    return account.declared if account.privacy_filter.kind == "declared" else account.reserved
-
-
 def _price(account: Account, added: Steps, *, budget: Budget) -> float:
-    return adaptive_epsilon(account.privacy_filter, _counted(account) + added, delta=budget.delta)
+    return adaptive_epsilon(account.privacy_filter, account.counted + added, delta=budget.delta)

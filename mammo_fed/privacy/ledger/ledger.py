@@ -33,7 +33,7 @@ from mammo_fed.privacy.events import DEFAULT_ACCOUNT, PrivacyEvent, check_name
 from mammo_fed.privacy.ledger import declaring, rules
 from mammo_fed.privacy.ledger.cap import Cap, CapRaise, check_raise, promise, to_json
 from mammo_fed.privacy.ledger.chain import Entry, check_reported, patient_digests, reply_seal
-from mammo_fed.privacy.ledger.headroom import headroom, told_with_fit
+from mammo_fed.privacy.ledger.headroom import told_with_fit
 from mammo_fed.privacy.ledger.journal import Journal
 from mammo_fed.privacy.ledger.lease import GONE_ON, Lease, LeaseState, check_lease
 from mammo_fed.privacy.ledger.report import LedgerEntry, published, verify_journal
@@ -397,7 +397,7 @@ class Ledger:
     def budget_left(self, *, account: str = DEFAULT_ACCOUNT) -> float:
         """What a further full-batch run may cost by the account's own filter; infinite without a cap, 0 where nothing fits.
 
-        Epsilons do not add up: after 3 of 6 it is about 4.8. See `mammo_fed.privacy.ledger.headroom`.
+        Epsilons do not add up: after 3 of 6 it is about 4.8. See `mammo_fed.privacy.ledger.rules.headroom`.
         """
         with self._exclusive() as state:
             known = state.account(account)
@@ -405,7 +405,7 @@ class Ledger:
                 known = declaring.join(
                     (), account=account, kind=self._filter, adopt=self._adopt, unit="patient", budget=self._budget
                 )
-            return headroom(known, budget=self._budget)
+            return rules.headroom(known, budget=self._budget)
 
     def head(self) -> str:
         """Where the ledger ends, "position:seal"; worth reporting, as only a reported head exposes an older copy put back."""

@@ -8,11 +8,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mammo_fed.errors import InvalidSetting, LedgerError, PolicyRefused, PrivacyRefused
-from mammo_fed.privacy.accounting.filters import PrivacyFilter, Steps, adaptive_epsilon, as_steps, schedule_epsilon
+from mammo_fed.privacy.accounting.filters import (
+    PrivacyFilter,
+    Steps,
+    adaptive_epsilon,
+    as_steps,
+    remaining_epsilon,
+    schedule_epsilon,
+)
 from mammo_fed.privacy.events import PrivacyEvent, Unit
 from mammo_fed.privacy.ledger.cap import Cap, Caps, after_raise
 from mammo_fed.privacy.ledger.chain import Entry
@@ -28,6 +35,7 @@ __all__ = [
     "Round",
     "Run",
     "after_promise",
+    "budget_in_force",
     "cap_in_force",
     "charged_epsilon",
     "check_admitted",
@@ -37,6 +45,7 @@ __all__ = [
     "check_resumed",
     "check_same_task",
     "composed",
+    "headroom",
 ]
 
 VERSION: Final = 1
@@ -112,6 +121,11 @@ class Account:
     reserved: Steps = field(default_factory=Counter)
     adaptive: bool = False
     caps: dict[str, Cap] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> Steps:
+        """What its filter counts before anything is added."""
+        return self.declared if self.privacy_filter.kind == "declared" else self.reserved
 
 
 def composed(accounts: Sequence[Account]) -> Account:
@@ -265,6 +279,26 @@ class Budget:
 def cap_in_force(caps: Caps) -> tuple[str, Cap] | None:
     """The smallest of `caps` and whose it is, None where none was noted: what holds for patients of all these accounts."""
     return min(caps.items(), key=lambda item: item[1].max_epsilon, default=None)
+
+
+def budget_in_force(account: Account, budget: Budget) -> Budget:
+    """`budget`, or less where the account has promised less."""
+    promised = cap_in_force(account.caps)
+    if promised is None:
+        return budget
+    return replace(budget, max_epsilon=min(budget.max_epsilon, promised[1].max_epsilon))
+
+
+def headroom(account: Account, *, budget: Budget) -> float:
+    """Epsilon of the largest full-batch run that the account's filter still admits on top of all that it counts.
+
+    It is more than the difference of the epsilons, because privacy losses add up in squares; 0.0 if nothing fits, infinite
+    without a cap. A cap that the account has promised holds where it is smaller than the budget's. Filter declared charges all
+    that was declared; once anything was, the figure is what remains after its first release, which is the smaller. A sampled
+    run may cost the filter more than its own epsilon says: what fits of one is for `headroom.fitting_epsilon`.
+    """
+    most = budget_in_force(account, budget).max_epsilon
+    return remaining_epsilon(account.privacy_filter, account.counted, unit=account.unit, max_epsilon=most, delta=budget.delta)
 
 
 def check_promised(caps: Caps, *, max_epsilon: float, delta: float) -> None:

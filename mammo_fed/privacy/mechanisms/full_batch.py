@@ -2,7 +2,7 @@
 
 Both release a sum of clipped contributions with whatever draws they are given: in floating point, or with every contribution
 rounded to a public grid, summed in integers and hidden by discrete Gaussian noise, at the same price: see
-mammo_fed.privacy.noise.integer_grid. The gradients of the logistic loss per privacy unit have a closed form.
+mammo_fed.privacy.noise. The gradients of the logistic loss per privacy unit have a closed form.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
-from mammo_fed.privacy.noise.source import ClippedSum, Draws
+from mammo_fed.privacy.noise import ClippedSum, Draws, clip_factors, grid_sum
 
 __all__ = [
     "LogisticData",

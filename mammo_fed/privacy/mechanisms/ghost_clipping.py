@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.privacy.noise.integer_grid import clip_factors
+from mammo_fed.privacy.noise import clip_factors
 
 __all__ = ["clipped_gradient_sum"]
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
-from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
-from mammo_fed.privacy.noise.source import Draws
+from mammo_fed.privacy.noise import Draws, clip_factors, grid_sum
 
 __all__ = ["noisy_unit_gradients"]
 

@@ -16,8 +16,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.ghost_clipping import clipped_gradient_sum
 from mammo_fed.privacy.names import LocalOptimizer
-from mammo_fed.privacy.noise.integer_grid import grid_sum
-from mammo_fed.privacy.noise.source import Draws
+from mammo_fed.privacy.noise import Draws, grid_sum
 
 if TYPE_CHECKING:
     from mammo_fed.privacy.mechanisms.opacus_optimizer import UnitOptimizer

@@ -18,7 +18,7 @@ from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import MECHANISMS
 from mammo_fed.privacy.events import PrivacyEvent
 from mammo_fed.privacy.mechanisms.full_batch import LogisticData
-from mammo_fed.privacy.noise.integer_grid import clip_factors, grid_sum
+from mammo_fed.privacy.noise import clip_factors, grid_sum
 
 __all__ = ["UnitGradient", "UnitSum", "unit_gradient"]
 
@@ -47,7 +47,7 @@ class UnitGradient(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnitSum:
-    """The sum of every unit's clipped gradient, for `mammo_fed.privacy.noise.source.Draws.release`.
+    """The sum of every unit's clipped gradient, for `mammo_fed.privacy.noise.Draws.release`.
 
     Guarantee: one unit moves the sum by at most the clipping norm (on the grid exactly), for any `gradient` that is
     a function of its arguments.
@@ -60,14 +60,14 @@ class UnitSum:
     weights: NDArray[np.float32]
 
     def on_grid(self, *, clipping_norm: float) -> NDArray[np.int64]:
-        """See mammo_fed.privacy.noise.source.ClippedSum."""
+        """See mammo_fed.privacy.noise.ClippedSum."""
         total = np.zeros(len(self.weights), np.int64)
         for block in self._blocks():
             total += grid_sum(block, clipping_norm=clipping_norm)
         return total
 
     def in_floating_point(self, *, event: PrivacyEvent, noise: np.random.Generator) -> NDArray[np.floating[Any]]:
-        """See mammo_fed.privacy.noise.source.ClippedSum."""
+        """See mammo_fed.privacy.noise.ClippedSum."""
         total = self.clipped(clipping_norm=event.clipping_norm)
         noisy: NDArray[np.float64] = total + event.noise_multiplier * event.clipping_norm * noise.standard_normal(len(total))
         return noisy

@@ -36,8 +36,8 @@ from mammo_fed.server.operations.run_folder import (
 from mammo_fed.server.plan import ask_sites
 from mammo_fed.server.results.progress_lines import round_lines
 from mammo_fed.server.rounds.budget import BudgetView
-from mammo_fed.server.rounds.checkpoint import CheckpointFolder
 from mammo_fed.server.rounds.rounds import Deployment
+from mammo_fed.server.rounds.run_state import CheckpointFolder
 from mammo_fed.server.run import Hooks, run_federation
 from mammo_fed.settings import Settings
 

@@ -14,8 +14,7 @@ from typing import Final, Literal
 from mammo_fed.data.known_patients import Overlap
 from mammo_fed.extensions.kinds import MECHANISMS
 from mammo_fed.federation.extensions_used import extensions_used
-from mammo_fed.federation.protocol.task import Declaration
-from mammo_fed.federation.protocol.version import own_version
+from mammo_fed.federation.protocol.task import Declaration, own_version
 from mammo_fed.federation.public_start import PublicStart
 from mammo_fed.privacy.events import RELATION
 from mammo_fed.privacy.names import NoiseOrigin

@@ -11,9 +11,8 @@ from typing import Any, Final
 from mammo_fed.common.serialization import build, plain
 from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.federation.protocol.replies import Accepted, Refusal, Update
-from mammo_fed.federation.protocol.task import DECLARATION_ROUND
-from mammo_fed.federation.protocol.version import own_version
-from mammo_fed.federation.strategies.weights import OUTSIZED, outsized
+from mammo_fed.federation.protocol.task import DECLARATION_ROUND, own_version
+from mammo_fed.federation.strategies.influence import OUTSIZED, outsized
 from mammo_fed.privacy.accounting.composition import gaussian_epsilon, gaussian_mu
 from mammo_fed.privacy.accounting.pricing import epsilon, patient_epsilon
 from mammo_fed.privacy.events import PrivacyEvent

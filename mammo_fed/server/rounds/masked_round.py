@@ -20,7 +20,8 @@ from mammo_fed.federation.secure_aggregation.double_masks import Roster, secure_
 from mammo_fed.federation.secure_aggregation.opening import weighted_sum
 from mammo_fed.federation.strategies.aggregator import Aggregator
 from mammo_fed.privacy.shared_noise import release_of_sum
-from mammo_fed.server.rounds.delivery import PASSING, Admission, Delivery, Presence, Traffic, Waiting, attended
+from mammo_fed.server.rounds.admission import PASSING, Admission
+from mammo_fed.server.rounds.delivery import Delivery, Presence, Traffic, Waiting, attended
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask, refusal_of_version
 from mammo_fed.server.rounds.secure_sum import SecureSum
 from mammo_fed.settings import FederationSettings

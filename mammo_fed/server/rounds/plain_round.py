@@ -16,7 +16,8 @@ from mammo_fed.errors import RunFailed
 from mammo_fed.federation.protocol.messages import reason_of, task_config
 from mammo_fed.federation.protocol.replies import Refusal, Update
 from mammo_fed.federation.strategies.aggregator import Aggregator
-from mammo_fed.server.rounds.delivery import PASSING, Admission, Delivery, Presence, Traffic, Waiting, attended
+from mammo_fed.server.rounds.admission import PASSING, Admission
+from mammo_fed.server.rounds.delivery import Delivery, Presence, Traffic, Waiting, attended
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask
 from mammo_fed.settings import FederationSettings
 

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from mammo_fed.errors import RunFailed
 from mammo_fed.federation.flwr_internals.link.post import LinkPost
-from mammo_fed.federation.protocol.bounds import answer_bytes
+from mammo_fed.federation.flwr_internals.messages import answer_bytes
 from mammo_fed.federation.protocol.task import DECLARATION_ROUND
 from mammo_fed.federation.strategies.aggregator import Aggregator, choose_sites
+from mammo_fed.server.rounds.admission import Admission
 from mammo_fed.server.rounds.attendance import Attendance
 from mammo_fed.server.rounds.budget import BudgetView
-from mammo_fed.server.rounds.checkpoint import Checkpoint, CheckpointFolder
-from mammo_fed.server.rounds.delivery import Admission, Delivery, Presence, Traffic
+from mammo_fed.server.rounds.delivery import Delivery, Presence, Traffic
 from mammo_fed.server.rounds.masked_round import MaskedRound, most_sites
 from mammo_fed.server.rounds.plain_round import PlainRound
 from mammo_fed.server.rounds.reply_checks import ReplyChecks, SentTask
-from mammo_fed.server.rounds.run_state import DeclaredRun, RunState
+from mammo_fed.server.rounds.run_state import Checkpoint, CheckpointFolder, DeclaredRun, RunState
 
 __all__ = ["Course", "Deployment", "Rounds"]
 
@@ -78,6 +78,8 @@ class Rounds:
       grid: carries the messages.
       run: what was declared.
       on_round: called after the declaration (DECLARATION_ROUND) and every round with (round, rounds, budget view).
+      on_declared: called with the budget view once the sites have answered the declaration, before any of them trains: when the
+        run begins, and when the sites of a simulation that goes on were found again. What it raises ends the run.
       deployment: of a run between real machines; None in a simulation.
       checkpoints: where the state is kept after every round; None keeps none.
       resumed: the state in which an earlier process left this run.
@@ -89,6 +91,7 @@ class Rounds:
         run: DeclaredRun,
         *,
         on_round: Callable[[int, int, BudgetView], None],
+        on_declared: Callable[[BudgetView], None] = lambda _: None,
         deployment: Deployment | None = None,
         checkpoints: CheckpointFolder | None = None,
         resumed: Checkpoint | None = None,
@@ -116,7 +119,7 @@ class Rounds:
         )
         delivery = Delivery(grid, resend_after=resend_after, all_come=deployment is None, most_bytes=most_bytes, post=post)
         delivery.follow(admission.current)
-        self._run, self._on_round = run, on_round
+        self._run, self._on_round, self._on_declared = run, on_round, on_declared
         self._deployed = deployment is not None
         self._checkpoints = checkpoints
         self._failures = 0
@@ -233,10 +236,13 @@ class Rounds:
         state.traffic.bytes_down = bytes_down
         if lost := sorted(set(state.budget.active) - set(state.admission.as_dict())):
             raise RunFailed(f"simulated sites do not answer any more ({', '.join(lost)}); look at the run's log")
+        self._on_declared(state.budget)
 
     def _finish(self, index: int) -> None:
         self._state.round_done = self._state.round_begun = index
         self._keep()
+        if index == DECLARATION_ROUND:
+            self._on_declared(self._state.budget)
         self._on_round(index, self._run.declaration.rounds, self._state.budget)
 
     def _keep(self) -> None:

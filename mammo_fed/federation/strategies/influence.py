@@ -1,4 +1,7 @@
-"""What is known of each site from its updates so far: whether it points against the others, and how far it has moved the model.
+"""What bounds a site's influence on an average: what it weighs, whether it points against the others, how far it has led.
+
+A site chooses what it declares. One that declares a million images, on purpose or by a slip of the keyboard, would silence all
+others in an average weighted by images: its public number of images, which is its own word, counts within bounds.
 
 Between independent noise the cosine of two updates times the root of the dimension is about standard normal. So the sum of a
 site's scores over rounds has a known spread where there is no signal at all, and what is below a fixed number of standard
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -17,8 +21,10 @@ from numpy.typing import NDArray
 
 from mammo_fed.settings.federation import FEWEST_TO_COMPARE
 
-__all__ = ["Course", "Reputation", "direction_scores"]
+__all__ = ["OUTSIZED", "Course", "Reputation", "bounded_weights", "direction_scores", "outsized"]
 
+# Whoever declares more than so many times the median is named, and weighs no more than that under the robust strategy.
+OUTSIZED: Final = 4.0
 # Standard deviations of the sum that noise alone gives; an honest site without any signal is below it once in 4,000 rounds.
 LOWEST_REPUTATION: Final = -3.5
 # A hostile update without noise agrees or disagrees with noisy ones more than those do with each other.
@@ -29,6 +35,43 @@ MANY: Final = 32
 KEPT: Final = 0.9
 # How much farther than the median a site may have moved the model; honest sites of unequal noise differ by less.
 FARTHER: Final = 1.25
+
+
+def outsized(images: Mapping[str, int]) -> tuple[str, ...]:
+    """Sites that declare more than OUTSIZED times the median number of images, by name; nobody of fewer than three.
+
+    >>> outsized({"a": 200, "b": 150, "c": 180, "d": 1_000_000})
+    ('d',)
+    """
+    if len(images) < FEWEST_TO_COMPARE:
+        return ()
+    middle = median(images.values())
+    return tuple(sorted(site for site, count in images.items() if count > OUTSIZED * middle))
+
+
+def bounded_weights(images: Sequence[float], *, max_share: float, times_median: float = math.inf) -> NDArray[np.float64]:
+    """Weights, float64, shape (sites,): the numbers of images, cut down so that nobody has more than `max_share` of their sum.
+
+    Args:
+      images: of each site, > 0; at least one.
+      max_share: largest share of a site, in (0, 1]; where that cannot be, all weigh the same.
+      times_median: largest weight in units of the median of at least three sites.
+
+    >>> bounded_weights([100, 100, 100, 1_000_000], max_share=0.5).tolist()
+    [100.0, 100.0, 100.0, 300.0]
+    """
+    weights = np.asarray(images, np.float64)
+    if len(weights) >= FEWEST_TO_COMPARE:
+        weights = np.minimum(weights, times_median * np.median(weights))
+    falling = np.sort(weights)[::-1]
+    for cut in range(len(falling)):
+        if cut * max_share >= 1:
+            break
+        # With the `cut` largest at this limit, each of them has exactly `max_share` of the sum.
+        limit = max_share * falling[cut:].sum() / (1 - cut * max_share)
+        if falling[cut] <= limit:
+            return np.minimum(weights, limit) if cut else weights
+    return np.full(len(weights), falling[-1])
 
 
 def direction_scores(updates: NDArray[np.float64]) -> NDArray[np.float64]:
