@@ -76,12 +76,13 @@ class Extensions(Generic[T]):
         """Whether `name` is there and not one of ours."""
         return name not in self.built_in and name in self.names()
 
-    def check(self, name: str) -> None:
-        """Raise InvalidSetting, with the known names, unless `name` is one of them."""
+    def check(self, name: str, *, beside: Sequence[str] = ()) -> None:
+        """Raise InvalidSetting, with the known names, unless `name` is one of them; its setting takes `beside` as well."""
         if name not in self.built_in and name not in self.names():
+            known = ", ".join((*beside, *self.names()))
             raise InvalidSetting(
-                f"{self.setting}={name!r} must be one of {', '.join(self.names())}; check {self.setting}, or install a "
-                f"distribution with an entry point {name!r} in the group {self.group}"
+                f"{self.setting}={name!r} must be one of {known}; check {self.setting}, or install a distribution with an entry "
+                f"point {name!r} in the group {self.group}"
             )
 
     def load(self, name: str) -> T:

@@ -88,7 +88,7 @@ class FederationSettings:
 
     def __post_init__(self) -> None:
         if self.strategy != "auto":
-            STRATEGIES.check(self.strategy)
+            STRATEGIES.check(self.strategy, beside=("auto",))
         at_least("federation.num_sites", self.num_sites, 1)
         for name, least in (("rounds", 0), ("local_steps", 1), ("min_nodes", 1)):
             if getattr(self, name) != "auto":

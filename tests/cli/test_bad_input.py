@@ -177,7 +177,7 @@ def test_an_unknown_choice_of_a_group_is_refused_with_the_choices(refused, group
         ("privacy.unit=breast", "privacy.unit='breast' must be one of patient, image"),
         ("privacy.target_epsilon=six", "privacy.target_epsilon='six' must be a number"),
         ("federation.num_sites=2.5", "federation.num_sites=2.5 must be a whole number"),
-        ("federation.strategy=FedSum", "federation.strategy='FedSum' must be one of FedAvg"),
+        ("federation.strategy=FedSum", "federation.strategy='FedSum' must be one of auto, FedAvg"),
         ("model.head=mlp", "model.head=mlp needs privacy=dp_sgd"),
         ("synthesis.use=[pretrain]", "synthesis.use=['pretrain'] must contain whiten"),
         ("federation.site_budgets=[1,2]", "federation.site_budgets=[1.0, 2.0] must name one maximum epsilon for each"),
