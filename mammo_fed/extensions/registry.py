@@ -81,8 +81,8 @@ class Extensions(Generic[T]):
         if name not in self.built_in and name not in self.names():
             known = ", ".join((*beside, *self.names()))
             raise InvalidSetting(
-                f"{self.setting}={name!r} must be one of {known}; check {self.setting}, or install a distribution with an entry "
-                f"point {name!r} in the group {self.group}"
+                f"{self.setting}={name!r} must be one of {known}; check {self.setting}, or install a distribution with an "
+                f"entry point {name!r} in the group {self.group}"
             )
 
     def load(self, name: str) -> T:
