@@ -14,7 +14,7 @@ from mammo_fed.common.serialization import build, canonical_json
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.extensions.kinds import ACCOUNTANTS, BACKBONES, MECHANISMS
 from mammo_fed.privacy.events import DEFAULT_ACCOUNT, Unit, check_name
-from mammo_fed.privacy.names import Aggregation, FilterKind
+from mammo_fed.privacy.names import MOST_COUNT, Aggregation, FilterKind
 from mammo_fed.settings import DataSettings
 from mammo_fed.settings.checks import Auto
 from mammo_fed.settings.data import Partition
@@ -96,8 +96,8 @@ class SitePolicy:
         if not 0 < self.delta < 1:
             raise InvalidSetting(f"delta={self.delta} must be in (0, 1); check the site's policy")
         for name in ("min_patients", "max_images_per_patient", "public_patients", "public_images", "most_noise_shares"):
-            if getattr(self, name) < 1:
-                raise InvalidSetting(f"{name}={getattr(self, name)} must be at least 1; check the site's policy")
+            if not 1 <= getattr(self, name) <= MOST_COUNT:
+                raise InvalidSetting(f"{name}={getattr(self, name)} must be from 1 to {MOST_COUNT}; check the site's policy")
         check_name(self.account, setting="account")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 __all__ = [
     "AccountantName",
@@ -10,12 +10,15 @@ __all__ = [
     "FilterKind",
     "LedgerScope",
     "LocalOptimizer",
+    "MOST_COUNT",
     "MechanismName",
     "NoiseMode",
     "NoiseOrigin",
     "OwnAccountant",
 ]
 
+# Images, patients and steps: no hospital has more, and all arithmetic on them stays in the range of its types.
+MOST_COUNT: Final = 10**9
 # Who prices: one of ours, or the name of an accountant that another distribution brings (mammo_fed.extensions.kinds).
 AccountantName: TypeAlias = str
 # Who may price the training of a generator, which is ours alone.

@@ -6,19 +6,27 @@ from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["Auto", "at_least", "check_delta", "check_seed", "delta_warning"]
+__all__ = ["Auto", "at_least", "check_delta", "check_drawn", "check_seed", "delta_warning"]
 
 Auto = Literal["auto"]
 # From here on nothing that epsilon says is worth saying, however few patients there are.
 DELTA_BOUND: Final = 0.1
 # PyTorch takes 64 bits, and no message carries more than 63.
 MOST_SEEDS: Final = 1 << 63
+# Some hundred gigabytes of the smallest images.
+MOST_DRAWN: Final = 10**7
 
 
 def at_least(name: str, value: float, least: int) -> None:
     """Raise InvalidSetting where the setting `name` is below `least`."""
     if value < least:
         raise InvalidSetting(f"{name}={value} must be at least {least}")
+
+
+def check_drawn(name: str, value: int, least: int) -> None:
+    """Raise InvalidSetting unless the setting `name`, a number of images to draw, is one that a machine can hold."""
+    if not least <= value <= MOST_DRAWN:
+        raise InvalidSetting(f"{name}={value} must be from {least} to {MOST_DRAWN}")
 
 
 def check_seed(name: str, seed: int | None, *, least: int = 0) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.settings.checks import at_least
+from mammo_fed.settings.checks import at_least, check_drawn
 
 __all__ = ["DataSettings", "Partition", "PartitionRule"]
 
@@ -56,7 +56,7 @@ class DataSettings:
         if not (math.isfinite(self.d_prime) and self.d_prime >= 0):
             raise InvalidSetting(f"data.d_prime={self.d_prime} must be a finite number, at least 0")
         for name in ("images_train", "images_test", "images_external"):
-            at_least(f"data.{name}", getattr(self, name), 8)
+            check_drawn(f"data.{name}", getattr(self, name), 8)
         at_least("data.image_size", self.image_size, 32)
         at_least("data.folds", self.folds, 2)
         if not -1 <= self.lesion_down <= 1:

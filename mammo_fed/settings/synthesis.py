@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mammo_fed.errors import InvalidSetting
-from mammo_fed.settings.checks import Auto, at_least
+from mammo_fed.settings.checks import Auto, at_least, check_drawn
 
 __all__ = ["SynthesisSettings"]
 
@@ -53,7 +53,7 @@ class SynthesisSettings:
     def __post_init__(self) -> None:
         if self.sha256 is not None and not _HASH.fullmatch(self.sha256):
             raise InvalidSetting(f"synthesis.sha256={self.sha256} must be 64 hex digits; `mammo-fed gan check SET` prints it")
-        at_least("synthesis.count", self.count, 16)
+        check_drawn("synthesis.count", self.count, 16)
         at_least("synthesis.epochs", self.epochs, 1)
         at_least("synthesis.batch_size", self.batch_size, 2)
         for name in ("learning_rate", "weight_decay", "augment_weight"):

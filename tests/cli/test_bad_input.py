@@ -123,6 +123,8 @@ def test_a_setting_that_is_not_a_number_is_refused(refused, setting):
         "privacy.max_images_per_patient=0",
         "model.components=-1",
         "synthesis.count=1",
+        "synthesis.count=1000000000000",
+        "data.images_train=1000000000000",
         "engine.workers=0",
         "seed=-1",
     ],

@@ -139,3 +139,10 @@ def test_a_patient_written_in_two_ways_is_refused():
             splits=np.array(["train", "train"]),
             public=True,
         )
+
+
+@pytest.mark.parametrize("name", ["public_patients", "public_images", "min_patients", "max_images_per_patient"])
+@pytest.mark.parametrize("count", [0, -1, 10**9 + 1, 10**400])
+def test_a_policy_with_a_count_that_no_server_could_read_is_refused_at_home(name, count):
+    with pytest.raises(InvalidSetting, match=f"{name}=.* must be from 1 to 1000000000; check the site's policy"):
+        dataclasses.replace(POLICY, **{name: count})

@@ -34,6 +34,7 @@ from mammo_fed.federation.protocol.task import (
 from mammo_fed.privacy.events import PrivacyEvent, events_from_json, events_to_json
 from mammo_fed.privacy.ledger.cap import check_time, raises_from_json, raises_to_json
 from mammo_fed.privacy.ledger.withdrawals import check_date
+from mammo_fed.privacy.names import MOST_COUNT
 
 __all__ = [
     "ARRAYS",
@@ -80,9 +81,6 @@ MASKED: Final = "masked"
 SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # In place of a site's own word, where its reply cannot be read.
 UNREADABLE: Final = "unreadable"
-# Images, patients and steps: no hospital has more, and all arithmetic on them stays in the range of its types.
-COUNT: Final = 10**9
-STEPS: Final = 10**9
 # Pricing a patient of whom several images are sampled takes memory that grows with the square of their number.
 SAMPLED_IMAGES_PER_PATIENT: Final = 1000
 LEDGER_HEAD: Final = re.compile(r"([0-9]{1,18}:[0-9a-f]{64})?")
@@ -315,8 +313,8 @@ def _read_site(content: RecordDict, fields: Fields) -> dict[str, Any]:
         raise DataError("a reply has a site name that no site sends")
     return {
         "site": site,
-        "public_images": whole(metrics[WEIGHT], "a reply's number of images", least=1, most=COUNT),
-        "public_patients": whole(fields["patients"], "a reply's number of patients", least=1, most=COUNT),
+        "public_images": whole(metrics[WEIGHT], "a reply's number of images", least=1, most=MOST_COUNT),
+        "public_patients": whole(fields["patients"], "a reply's number of patients", least=1, most=MOST_COUNT),
     }
 
 
@@ -342,9 +340,9 @@ def _events(value: object) -> tuple[PrivacyEvent, ...]:
     text = _json_text(value, "a reply's events")
     events = events_from_json(text)
     for event in events:
-        whole(event.steps, "an event's steps", least=1, most=STEPS)
+        whole(event.steps, "an event's steps", least=1, most=MOST_COUNT)
         sampled = event.unit == "image" and not event.full_batch
-        most = SAMPLED_IMAGES_PER_PATIENT if sampled else COUNT
+        most = SAMPLED_IMAGES_PER_PATIENT if sampled else MOST_COUNT
         whole(event.max_images_per_patient, "an event's images per patient", least=1, most=most)
     return events
 
@@ -374,7 +372,7 @@ def _read_accepted(base: dict[str, Any], fields: Fields) -> Accepted:
 def _read_update(base: dict[str, Any], content: RecordDict, fields: Fields) -> Update:
     return Update(
         **base,
-        round_index=whole(fields["round"], "a reply's round", least=DECLARATION_ROUND, most=COUNT),
+        round_index=whole(fields["round"], "a reply's round", least=DECLARATION_ROUND, most=MOST_COUNT),
         task_hash=line(fields["task-hash"], "a reply's task"),
         parameters=read_parameters(content.array_records[ARRAYS]),
         masked=_masked_array(content),

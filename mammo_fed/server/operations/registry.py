@@ -8,6 +8,7 @@ from pathlib import Path
 from mammo_fed.common.private_files import write_atomically
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.federation.identity.keys import SiteKey, check_site_name, read_public_key
+from mammo_fed.privacy.names import MOST_COUNT
 
 __all__ = ["RegisteredSite", "Registry"]
 
@@ -61,12 +62,14 @@ class Registry:
           max_images: largest number of images that it may declare, >= 1; None leaves what is set, which is any number at first.
 
         Raises:
-          InvalidSetting: If `max_images` is below 1, the key is another site's or was revoked, or the site has another key and
-            `replace` is not given.
+          InvalidSetting: If `max_images` is not from 1 to 1e9, the key is another site's or was revoked, or the site has
+            another key and `replace` is not given.
         """
         check_site_name(name, option="--name")
-        if max_images is not None and max_images < 1:
-            raise InvalidSetting(f"--max-images={max_images} must be at least 1; give what the site may declare at most")
+        if max_images is not None and not 1 <= max_images <= MOST_COUNT:
+            raise InvalidSetting(
+                f"--max-images={max_images} must be from 1 to {MOST_COUNT}; give what the site may declare at most"
+            )
         if any(key == read_public_key(path) for path in self.revoked.glob("*.pub")):
             raise InvalidSetting(
                 f"the key {key.fingerprint} was revoked or replaced, and must not come back; the site makes a new one with "

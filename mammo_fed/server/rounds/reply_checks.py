@@ -269,7 +269,9 @@ class ReplyChecks:
             raise RunFailed("no site answered the declaration; look at the sites' logs")
         if not self.budget.active:
             reasons = ", ".join(f"{name}: {spending.reason_text}" for name, spending in sites.items())
-            raise PrivacyRefused(f"every site refuses {what} ({reasons}); look at the sites' policies and ledgers")
+            raise PrivacyRefused(
+                f"every site refuses {what} ({reasons}); each site's own log says why, and its policy and ledger decide"
+            )
 
     def bound_shares(self, max_share: float, *, round_index: int) -> None:
         """Turn away who declares a larger share of all images than `max_share`, where sites weigh their own updates.
