@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from declarations import declared
 
 from mammo_fed.audit.gate import gradient_moves
 from mammo_fed.client.policy import SitePolicy, check_declaration
@@ -94,28 +95,7 @@ def policy():
 
 
 def declaration(**changes) -> Declaration:
-    made = Declaration(
-        run_id="a1",
-        model=compose_settings([]).settings.model,
-        weights_sha256="00",
-        whitening_sha256="00",
-        synthesis_provenance="procedural",
-        dims=4,
-        unit="patient",
-        target_epsilon=6.0,
-        delta=1e-4,
-        accountant="pld",
-        mechanism="dp_gd",
-        noise="secure",
-        clipping_norm=0.5,
-        mean_clipping_norm=2.0,
-        mean_fraction=0.1,
-        batch_size=128,
-        rounds=2,
-        local_steps=1,
-        noise_seed=None,
-    )
-    return dataclasses.replace(made, **changes)
+    return declared(**changes)
 
 
 def test_nothing_is_imported_until_a_setting_asks_for_it(outside):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from declarations import declared
 from flwr.app import ConfigRecord, RecordDict
 
 from mammo_fed.client.policy import SiteFile
@@ -52,28 +53,7 @@ def site(settings, tmp_path, cache) -> SiteFile:
 
 @pytest.fixture(scope="module")
 def declaration(settings) -> Declaration:
-    privacy = settings.privacy
-    return Declaration(
-        run_id="planned",
-        model=settings.model,
-        weights_sha256="00",
-        whitening_sha256="00",
-        synthesis_provenance="procedural",
-        dims=4,
-        unit="patient",
-        target_epsilon=3.0,
-        delta=privacy.delta,
-        accountant="pld",
-        mechanism="dp_gd",
-        noise="secure",
-        clipping_norm=0.5,
-        mean_clipping_norm=2.0,
-        mean_fraction=0.1,
-        batch_size=128,
-        rounds=3,
-        local_steps=1,
-        noise_seed=None,
-    )
+    return declared(run_id="planned", model=settings.model, delta=settings.privacy.delta, target_epsilon=3.0, rounds=3)
 
 
 def charge(site: SiteFile, declaration: Declaration) -> None:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from declarations import declared
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from mammo_fed.client.policy import SitePolicy, check_declaration
@@ -13,7 +14,6 @@ from mammo_fed.data.cohort import Cohort
 from mammo_fed.errors import DataError, InvalidSetting, PolicyRefused
 from mammo_fed.federation.protocol.messages import pack_parameters
 from mammo_fed.federation.protocol.task import Declaration
-from mammo_fed.settings.compose import compose_settings
 from mammo_fed.simulations.in_process import InProcessGrid
 
 POLICY = SitePolicy(
@@ -32,28 +32,7 @@ POLICY = SitePolicy(
 
 @pytest.fixture(scope="module")
 def declaration():
-    settings = compose_settings([]).settings
-    return Declaration(
-        run_id="a1",
-        model=settings.model,
-        weights_sha256="00",
-        whitening_sha256="00",
-        synthesis_provenance="procedural",
-        dims=4,
-        unit="patient",
-        target_epsilon=6.0,
-        delta=1e-4,
-        accountant="pld",
-        mechanism="dp_gd",
-        noise="secure",
-        clipping_norm=0.5,
-        mean_clipping_norm=2.0,
-        mean_fraction=0.1,
-        batch_size=128,
-        rounds=2,
-        local_steps=1,
-        noise_seed=None,
-    )
+    return declared()
 
 
 def test_a_run_within_the_policy_is_accepted(declaration):

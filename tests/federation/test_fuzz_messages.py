@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from declarations import declared
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from test_messages import ACCEPTED, REFUSAL, TASK, UPDATE
@@ -56,7 +57,6 @@ from mammo_fed.federation.protocol.secure_messages import (
 from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.federation.secure_aggregation.double_masks import Member, Parcel, Roster, Terms
 from mammo_fed.server.rounds.budget import BudgetView
-from mammo_fed.settings.compose import compose_settings
 
 TRIED = int(os.environ.get("MAMMO_FED_FUZZ", "3000"))
 EXPECTED = (DataError, InvalidSetting, VersionMismatch)
@@ -68,27 +68,7 @@ Reader = Callable[[RecordDict], Any]
 
 
 def a_declaration() -> Declaration:
-    return Declaration(
-        run_id="run1",
-        model=compose_settings([]).settings.model,
-        weights_sha256="00",
-        whitening_sha256="00",
-        synthesis_provenance="procedural",
-        dims=4,
-        unit="patient",
-        target_epsilon=6.0,
-        delta=1e-4,
-        accountant="pld",
-        mechanism="dp_gd",
-        noise="secure",
-        clipping_norm=0.5,
-        mean_clipping_norm=2.0,
-        mean_fraction=0.1,
-        batch_size=128,
-        rounds=2,
-        local_steps=1,
-        noise_seed=None,
-    )
+    return declared(weights_sha256="00", whitening_sha256="00")
 
 
 def corpus() -> list[tuple[str, RecordDict, Reader]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from declarations import declared, usual_model
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from mammo_fed.common.serialization import build
@@ -39,7 +40,6 @@ from mammo_fed.federation.protocol.secure_messages import (
     read_question,
 )
 from mammo_fed.federation.protocol.task import PROTOCOL_VERSION, Declaration, RoundTask, from_json, from_message, to_message
-from mammo_fed.settings.compose import compose_settings
 
 TASK = RoundTask(
     run_id="run1",
@@ -56,27 +56,7 @@ ZEROS = np.zeros(3, np.float32)
 
 @pytest.fixture(scope="module")
 def declaration() -> Declaration:
-    return Declaration(
-        run_id="run1",
-        model=replace(compose_settings([]).settings.model, flips="none"),
-        weights_sha256="a" * 64,
-        whitening_sha256="b" * 64,
-        synthesis_provenance="procedural",
-        dims=20,
-        unit="patient",
-        target_epsilon=6.0,
-        delta=1e-4,
-        accountant="pld",
-        mechanism="dp_gd",
-        clipping_norm=0.45,
-        mean_clipping_norm=2.0,
-        mean_fraction=0.1,
-        batch_size=20,
-        rounds=4,
-        local_steps=1,
-        noise="secure",
-        noise_seed=None,
-    )
+    return declared(model=replace(usual_model(), flips="none"), dims=20, clipping_norm=0.45, batch_size=20, rounds=4)
 
 
 @dataclass(frozen=True, kw_only=True)

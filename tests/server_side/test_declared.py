@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
+from declarations import declared, usual_model
 
 from mammo_fed.federation.protocol.reasons import RejectionReason
 from mammo_fed.federation.protocol.replies import Accepted
@@ -15,34 +16,13 @@ from mammo_fed.federation.protocol.task import Declaration
 from mammo_fed.reporting.record.statements import REJECTIONS, warning_sentences
 from mammo_fed.server.rounds.budget import EXCLUDED, BudgetView
 from mammo_fed.server.rounds.reply_checks import declaration_fault
-from mammo_fed.settings.compose import compose_settings
 
 IMAGES, PATIENTS = 200, 110
 
 
 def declaration_of(**changed: object) -> Declaration:
-    values = {
-        "run_id": "run1",
-        "model": replace(compose_settings([]).settings.model, flips="none"),
-        "weights_sha256": "a" * 64,
-        "whitening_sha256": "b" * 64,
-        "synthesis_provenance": "procedural",
-        "dims": 20,
-        "unit": "patient",
-        "target_epsilon": 6.0,
-        "delta": 1e-4,
-        "accountant": "pld",
-        "mechanism": "dp_gd",
-        "clipping_norm": 0.45,
-        "mean_clipping_norm": 2.0,
-        "mean_fraction": 0.1,
-        "batch_size": 20,
-        "rounds": 4,
-        "local_steps": 1,
-        "noise": "secure",
-        "noise_seed": None,
-    }
-    return Declaration(**{**values, **changed})
+    usual = {"model": replace(usual_model(), flips="none"), "dims": 20, "clipping_norm": 0.45, "batch_size": 20, "rounds": 4}
+    return declared(**{**usual, **changed})
 
 
 def answer(declaration: Declaration) -> Accepted:
