@@ -110,9 +110,10 @@ class Ordeal:
 
     @property
     def undisturbed(self) -> bool:
-        """Whether every site took part and replied in every round."""
-        sites = self.federation.record.privacy.sites
-        whole = len(sites) == len(self.federation.sites)
+        """Whether every site took part and replied in every round; who could not take the declaration in joins later."""
+        record = self.federation.record
+        sites = record.privacy.sites
+        whole = len(sites) == len(self.federation.sites) and all(site.rounds == record.privacy.rounds + 1 for site in sites)
         return whole and not any(site.unanswered or site.refused or site.missed or site.revoked for site in sites)
 
     def _choose(self) -> tuple[str, Callable[[], None]]:
