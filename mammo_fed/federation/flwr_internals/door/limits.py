@@ -48,7 +48,7 @@ class Limits:
       per_address: connections of one address (of IPv6: of one /64 network) at a time, >= 1.
       waiting: connections that have sent nothing yet, of all addresses; they cost a descriptor each.
       handshakes: TLS handshakes in progress.
-      strangers: open connections that have shown no registered key; they cost up to 350 kB each.
+      strangers: open connections that have shown no registered key; each costs a TLS buffer of 256 kB at the most, and more.
       per_site: connections and requests in progress of one registered key.
       first_byte_seconds: until a connection has to send something.
       handshake_seconds: for a TLS handshake.

@@ -33,9 +33,6 @@ TRIM_SECONDS: Final = 1.0
 RESERVED_FILES: Final = 640
 WANTED_FILES: Final = 8192
 LIBC: Final = ctypes.CDLL(None)
-# Number of glibc's parameter (malloc.h), and its usual value.
-MMAP_THRESHOLD: Final = -3
-MMAP_BYTES: Final = 128 << 10
 
 
 def raise_file_limit() -> int:
@@ -46,15 +43,6 @@ def raise_file_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return wanted if soft == resource.RLIM_INFINITY else soft
-
-
-def _give_back_at_once() -> None:
-    """A TLS connection's buffer of 256 kB goes back to the system when it is freed.
-
-    By default glibc takes the first that is freed as a sign to keep all that come after it.
-    """
-    with contextlib.suppress(AttributeError):
-        LIBC.mallopt(MMAP_THRESHOLD, MMAP_BYTES)
 
 
 class DoorServer(uvicorn.Server):
@@ -89,7 +77,6 @@ class DoorServer(uvicorn.Server):
             self.should_exit = True
             return
         self.servers = []
-        _give_back_at_once()
         files = raise_file_limit()
         asyncio.get_running_loop().set_exception_handler(self._failed)
         for listener in self._listeners:
