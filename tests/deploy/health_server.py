@@ -62,6 +62,13 @@ def health_server(folder: Path, certificate: bytes, key: bytes, *, ahead: float 
             self.send_header("Content-Length", "0")
             self.end_headers()
 
+        def do_POST(self) -> None:
+            # A body that is not read resets the line, and the answer may be lost with it.
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response_only(501)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
         def log_message(self, *_: object) -> None:
             return
 
