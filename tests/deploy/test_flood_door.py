@@ -184,7 +184,10 @@ def test_flood_at_the_door_leaves_memory_health_and_the_run_alone(running):
     assert len(watch.answers) >= 3
     assert max(watch.answers) <= ANSWER_SECONDS
     assert during > first
-    # One line a minute, whatever the number of those who were turned away.
+    # One line a minute, whatever the number of those who were turned away: the first of a short flood may be a minute late.
+    until = time.monotonic() + 90
+    while len(told(running)) == said_before and time.monotonic() < until:
+        time.sleep(0.5)
     assert 1 <= len(told(running)) - said_before <= 2 + (time.monotonic() - begun) / 55
 
 
