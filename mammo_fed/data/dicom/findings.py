@@ -31,11 +31,19 @@ __all__ = [
 
 Reason = Literal[
     "missing_file",
+    "unusable_row",
+    "repeated_row",
+    "patient_in_two_splits",
+    "other_finding",
+    "no_side",
     "not_dicom",
     "damaged",
     "no_pixels",
     "several_frames",
     "tomosynthesis",
+    "synthetic_view",
+    "for_processing",
+    "specimen",
     "implant",
     "burned_in_text",
     "wrong_modality",
@@ -47,11 +55,15 @@ Reason = Literal[
     "decoder_crashed",
     "timed_out",
     "flat_image",
+    "unclear_polarity",
     "no_mask",
+    "unclear_mask",
+    "several_regions",
     "mask_mismatch",
     "no_lesion",
     "lesions_apart",
     "lesion_outside",
+    "lesion_off_breast",
     "lesion_too_small",
     "unknown_label",
     "unreadable_annotation",
@@ -62,26 +74,36 @@ REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A rectangle of pixels: rows [top, bottom), columns [left, right); whoever crops rounds outwards."""
+    """A rectangle of pixels: rows [top, bottom), columns [left, right); whoever crops rounds outwards.
+
+    `drawn_on` is the size (rows, columns) of the image that it was drawn on, where that is another than the mammogram: a smaller
+    copy, for instance.
+    """
 
     top: float
     left: float
     bottom: float
     right: float
+    drawn_on: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outline:
-    """A closed contour: float64, shape (points, 2), as (row, column) in pixels of the mammogram."""
+    """A closed contour: float64, shape (points, 2), as (row, column) in pixels of the mammogram, or of `drawn_on` (as in `Box`)."""
 
     points: NDArray[np.float64]
+    drawn_on: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Files one of which is the lesion's mask: as large as the mammogram and of two values. Names are not trusted."""
+    """Files one of which marks the lesion: an image of two values as large as the mammogram, or a DICOM annotation.
+
+    Names are not trusted. `region` chooses one of several regions of an annotation: its number from 1, or its label.
+    """
 
     candidates: tuple[Path, ...]
+    region: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
