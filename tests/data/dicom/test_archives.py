@@ -63,26 +63,42 @@ def test_generic_table_gives_boxes_masks_and_contours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "reason", "said"),
     [
-        ("../a.dcm,p,1,1,2,30,40,,,,train,", "without .."),
-        ("/etc/passwd,p,1,1,2,30,40,,,,train,", "relative to the table"),
-        ("none.dcm,p,1,1,2,30,40,,,,train,", "does not exist"),
-        ("a.dcm,,1,1,2,30,40,,,,train,", "patient is empty"),
-        ("a.dcm,p,maybe,1,2,30,40,,,,train,", "must be malignant, benign"),
-        ("a.dcm,p,1,,,,,,,,train,", "gives no lesion"),
-        ("a.dcm,p,1,1,2,30,40,m.dcm,,,train,", "gives box and mask"),
-        ("a.dcm,p,1,1,2,30,,,,,train,", "not made of numbers"),
-        ('a.dcm,p,1,,,,,,"1,2 3",,train,', "not made of numbers"),
-        ("a.dcm,p,1,1,2,30,40,,,LAT,train,", "must be CC, MLO"),
-        ("a.dcm,p,1,1,2,30,40,,,CC,all,", "must be one of train"),
+        ("../a.dcm,p,1,1,2,30,40,,,,train,", "unusable_row", "without .."),
+        ("..\\a.dcm,p,1,1,2,30,40,,,,train,", "unusable_row", "without .."),
+        ("/etc/passwd,p,1,1,2,30,40,,,,train,", "unusable_row", "must be a path relative"),
+        ("C:\\a.dcm,p,1,1,2,30,40,,,,train,", "unusable_row", "must be a path relative"),
+        (",p,1,1,2,30,40,,,,train,", "unusable_row", "must be a path relative"),
+        ("none.dcm,p,1,1,2,30,40,,,,train,", "missing_file", "is not in"),
+        ("a.dcm,,1,1,2,30,40,,,,train,", "unusable_row", "patient is empty"),
+        ("a.dcm,\u200b,1,1,2,30,40,,,,train,", "unusable_row", "patient is empty"),
+        ("a.dcm,p,maybe,1,2,30,40,,,,train,", "unknown_label", "must be malignant, benign"),
+        ("a.dcm,p,1,,,,,,,,train,", "unusable_row", "gives no lesion"),
+        ("a.dcm,p,1,1,2,30,40,m.dcm,,,train,", "unusable_row", "gives mask and box"),
+        ("a.dcm,p,1,,,,,no.dcm,,,train,", "missing_file", "is not in"),
+        ("a.dcm,p,1,1,2,30,,,,,train,", "unusable_row", "not made of numbers"),
+        ("a.dcm,p,1,1,2,30,nan,,,,train,", "unusable_row", "not made of numbers"),
+        ("a.dcm,p,1,1,2,30,1_0,,,,train,", "unusable_row", "not made of numbers"),
+        ('a.dcm,p,1,,,,,,"1,2 3",,train,', "unusable_row", "not made of numbers"),
+        ("a.dcm,p,1,1,2,30,40,,,XYZ,train,", "unusable_row", "must be CC, MLO"),
+        ("a.dcm,p,1,1,2,30,40,,,CC,all,", "unusable_row", "must be one of train"),
+        ("a.dcm,p,1,1,2,30,40,,,CC,,", "unusable_row", "must be one of train"),
+        ("a.dcm,p,1,1,2,30,40,,,CC,train,n,more", "unusable_row", "it has 13 values"),
+        ("a.dcm,p,1,1,2,30,40", "unusable_row", "it has 7 values"),
+        ('a.dcm,"p,1,1,2,30,40,,,CC,train,', "unusable_row", "check its quotes"),
     ],
 )
-def test_generic_table_names_the_row_that_is_wrong(tmp_path, row, said):
+def test_generic_table_refuses_a_row_that_breaks_a_rule_and_reads_the_others(tmp_path, row, reason, said):
     touch(tmp_path, "a.dcm", "m.dcm")
-    table(tmp_path, row)
-    with pytest.raises(DataError, match=r"row 2.*" + said):
-        listed("csv", tmp_path)
+    table(tmp_path, "a.dcm,q,0,1,2,30,40,,,CC,train,before", row, "a.dcm,q,0,1,2,30,40,,,CC,train,after")
+    first, refused, last = listed("csv", tmp_path)
+    assert isinstance(first, Finding)
+    assert isinstance(last, Finding)
+    assert isinstance(refused, SkippedFinding)
+    assert (refused.reason, last.name) == (reason, "after")
+    assert said in refused.detail
+    assert "row 3" in refused.detail
 
 
 def test_generic_table_refuses_an_unknown_column_and_a_link_out_of_the_folder(tmp_path):
@@ -94,8 +110,10 @@ def test_generic_table_refuses_an_unknown_column_and_a_link_out_of_the_folder(tm
     inner.mkdir()
     (inner / "out.dcm").symlink_to(tmp_path / "a.dcm")
     table(inner, "out.dcm,p,1,1,2,3,4,,,,train,")
-    with pytest.raises(DataError, match="link out of the table's folder"):
-        listed("csv", inner)
+    (refused,) = listed("csv", inner)
+    assert isinstance(refused, SkippedFinding)
+    assert refused.reason == "unusable_row"
+    assert "is a link out of" in refused.detail
 
 
 def test_cbis_reads_rows_with_broken_lines_and_finds_folders_by_name_at_any_depth(tmp_path):
@@ -114,6 +132,9 @@ def test_cbis_reads_rows_with_broken_lines_and_finds_folders_by_name_at_any_dept
         "P_00002,RIGHT,MLO,1,mass,BENIGN,x",
         "P_00003,LEFT,CC,1,mass,BENIGN,x",
     ]
+    # Files of one content count once.
+    (tmp_path / "CBIS/Mass-Training_P_00001_LEFT_CC_1/1.3/1.4/1-1.dcm").write_bytes(b"mask")
+    (tmp_path / "CBIS/Mass-Training_P_00001_LEFT_CC_1/1.5/1.6/1-1.dcm").write_bytes(b"crop")
     (tmp_path / "mass_case_description_train_set.csv").write_text("\ufeff" + CBIS + "\n".join(rows) + "\n", encoding="utf-8")
     found = listed("cbis_ddsm", tmp_path)
     first, second = (one for one in found if isinstance(one, Finding))
@@ -159,7 +180,7 @@ def test_bcdr_reads_outlines_beside_dicom_exports_and_stays_in_its_folder(tmp_pa
         "CC",
         "external",
     )
-    assert reasons(found) == ["missing_file", "missing_file", "unreadable_annotation", "unreadable_annotation", "unknown_label"]
+    assert reasons(found) == ["missing_file", "unusable_row", "unreadable_annotation", "unreadable_annotation", "unknown_label"]
 
 
 def inbreast(root: Path, xml: str) -> None:
@@ -179,7 +200,7 @@ def test_inbreast_reads_masses_as_contours_without_a_label(tmp_path):
         f"{regions}</array></dict></array></dict></plist>",
     )
     touch(tmp_path, "AllDICOMs/notes.dcm", "AllDICOMs/20586909_6c613a14b80a8591_MG_R_ML_ANON.dcm")
-    first, second, odd = listed("inbreast", tmp_path)
+    odd, first, second = listed("inbreast", tmp_path)
     assert isinstance(first, Finding)
     assert isinstance(first.lesion, Outline)
     assert (first.lesion.points.tolist(), first.label, first.patient) == (
@@ -226,4 +247,4 @@ def test_cmmd_takes_the_side_from_the_header_and_passes_calcifications_over(tmp_
     found = listed("cmmd", tmp_path)
     good = [one for one in found if isinstance(one, Finding)]
     assert [(one.label, one.view, one.lesion) for one in good] == [(MALIGNANT, "MLO", Breast())] * 2
-    assert reasons(found) == ["not_dicom", "missing_file", "missing_file", "unknown_label"]
+    assert reasons(found) == ["unusable_row", "unknown_label", "not_dicom", "missing_file"]

@@ -1,0 +1,278 @@
+"""Tables as people save them: several separators and encodings, and rows that are read one by one.
+
+A row that cannot be used ends nothing: it comes with what is wrong with it. Texts of errors quote no value of a row, for values
+identify patients.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from mammo_fed.data.dicom.findings import SkippedFinding
+from mammo_fed.errors import DataError
+
+__all__ = ["Repeats", "SavedTable", "TableRow", "open_table", "unusable"]
+
+SEPARATORS: Final = (",", ";", "\t", "|")
+# What spreadsheets write above the header: a line that names the separator, a title.
+LINES_ABOVE: Final = 3
+UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+SPREADSHEETS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+NAMELESS: Final = re.compile(r"(unnamed: \d+)?")
+NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+SAVE_AS: Final = "save it as CSV in UTF-8"
+# The layout's word for a nameless column, and for one that nobody asked for.
+NOWHERE: Final = "\0nowhere"
+UNASKED: Final = "\0unasked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One row: its line, its values by the names that were asked for, and what is wrong with it, if anything."""
+
+    line: int
+    fields: dict[str, str]
+    fault: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTable:
+    """A table whose header was understood.
+
+    Attributes:
+      path: the file.
+      separator: between values.
+      columns: names that were asked for and are there.
+    """
+
+    path: Path
+    separator: str
+    columns: frozenset[str]
+    _layout: tuple[str, ...]
+    _encoding: str
+    _above: int
+
+    def rows(self) -> Iterator[TableRow]:
+        """All rows but blank ones, values without surrounding blanks.
+
+        Raises:
+          DataError: If the file cannot be read to its end.
+        """
+        with _opened(self.path, self._encoding) as file:
+            lines = _Lines(file)
+            for line, values, fault in _records(lines, self.separator, len(self._layout)):
+                if line > self._above and (fault or any(value.strip() for value in values)):
+                    yield self._row(line, values, fault)
+
+    def number(self, text: str) -> float:
+        """A number as this table writes them: a comma is a decimal one only where it does not separate values.
+
+        Raises:
+          ValueError: If it is none; the text is not quoted.
+        """
+        text = text.strip()
+        if self.separator != "," and text.count(",") == 1 and "." not in text:
+            text = text.replace(",", ".")
+        if not NUMBER.fullmatch(text):
+            raise ValueError("not a number")
+        return float(text)
+
+    def _row(self, line: int, values: Sequence[str], fault: str) -> TableRow:
+        stripped = [value.strip() for value in values]
+        width = len(self._layout)
+        if not fault and len(stripped) < width:
+            fault = f"it has {len(stripped)} values, the header {width}"
+        if not fault and any(stripped[width:]):
+            fault = f"it has {len(stripped)} values, the header {width}"
+        # A nameless first column is the row's number, as data frames write it; a value in another one has slipped.
+        if not fault and any(value and name is NOWHERE for name, value in zip(self._layout, stripped, strict=False)):
+            fault = "it has a value in a column without a name"
+        fields = dict.fromkeys(self.columns, "")
+        for name, value in zip(self._layout, stripped, strict=False):
+            if name in fields:
+                fields[name] = value
+        return TableRow(line=line, fields=fields, fault=fault)
+
+
+def open_table(path: Path, *, required: Sequence[str], optional: Sequence[str] = (), strict: bool = False) -> SavedTable:
+    """Understand a table's encoding, separator and header.
+
+    Names of columns are compared without case, surrounding blanks and quotes, with `_` and blanks the same.
+
+    Args:
+      path: the file.
+      required: columns that must be there.
+      optional: columns that may be; what else is there is passed over.
+      strict: refuse other columns, for one may be a misspelt one.
+
+    Raises:
+      DataError: If it cannot be read, or its header is not of such a table.
+    """
+    encoding = _encoding(path)
+    asked = {_plain(name): name for name in (*required, *optional)}
+    closest: list[str] = []
+    for separator in SEPARATORS:
+        with _opened(path, encoding) as file:
+            for line, values, _ in _records(_Lines(file), separator, 0):
+                names = [asked.get(_plain(value), "") for value in values]
+                missing = [name for name in required if name not in names]
+                if not missing:
+                    layout = _layout(path, values, asked, strict=strict)
+                    columns = frozenset(name for name in layout if name in asked.values())
+                    return SavedTable(
+                        path=path, separator=separator, columns=columns, _layout=layout, _encoding=encoding, _above=line
+                    )
+                if len(missing) < len(required) and (not closest or len(missing) < len(closest)):
+                    closest = missing
+                if line > LINES_ABOVE:
+                    break
+    raise DataError(
+        f"table {path} has no column {(closest or list(required))[0]!r}; the header must name {', '.join(required)}, "
+        "separated by commas, semicolons or tabs"
+    )
+
+
+def unusable(table: SavedTable, row: TableRow, why: str) -> SkippedFinding:
+    """A row that cannot be used, as one refused finding."""
+    name = f"{table.path.name} row {row.line}"
+    return SkippedFinding(name=name, reason="unusable_row", detail=f"{table.path} row {row.line}: {why}; correct the row")
+
+
+class Repeats:
+    """Which rows, or whatever stands for them, came before."""
+
+    def __init__(self) -> None:
+        self._seen: set[object] = set()
+
+    def again(self, key: object) -> bool:
+        """Whether it came before; it has come now."""
+        before = key in self._seen
+        self._seen.add(key)
+        return before
+
+
+def _layout(path: Path, header: Sequence[str], asked: dict[str, str], *, strict: bool) -> tuple[str, ...]:
+    layout: list[str] = []
+    for place, value in enumerate(header):
+        plain = _plain(value)
+        known = asked.get(plain)
+        if known in layout:
+            raise DataError(f"table {path} names the column {known!r} twice; remove one of them")
+        if known is None and NAMELESS.fullmatch(plain):
+            layout.append(UNASKED if place == 0 or not strict else NOWHERE)
+        elif known is None and strict:
+            known_names = ", ".join(asked.values())
+            raise DataError(
+                f"table {path} has the unknown column {value.strip()!r}; known are {known_names}; rename or remove it"
+            )
+        else:
+            layout.append(UNASKED if known is None else known)
+    return tuple(layout)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_]+", " ", name.strip().strip("\"'").strip()).casefold()
+
+
+def _encoding(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"table {path} does not exist; expected a CSV table there")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise DataError(f"table {path} cannot be read ({error.strerror}); check its permissions") from error
+    if start in SPREADSHEETS:
+        raise DataError(f"table {path} is a spreadsheet whatever its name says; {SAVE_AS}")
+    return "utf-16" if start.startswith(UTF16) else "utf-8-sig"
+
+
+class _Reading:
+    """A text file whose faults of encoding become one error with its remedy."""
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self._path, self._file = path, file
+
+    def __enter__(self) -> Iterator[str]:
+        return self._lines()
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _lines(self) -> Iterator[str]:
+        try:
+            for line in self._file:
+                if "\0" in line:
+                    raise DataError(f"table {self._path} is no text in UTF-8 (or UTF-16 with its mark); {SAVE_AS}")
+                yield line
+        except UnicodeError as error:
+            raise DataError(f"table {self._path} is not UTF-8, but perhaps Windows-1252; {SAVE_AS}") from error
+        except OSError as error:
+            raise DataError(f"table {self._path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _opened(path: Path, encoding: str) -> _Reading:
+    # Line ends of any system; those inside quotes become "\n".
+    return _Reading(path, path.open(encoding=encoding, newline=None))
+
+
+class _Lines:
+    """Lines of which the last record's can be given back but for the first."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._again: deque[str] = deque()
+        self.taken: list[str] = []
+        self.first = 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.taken.append(line)
+        return line
+
+    def start_record(self) -> None:
+        self.first += len(self.taken)
+        self.taken = []
+
+    def give_back(self) -> None:
+        self._again.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
+def _records(lines: _Lines, separator: str, width: int) -> Iterator[tuple[int, list[str], str]]:
+    """First line, values and fault of every record.
+
+    A quote that is never closed swallows the lines below it, up to the next quote: where a record of several lines is none, or
+    a line within it is one by itself, only its first line is given up, and the others are read again.
+    """
+    while True:
+        reader = csv.reader(lines, strict=True, delimiter=separator, skipinitialspace=True)
+        while True:
+            lines.start_record()
+            values, fault = [], ""
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                fault = "it is not well-formed CSV (check its quotes)"
+            within = lines.taken[1:] if width else []
+            if within and (fault or len(values) != width or any(_width(line, separator) == width for line in within)):
+                lines.give_back()
+                yield lines.first, values, fault or "a quote in it is not closed"
+                break
+            yield lines.first, values, fault
+
+
+def _width(line: str, separator: str) -> int:
+    """Number of values of a line by itself."""
+    return len(next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
