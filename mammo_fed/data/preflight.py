@@ -46,11 +46,31 @@ UNREADABLE: Final = frozenset(
         "decoder_crashed",
         "timed_out",
         "flat_image",
+        "unclear_polarity",
     }
 )
 MISPLACED: Final = frozenset(
-    {"no_mask", "mask_mismatch", "no_lesion", "lesions_apart", "lesion_outside", "lesion_too_small", "unreadable_annotation"}
+    {
+        "no_mask",
+        "unclear_mask",
+        "several_regions",
+        "mask_mismatch",
+        "no_lesion",
+        "lesions_apart",
+        "lesion_outside",
+        "lesion_off_breast",
+        "lesion_too_small",
+        "unreadable_annotation",
+    }
 )
+# Part of the findings that may be refused, for whatever reason, before that is worth a warning.
+MOST_REFUSED: Final = 0.2
+# What `Intensity.notes` says of an image whose values were doubtful, in words.
+DOUBTS: Final[Mapping[str, str]] = {
+    "bright_air": "a bright background: they may be inverted",
+    "incomplete_rescale": "a rescale slope without an intercept, or the other way round",
+    "marker_left_out": "something beside the breast that is brighter than it, left out of the range",
+}
 # Standard deviation of a patch in [0, 1] below which it shows nothing.
 FLAT: Final = 0.005
 # Share of pixels at 0 or 1 above which a patch is clipped, and share of such patches that is worth a warning.
@@ -164,6 +184,11 @@ class _Look:
     def values(self, name: str) -> list[str]:
         return [about.get(name, "") for about in self.archive.provenance.values()]
 
+    @property
+    def whole_breasts(self) -> bool:
+        """Whether patches show breasts, not masses."""
+        return bool(self.archive.provenance) and set(self.values("lesion")) == {"breast"}
+
 
 def _readable(look: _Look) -> tuple[Level, str]:
     lost = look.lost(UNREADABLE)
@@ -175,6 +200,14 @@ def _annotations(look: _Look) -> tuple[Level, str]:
     lost = look.lost(MISPLACED)
     level: Level = "error" if lost > MOST_LOST * look.findings else "warning" if lost else "ok"
     return level, f"{look.text(lost)} findings have masks, boxes or contours that do not fit their image"
+
+
+def _refused(look: _Look) -> tuple[Level, str]:
+    lost = sum(look.archive.refused.values())
+    much = lost > MOST_REFUSED * look.findings
+    most = max(look.archive.refused, key=lambda reason: look.archive.refused[reason], default="")
+    why = f", most of them as {most.replace('_', ' ')}" if much else ""
+    return ("warning" if much else "ok"), f"{look.text(lost)} of {look.text(look.findings)} findings gave no patch{why}"
 
 
 def _across_patients(look: _Look) -> tuple[Level, str]:
@@ -222,6 +255,21 @@ def _intensity(look: _Look) -> tuple[Level, str]:
     return ("warning" if len(kinds) > 1 else "ok"), f"intensities are mapped in {max(1, len(kinds))} way(s)"
 
 
+def _intent(look: _Look) -> tuple[Level, str]:
+    raw = look.values("intent").count("processing")
+    mixed = 0 < raw < len(look.archive.provenance)
+    text = "patches are of images for presentation" if not raw else f"{look.text(raw)} patches are of the detector's raw data"
+    return ("warning" if mixed else "ok"), text + (", the others of images for presentation" if mixed else "")
+
+
+def _doubts(look: _Look) -> tuple[Level, str]:
+    counts = Counter(word for value in look.values("notes") for word in value.split() if word in DOUBTS)
+    if not counts:
+        return "ok", "no image's values were doubtful"
+    level: Level = "error" if "bright_air" in counts else "warning"
+    return level, "; ".join(f"{look.text(count)} images have {DOUBTS[word]}" for word, count in sorted(counts.items()))
+
+
 def _spacing(look: _Look) -> tuple[Level, str]:
     values = look.values("spacing_down_mm")
     known = [float(value) for value in values if value]
@@ -247,6 +295,8 @@ def _clipped(look: _Look) -> tuple[Level, str]:
 def _drift(look: _Look) -> tuple[Level, str]:
     if look.reference is None:
         return "ok", "no public reference set to compare with"
+    if look.whole_breasts:
+        return "ok", "patches show whole breasts: they are not compared with masses"
     distances = []
     for statistic in (np.mean, np.std):
         own, public = statistic(look.cohort.pixels, axis=(1, 2)), statistic(look.reference, axis=(1, 2))
@@ -259,17 +309,27 @@ def _identity(check: Callable[[Identities], tuple[Level, str]]) -> Callable[[_Lo
     return lambda look: check(look.identities)
 
 
+def _near_duplicates(look: _Look) -> tuple[Level, str]:
+    level, text = IDENTITY_CHECKS["near_duplicates_across_patients"](look.identities)
+    # What is alike was measured on masses; breasts from afar are alike.
+    return ("warning" if level == "error" and look.whole_breasts else level), text
+
+
 CHECKS: Final[Mapping[str, Callable[[_Look], tuple[Level, str]]]] = {
     "unreadable_files": _readable,
     "misplaced_annotations": _annotations,
+    "refused_findings": _refused,
     "duplicates_across_patients": _across_patients,
     "duplicates_across_splits": _across_splits,
     "duplicates_across_labels": _across_labels,
     "duplicates_within_patients": _within_patients,
     **{name: _identity(check) for name, check in IDENTITY_CHECKS.items()},
+    "near_duplicates_across_patients": _near_duplicates,
     "one_class": _classes,
     "missing_labels": _labels,
     "mixed_intensities": _intensity,
+    "mixed_intents": _intent,
+    "doubtful_values": _doubts,
     "mixed_spacing": _spacing,
     "flat_patches": _flat,
     "clipped_patches": _clipped,

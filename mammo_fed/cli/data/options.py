@@ -35,7 +35,8 @@ sources (--source):
   NAME       what another installed distribution brings (docs/recipes.md)
 
 The cohort folder holds pseudonyms only. Their key is COHORT.salt: keep it at the site, and back it up.
-Run again, it makes what is missing: an interrupted ingestion is simply started again.
+Run again, it makes what is missing or has changed: an interrupted ingestion is simply started again.
+A finding that cannot be used is refused with a reason and counted (COHORT/problems.csv); the others are read.
 Then: mammo-fed simulate data=cohort data.root=COHORT, or source = "cohort" in a site's file.
 """
 CHECK: Final = """
@@ -55,20 +56,39 @@ def add_ingest_options(ingest: argparse.ArgumentParser) -> None:
     ingest.add_argument("--crop", choices=["centred", "paper"], default="centred", help="where the lesion lies (centred)")
     ingest.add_argument("--margin", type=float, default=0.25, help="around the lesion, part of its longer side (0.25)")
     ingest.add_argument("--smallest", type=int, default=128, metavar="PIXELS", help="least side of the crop (128)")
-    ingest.add_argument("--side-mm", type=float, metavar="MM", help="one physical size for every crop instead")
+    scale = ingest.add_mutually_exclusive_group()
+    scale.add_argument("--side-mm", type=float, metavar="MM", help="one physical size for every crop instead")
+    scale.add_argument(
+        "--spacing-mm", type=float, metavar="MM", help="one physical size for every pixel of the patches instead"
+    )
     ingest.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the patches (128)")
     ingest.add_argument(
         "--windowing",
-        choices=["minmax", "window", "stored"],
+        choices=["minmax", "window", "stored", "paper"],
         default="minmax",
-        help="darkest to brightest pixel (minmax, as in the paper), the file's window, or all stored values",
+        help="darkest to brightest of air and breast (minmax), the file's window, all stored values, or darkest to brightest "
+        "pixel with lead markers and labels (paper)",
+    )
+    ingest.add_argument(
+        "--intent",
+        choices=["presentation", "processing", "any"],
+        default="presentation",
+        help="images made to be looked at (presentation), the detector's raw data, or both",
+    )
+    ingest.add_argument(
+        "--synthetic-views", action="store_true", help="take views that were computed of a tomosynthesis (C-View and the like)"
+    )
+    ingest.add_argument(
+        "--blank-background", action="store_true", help="make everything beside the breast black: air, view markers, labels"
     )
     ingest.add_argument("--any-modality", action="store_true", help="take files whose modality is not MG")
     ingest.add_argument("--burned-in", action="store_true", help="take images with text in their pixels: look at every patch")
     ingest.add_argument("--public", action="store_true", help="the patients' data is published: lifts rules that protect them")
     ingest.add_argument("--salt", type=Path, metavar="FILE", help="key of the pseudonyms (COHORT.salt)")
     ingest.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
-    ingest.add_argument("--explain", action="store_true", help="name the files of refused findings on this console")
+    ingest.add_argument(
+        "--explain", action="store_true", help="name the files of refused findings, here and in COHORT.problems.csv"
+    )
 
 
 def add_check_options(check: argparse.ArgumentParser) -> None:

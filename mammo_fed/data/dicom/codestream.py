@@ -21,11 +21,12 @@ MOST_SEGMENTS: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSize:
-    """Rows and columns in pixels, samples of a pixel."""
+    """Rows and columns in pixels, samples of a pixel, bits of a sample."""
 
     rows: int
     columns: int
     samples: int
+    precision: int
 
 
 def frame_size(frame: bytes) -> FrameSize | None:
@@ -55,8 +56,8 @@ def _jpeg(frame: bytes) -> FrameSize | None:
             continue
         (length,) = struct.unpack_from(">H", frame, place + 2)
         if marker in FRAME_MARKERS:
-            _, rows, columns, samples = struct.unpack_from(">BHHB", frame, place + 4)
-            return FrameSize(rows=rows, columns=columns, samples=samples)
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, place + 4)
+            return FrameSize(rows=rows, columns=columns, samples=samples, precision=precision)
         place += 2 + length
     return None
 
@@ -64,5 +65,6 @@ def _jpeg(frame: bytes) -> FrameSize | None:
 def _jpeg_2000(frame: bytes, start: int) -> FrameSize:
     """ISO/IEC 15444-1, A.5.1: the SIZ segment."""
     right, bottom, left, top = struct.unpack_from(">IIII", frame, start + 8)
-    (samples,) = struct.unpack_from(">H", frame, start + 40)
-    return FrameSize(rows=bottom - top, columns=right - left, samples=samples)
+    samples, depth = struct.unpack_from(">HB", frame, start + 40)
+    # Its highest bit is the sign.
+    return FrameSize(rows=bottom - top, columns=right - left, samples=samples, precision=(depth & 0x7F) + 1)

@@ -27,6 +27,7 @@ __all__ = [
     "SkippedFinding",
     "Source",
     "files_inside",
+    "files_of",
 ]
 
 Reason = Literal[
@@ -43,6 +44,7 @@ Reason = Literal[
     "tomosynthesis",
     "synthetic_view",
     "for_processing",
+    "for_presentation",
     "specimen",
     "implant",
     "burned_in_text",
@@ -66,6 +68,7 @@ Reason = Literal[
     "lesion_off_breast",
     "lesion_too_small",
     "unknown_label",
+    "unknown_spacing",
     "unreadable_annotation",
 ]
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
@@ -76,8 +79,8 @@ REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 class Box:
     """A rectangle of pixels: rows [top, bottom), columns [left, right); whoever crops rounds outwards.
 
-    `drawn_on` is the size (rows, columns) of the image that it was drawn on, where that is another than the mammogram: a smaller
-    copy, for instance.
+    `drawn_on` is the size (rows, columns) of the image that it was drawn on, where that is another than the mammogram: a
+    smaller copy, for instance.
     """
 
     top: float
@@ -89,7 +92,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outline:
-    """A closed contour: float64, shape (points, 2), as (row, column) in pixels of the mammogram, or of `drawn_on` (as in `Box`)."""
+    """A closed contour: float64, shape (points, 2), as (row, column) in pixels of the mammogram or of `drawn_on`."""
 
     points: NDArray[np.float64]
     drawn_on: tuple[int, int] | None = None
@@ -174,6 +177,11 @@ class Source(Protocol):
           DataError: If `root` is not such an archive at all.
         """
         ...
+
+
+def files_of(finding: Finding) -> tuple[Path, ...]:
+    """The files that a patch is made from: the mammogram, then those that mark the lesion."""
+    return (finding.image, *(finding.lesion.candidates if isinstance(finding.lesion, Masks) else ()))
 
 
 def files_inside(root: Path, paths: Iterable[Path]) -> list[Path]:

@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from mammo_fed.data.dicom.breast import COARSE
 from mammo_fed.data.dicom.findings import Box, Outline, Skipped
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["COARSE", "Crop", "CropRule", "area_resize", "breast_box", "mask_box", "outline_box", "square_crop"]
+__all__ = ["Crop", "CropRule", "area_resize", "breast_box", "box_in_image", "mask_box", "outline_box", "square_crop"]
 
 # A part of a mask below this share of the largest is dust of the scan, not lesion.
 DUST: Final = 0.01
 SMALLEST_LESION: Final = 3
 LARGEST_PATCH: Final = 1024
-# Breasts are found on an image so much smaller.
-COARSE: Final = 8
+# Contours that are drawn along the border of an image pass it by a pixel or two.
+OUTSIDE: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class CropRule:
       kind: "centred"; or "paper", whose code takes the upper margin off twice, so that lesions lie below the middle.
       margin: on each side, as a part of the lesion's longer side, >= 0.
       smallest: least side of the square in pixels of the mammogram.
-      side_mm: side of the square in millimetres for every lesion, or None; images without a pixel spacing are then refused.
+      side_mm: side of the square in millimetres for every lesion, or None; images whose pixel spacing in the breast is not
+        known, or that are smaller, are then refused.
       size: side of the patch in pixels.
     """
 
@@ -76,22 +78,19 @@ def square_crop(box: Box, *, shape: tuple[int, int], rule: CropRule, spacing: tu
     Raises:
       Skipped: If the lesion is outside the image or a speck, or millimetres are asked for and the image does not know them.
     """
-    edges = (box.top, box.left, box.bottom, box.right)
-    if not np.isfinite(edges).all() or max(map(abs, edges)) > 1e6:
-        raise Skipped("unreadable_annotation", "the box has no finite corners")
-    top, left, bottom, right = math.floor(box.top), math.floor(box.left), math.ceil(box.bottom), math.ceil(box.right)
-    if top < 0 or left < 0 or bottom > shape[0] or right > shape[1]:
-        raise Skipped("lesion_outside", f"the lesion reaches outside the image of {shape[0]} x {shape[1]} pixels")
+    top, left, bottom, right = box_in_image(box, shape=shape)
     longer = max(bottom - top, right - left)
-    if min(bottom - top, right - left) < SMALLEST_LESION:
-        raise Skipped("lesion_too_small", f"the lesion is {bottom - top} x {right - left} pixels")
     if rule.side_mm is None:
         margin = round(rule.margin * longer)
         side = max(longer + 2 * margin, rule.smallest)
     else:
         if spacing is None:
-            raise Skipped("unreadable_annotation", "millimetres are asked for, and the image has no pixel spacing")
+            raise Skipped(
+                "unknown_spacing", "millimetres are asked for, and the image does not say its pixel spacing in the breast"
+            )
         side = max(1, round(rule.side_mm / math.sqrt(spacing[0] * spacing[1])))
+        if side > min(shape):
+            raise Skipped("unknown_spacing", f"{rule.side_mm:g} mm are {side} pixels, more than the image has")
         margin = max(0, (side - longer) // 2)
     side = min(side, *shape)
     # Twice the middle, so that whole numbers stay whole.
@@ -99,6 +98,50 @@ def square_crop(box: Box, *, shape: tuple[int, int], rule: CropRule, spacing: tu
     if rule.kind == "paper":
         first_row -= margin
     return Crop(top=min(max(first_row, 0), shape[0] - side), left=min(max(first_column, 0), shape[1] - side), side=side)
+
+
+def box_in_image(box: Box, *, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Rows and columns [top, bottom), [left, right) of the mammogram: scaled from where the box was drawn, rounded outwards.
+
+    Raises:
+      Skipped: If the lesion is outside the image, a speck, or was drawn on an image of another aspect.
+    """
+    edges = (box.top, box.left, box.bottom, box.right)
+    if not np.isfinite(edges).all() or max(map(abs, edges)) > 1e6:
+        raise Skipped("unreadable_annotation", "the box has no finite corners")
+    down, across = _scale(box.drawn_on, shape)
+    top, left, bottom, right = box.top * down, box.left * across, box.bottom * down, box.right * across
+    outside = OUTSIDE * max(1.0, down)
+    if min(top, left) < -outside or bottom > shape[0] + outside or right > shape[1] + outside:
+        raise Skipped("lesion_outside", f"the lesion reaches outside the image of {shape[0]} x {shape[1]} pixels")
+    found = (max(0, _floor(top)), max(0, _floor(left)), min(shape[0], _ceil(bottom)), min(shape[1], _ceil(right)))
+    if min(found[2] - found[0], found[3] - found[1]) < SMALLEST_LESION:
+        raise Skipped("lesion_too_small", f"the lesion is {found[2] - found[0]} x {found[3] - found[1]} pixels")
+    return found
+
+
+def _scale(drawn_on: tuple[int, int] | None, shape: tuple[int, int]) -> tuple[float, float]:
+    """Pixels of the mammogram for one of the image that something was drawn on, down and across."""
+    if drawn_on is None:
+        return 1.0, 1.0
+    if min(drawn_on) < 1:
+        raise Skipped("unreadable_annotation", f"drawn on an image of {drawn_on[0]} x {drawn_on[1]} pixels: there is none")
+    down, across = shape[0] / drawn_on[0], shape[1] / drawn_on[1]
+    # Rounded sizes of small copies differ by a pixel; another aspect is a crop, a rotation or another image.
+    if abs(down / across - 1) > max(0.01, 1.5 / min(drawn_on)):
+        raise Skipped(
+            "mask_mismatch", f"drawn on {drawn_on[0]} x {drawn_on[1]} pixels, the mammogram has {shape[0]} x {shape[1]}"
+        )
+    return down, across
+
+
+def _floor(edge: float) -> int:
+    """Down to a whole pixel; what rounding of a scale has added is nothing."""
+    return math.floor(edge + 1e-6)
+
+
+def _ceil(edge: float) -> int:
+    return math.ceil(edge - 1e-6)
 
 
 def mask_box(mask: NDArray[Any]) -> Box:
@@ -145,29 +188,27 @@ def outline_box(outline: Outline) -> Box:
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
         raise Skipped("unreadable_annotation", "a contour needs three points with finite coordinates")
     (top, left), (bottom, right) = points.min(axis=0), points.max(axis=0)
-    return Box(top=float(top), left=float(left), bottom=float(bottom), right=float(right))
+    return Box(top=float(top), left=float(left), bottom=float(bottom), right=float(right), drawn_on=outline.drawn_on)
 
 
-def breast_box(coarse: NDArray[np.float32], *, shape: tuple[int, int]) -> Box:
-    """The box around the breast: the largest bright area, by Otsu's threshold.
+def breast_box(region: NDArray[np.bool_], *, shape: tuple[int, int]) -> Box:
+    """The box around the breast.
 
     Args:
-      coarse: float32 in [0, 1], every `COARSE`-th row and column of the mammogram, background dark.
+      region: as `breast_region` finds it, at every `COARSE`-th row and column of the mammogram.
       shape: rows and columns of the mammogram.
 
     Raises:
       Skipped: If nothing stands out.
     """
-    labelled, count = ndimage.label(coarse > _otsu(coarse))
-    if not count:
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    if not len(rows):
         raise Skipped("no_lesion", "no breast stands out from the background")
-    largest = int(np.argmax(np.bincount(labelled.ravel())[1:]))
-    rows, columns = ndimage.find_objects(labelled)[largest]
     return Box(
-        top=float(rows.start * COARSE),
-        left=float(columns.start * COARSE),
-        bottom=float(min(rows.stop * COARSE, shape[0])),
-        right=float(min(columns.stop * COARSE, shape[1])),
+        top=float(rows[0] * COARSE),
+        left=float(columns[0] * COARSE),
+        bottom=float(min((rows[-1] + 1) * COARSE, shape[0])),
+        right=float(min((columns[-1] + 1) * COARSE, shape[1])),
     )
 
 
@@ -196,13 +237,3 @@ def area_resize(patch: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 def _longer(box: tuple[int, int, int, int]) -> int:
     return max(box[2] - box[0], box[3] - box[1])
-
-
-def _otsu(values: NDArray[np.float32]) -> float:
-    """Threshold that separates two classes of intensities best (Otsu, 1979)."""
-    counts, edges = np.histogram(values, bins=256, range=(0.0, 1.0))
-    middles = (edges[:-1] + edges[1:]) / 2
-    weight, total = np.cumsum(counts), np.cumsum(counts * middles)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (total[-1] * weight / weight[-1] - total) ** 2 / (weight * (weight[-1] - weight))
-    return float(middles[int(np.nanargmax(np.where(np.isfinite(between), between, -1.0)))])

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.common.private_files import check_private, file_lock, write_private
 from mammo_fed.common.worker_pool import Lost, run_isolated
-from mammo_fed.data.dicom.findings import REASONS, Finding, Masks, Outline, Reason, SkippedFinding
+from mammo_fed.data.dicom.findings import REASONS, Finding, Outline, Reason, SkippedFinding, files_of
+from mammo_fed.data.dicom.headers import regular
 from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
 from mammo_fed.data.pseudonyms import Pseudonyms
 from mammo_fed.data.sources.cohort_folder import COHORT_NAME, PATCHES, CohortRow, listed_patients, write_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting, RunFailed
 from mammo_fed.privacy.patient_identity import is_placeholder, loose_identifiers
 
-__all__ = ["Ingested", "IngestPlan", "ingest"]
+__all__ = ["PROBLEMS_NAME", "IngestPlan", "Ingested", "hash_of", "ingest", "write_problems"]
 
-# 2 notes digests of headers and of identifiers' looser forms: patches of an earlier format are made again.
-FORMAT: Final = 2
+# 3 notes the content of every source file, and how an image was taken: patches of an earlier format are made again.
+FORMAT: Final = 3
 JOURNAL_NAME: Final = "journal.jsonl"
+PROBLEMS_NAME: Final = "problems.csv"
 # A pseudonym of nobody, by which a salt is recognised.
 SALT_CHECK_NAME: Final = "salt-check"
 LOCK_NAME: Final = ".lock"
@@ -62,6 +66,7 @@ class Ingested:
       patients: patients with a labelled patch.
       refused: number of findings by reason.
       reused: patches that an earlier, interrupted run had made.
+      taken: number of patches by what their headers say, for "vendor", "intent", "view" and "year".
     """
 
     findings: int
@@ -70,6 +75,7 @@ class Ingested:
     patients: int
     refused: Mapping[str, int]
     reused: int
+    taken: Mapping[str, Mapping[str, int]]
 
 
 def ingest(
@@ -80,6 +86,7 @@ def ingest(
     pseudonyms: Pseudonyms,
     on_progress: Callable[[int, int], None] = lambda *_: None,
     on_refusal: Callable[[str, str, str], None] = lambda *_: None,
+    on_check: Callable[[int, int], None] = lambda *_: None,
 ) -> Ingested:
     """Make the cohort folder; run again, it makes only what is missing or whose source has changed.
 
@@ -90,9 +97,10 @@ def ingest(
       pseudonyms: of this site.
       on_progress: called with (findings done, findings in all).
       on_refusal: called with (pseudonym, reason, detail); the detail may name a file and is for the operator's console only.
+      on_check: called with (files compared, files in all) while an earlier run's sources are compared with what they were.
 
     Raises:
-      DataError: If two findings have one name, or a patient is in two splits.
+      DataError: If the folder was made with another salt.
       InvalidSetting: If the folder holds something else, another plan's cohort, or is in use.
       RunFailed: If the disk is full.
     """
@@ -100,25 +108,26 @@ def ingest(
     _prepare(folder)
     with file_lock(folder / LOCK_NAME, what="mammo-fed data ingest"):
         try:
-            return _Ingestion(folder, plan, pseudonyms, on_progress, on_refusal).run(listed)
+            return _Ingestion(folder, plan, pseudonyms, _Calls(on_progress, on_refusal, on_check)).run(listed)
         except OSError as error:
             raise RunFailed(
                 f"cohort {folder} cannot be written ({error.strerror}); free disk space and run it again"
             ) from error
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """Whom to tell what is going on."""
+
+    progress: Callable[[int, int], None]
+    refusal: Callable[[str, str, str], None]
+    check: Callable[[int, int], None]
+
+
 class _Ingestion:
-    def __init__(
-        self,
-        folder: Path,
-        plan: IngestPlan,
-        pseudonyms: Pseudonyms,
-        on_progress: Callable[[int, int], None],
-        on_refusal: Callable[[str, str, str], None],
-    ) -> None:
-        self._folder, self._plan, self._pseudonyms = folder, plan, pseudonyms
-        self._on_progress, self._on_refusal = on_progress, on_refusal
-        self._refused: Counter[str] = Counter()
+    def __init__(self, folder: Path, plan: IngestPlan, pseudonyms: Pseudonyms, calls: _Calls) -> None:
+        self._folder, self._plan, self._pseudonyms, self._calls = folder, plan, pseudonyms, calls
+        self._problems: list[tuple[str, str]] = []
         self._settings = {"source": plan.source, **asdict(plan.recipe), "format": FORMAT}
 
     def run(self, listed: Sequence[Finding | SkippedFinding]) -> Ingested:
@@ -128,7 +137,7 @@ class _Ingestion:
         kept = self._journal(found)
         todo = [name for name in found if name not in kept]
         done, reused = len(listed) - len(todo), len(kept)
-        self._on_progress(done, len(listed))
+        self._calls.progress(done, len(listed))
         (self._folder / JOURNAL_NAME).touch(mode=0o600)
         with (self._folder / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
             for answers in self._made(found, todo):
@@ -141,10 +150,12 @@ class _Ingestion:
                         journal.write(json.dumps(line, sort_keys=True) + "\n")
                 journal.flush()
                 done += len(answers)
-                self._on_progress(done, len(listed))
+                self._calls.progress(done, len(listed))
         patients = self._patients(finding.patient for finding in found.values())
         rows = [self._row(found[name], patch, patients[found[name].patient]) for name, patch in kept.items()]
-        write_cohort_folder(self._folder, rows, settings=self._settings, reasons=self._refused, public=self._plan.public)
+        refused = Counter(reason for _, reason in self._problems)
+        write_cohort_folder(self._folder, rows, settings=self._settings, reasons=refused, public=self._plan.public)
+        write_problems(self._folder / PROBLEMS_NAME, ("finding", "reason"), sorted(self._problems))
         self._remove_strays({row.name for row in rows})
         labelled = [row for row in rows if row.label is not None]
         return Ingested(
@@ -152,8 +163,9 @@ class _Ingestion:
             images=len(labelled),
             unlabelled=len(rows) - len(labelled),
             patients=len({row.patient for row in labelled}),
-            refused=dict(self._refused),
+            refused=dict(refused),
             reused=reused,
+            taken=_taken(rows),
         )
 
     def _check_salt(self) -> None:
@@ -168,17 +180,37 @@ class _Ingestion:
             )
 
     def _named(self, listed: Sequence[Finding | SkippedFinding]) -> dict[str, Finding]:
-        """Findings by pseudonym; those that the source gave up are counted."""
-        found: dict[str, Finding] = {}
+        """Findings by pseudonym; those that the source gave up, and those that contradict each other, are counted."""
+        rows: dict[str, list[Finding]] = {}
         for one in listed:
             name = self._pseudonyms.of("finding", one.name)
             if isinstance(one, SkippedFinding):
                 self._refuse(name, one.reason, one.detail)
-            elif name in found:
-                raise DataError(f"two findings are named {one.name!r}; names must be unique in a source")
             else:
-                found[name] = one
-        return found
+                rows.setdefault(name, []).append(one)
+        found: dict[str, Finding] = {}
+        for name, alike in rows.items():
+            # A row that stands twice is one lesion; of two that say different things nobody knows which is right.
+            agree = len({(one.patient, one.label, one.split, one.image) for one in alike}) == 1
+            if agree:
+                found[name] = alike[0]
+            for one in alike[agree:]:
+                self._refuse(name, "repeated_row", f"{one.name} stands {len(alike)} times{'' if agree else ', differently'}")
+        return self._of_one_split(found)
+
+    def _of_one_split(self, found: Mapping[str, Finding]) -> dict[str, Finding]:
+        """Without the patients who are in more than one split: a model would be tested on whom it was trained with."""
+        splits: dict[str, set[str]] = {}
+        patients = {name: self._pseudonyms.of("patient", finding.patient) for name, finding in found.items()}
+        for name, finding in found.items():
+            splits.setdefault(patients[name], set()).add(finding.split)
+        kept = {}
+        for name, finding in found.items():
+            if len(splits[patients[name]]) > 1:
+                self._refuse(name, "patient_in_two_splits", f"{finding.name}: its patient is in more than one")
+            else:
+                kept[name] = finding
+        return kept
 
     def _made(self, found: Mapping[str, Finding], todo: Sequence[str]) -> Iterator[Sequence[MadePatch | Refusal]]:
         by_image: dict[Path, list[str]] = {}
@@ -203,8 +235,8 @@ class _Ingestion:
                 yield answer
 
     def _refuse(self, name: str, reason: Reason, detail: str) -> None:
-        self._refused[reason if reason in REASONS else "damaged"] += 1
-        self._on_refusal(name, reason, detail)
+        self._problems.append((name, reason if reason in REASONS else "damaged"))
+        self._calls.refusal(name, reason, detail)
 
     def _patients(self, spellings: Iterable[str]) -> dict[str, str]:
         """A patient's pseudonym by every spelling: the one that this folder gave before, where a ledger may know it.
@@ -238,7 +270,7 @@ class _Ingestion:
         return {"loose_patient": " ".join(loose), "placeholder": "yes" if is_placeholder(identifier) else ""}
 
     def _journal(self, found: Mapping[str, Finding]) -> dict[str, MadePatch]:
-        """Patches of an earlier run that still are what this one would make."""
+        """Patches of an earlier run that still are what this one would make, by the content of their sources."""
         kept: dict[str, MadePatch] = {}
         try:
             lines = (self._folder / JOURNAL_NAME).read_text(encoding="utf-8").splitlines()
@@ -247,13 +279,29 @@ class _Ingestion:
         for line in lines:
             try:
                 values = json.loads(line)
-                patch = MadePatch(**values["patch"])
+                patch = MadePatch(**{**values["patch"], "sources": tuple(values["patch"]["sources"])})
                 if patch.name in found and values["stamp"] == self._stamp(found[patch.name]) and self._intact(patch):
                     kept[patch.name] = patch
             except (ValueError, KeyError, TypeError):
                 # The last line of a run that was killed.
                 continue
-        return kept
+        hashes = self._hashes({path for name in kept for path in files_of(found[name])})
+        return {
+            name: patch
+            for name, patch in kept.items()
+            if patch.sources == tuple(hashes[path] for path in files_of(found[name])) and "" not in patch.sources
+        }
+
+    def _hashes(self, paths: Collection[Path]) -> dict[Path, str]:
+        """SHA-256 of files, "" for those that cannot be read."""
+        hashes: dict[Path, str] = {}
+        answers = run_isolated(
+            hash_of, sorted(paths), processes=self._plan.processes, seconds=SECONDS, memory_bytes=MEMORY_BYTES
+        )
+        for path, answer in answers:
+            hashes[path] = "" if isinstance(answer, Lost) else answer
+            self._calls.check(len(hashes), len(paths))
+        return hashes
 
     def _intact(self, patch: MadePatch) -> bool:
         try:
@@ -263,12 +311,12 @@ class _Ingestion:
         return hashlib.sha256(content).hexdigest() == patch.sha256
 
     def _stamp(self, finding: Finding) -> str:
-        """Changes with the recipe, the lesion and the files that a patch is made from (by size and time of change)."""
+        """Changes with the recipe and the lesion."""
         lesion = finding.lesion
-        paths = [finding.image, *(lesion.candidates if isinstance(lesion, Masks) else ())]
-        points = lesion.points.tolist() if isinstance(lesion, Outline) else repr(lesion)
-        about = [self._settings, points, [_state(path) for path in paths]]
-        return self._pseudonyms.of("stamp", json.dumps(about, sort_keys=True, default=str))
+        points = [lesion.points.tolist(), lesion.drawn_on] if isinstance(lesion, Outline) else repr(lesion)
+        return self._pseudonyms.of(
+            "stamp", json.dumps([self._settings, points, str(finding.image)], sort_keys=True, default=str)
+        )
 
     def _remove_strays(self, names: set[str]) -> None:
         """Patches of findings that the source no longer has, and what a killed worker left."""
@@ -277,12 +325,29 @@ class _Ingestion:
                 path.unlink()
 
 
-def _state(path: Path) -> tuple[int, int]:
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file; "" where it cannot be read."""
     try:
-        about = path.stat()
-    except OSError:
-        return (0, 0)
-    return (about.st_size, about.st_mtime_ns)
+        with regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except DataError:
+        return ""
+
+
+def write_problems(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table of findings without a patch."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_private(path, buffer.getvalue().encode())
+
+
+def _taken(rows: Sequence[CohortRow]) -> dict[str, dict[str, int]]:
+    """How many patches there are of each vendor, intent, view and year, the most frequent first."""
+    counts = {kind: Counter(row.provenance.get(kind) or "not said" for row in rows) for kind in ("vendor", "intent", "year")}
+    counts["view"] = Counter(row.view or "other" for row in rows)
+    return {kind: dict(counter.most_common()) for kind, counter in counts.items()}
 
 
 def _prepare(folder: Path) -> None:

@@ -1,49 +1,68 @@
-"""From stored pixel values to intensities in [0, 1]: modality LUT, window or range, photometric interpretation."""
+"""From samples to intensities in [0, 1]: modality table or rescale, window or range, photometric interpretation, padding."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
+from mammo_fed.data.dicom.acquisition import is_raw
+from mammo_fed.data.dicom.breast import COARSE, breast_region, enlarged, is_inverted
 from mammo_fed.data.dicom.findings import Skipped
+from mammo_fed.data.dicom.headers import code_of, text_of
+from mammo_fed.data.dicom.lookup import LookupTable, table_of
 
 __all__ = ["Intensity", "Windowing", "intensity_of"]
 
-Windowing = Literal["minmax", "window", "stored"]
+Windowing = Literal["minmax", "window", "stored", "paper"]
 # Names of the VOI LUT functions, PS3.3 C.11.2.1.3.
 LINEAR, EXACT, SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
 # Beyond this a float32 no longer tells neighbouring values apart; no detector gives such a range.
 WIDEST: Final = 1e7
+# Standard deviation of an image in [0, 1] below which it shows nothing.
+FLAT: Final = 0.003
+# So much brighter than all tissue, what lies beside the breast is a lead marker and not for the range.
+MARKER: Final = 1.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Intensity:
-    """How values become intensities, pixel by pixel, so that it may be applied to a crop alone.
+    """How samples become intensities, pixel by pixel, so that it may be applied to a crop alone.
 
     Attributes:
-      header: attributes that hold look-up tables.
       rule: "range" (low and high are mapped to 0 and 1), a window's function, or "table".
+      inverted: low values are bright.
+      slope, intercept: of the rescale; or
+      modality: the table in its place.
+      voi: for "table".
+      logarithm: raw data that count photons: tissue takes them away by factors.
       low, high: in modality units, for "range".
       centre, width: in modality units, for windows.
-      inverted: MONOCHROME1: low values are bright.
+      padding: samples from the first to the second are not part of the image, and black.
+      notes: words of a fixed list about what was doubtful.
     """
 
-    header: Dataset
-    rule: str
-    inverted: bool
+    rule: str = "range"
+    inverted: bool = False
+    slope: float = 1.0
+    intercept: float = 0.0
+    modality: LookupTable | None = None
+    voi: LookupTable | None = None
+    logarithm: bool = False
     low: float = 0.0
     high: float = 1.0
     centre: float = 0.0
     width: float = 1.0
+    padding: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
     def __call__(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Intensities in [0, 1], float32, of stored values of any shape."""
-        values = _modality(stored, self.header).astype(np.float64)
+        """Intensities in [0, 1], float32, of samples of any shape."""
+        values = self.units(stored)
         if self.rule == "range":
             unit = (values - self.low) / (self.high - self.low)
         elif self.rule == LINEAR:
@@ -52,10 +71,28 @@ class Intensity:
             unit = (values - self.centre) / self.width + 0.5
         elif self.rule == SIGMOID:
             unit = 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - self.centre) / self.width, -60.0, 60.0)))
-        else:
-            unit = _table(values, self.header)
+        elif self.voi is not None:
+            unit = self.voi(np.floor(values)) / self.voi.largest
         unit = np.clip(unit, 0.0, 1.0)
-        return (1.0 - unit if self.inverted else unit).astype(np.float32)
+        shown = (1.0 - unit if self.inverted else unit).astype(np.float32)
+        if self.padding is not None:
+            shown[self.is_padding(stored)] = 0.0
+        return shown
+
+    def units(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        """Samples in modality units, float64."""
+        if self.modality is not None:
+            return self.modality(stored)
+        values: NDArray[np.float64] = stored.astype(np.float64)
+        if self.logarithm:
+            return np.log(np.maximum(values, 1.0))
+        return values if self.slope == 1.0 and self.intercept == 0.0 else values * self.slope + self.intercept
+
+    def is_padding(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which samples are no part of the image."""
+        low, high = self.padding or (1, 0)
+        found: NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
+        return found
 
     def describe(self) -> str:
         """The rule and its numbers, for a patch's provenance."""
@@ -71,74 +108,163 @@ def intensity_of(header: Dataset, stored: NDArray[Any], *, windowing: Windowing)
 
     Args:
       header: of the image.
-      stored: all of its pixels: their range is what "minmax" maps.
-      windowing: "minmax" (the paper's: darkest and brightest pixel, padding left out), "window" (the first VOI table or window
-        of the file; without one as "minmax"), or "stored" (all values that the stored bits can hold).
+      stored: all of its samples: their range is what "minmax" maps.
+      windowing: "minmax" (darkest to brightest, padding and lead markers beside the breast left out), "window" (the first VOI
+        table or window of the file; without one as "minmax"), "stored" (all values that the stored bits can hold), or "paper"
+        (darkest to brightest pixel, whatever it belongs to; padding left out).
 
     Raises:
-      Skipped: If the image is flat, or the header's numbers are no numbers.
+      Skipped: If the image is flat, it is not known whether bright is dense, or the header's numbers are no numbers.
     """
-    inverted = str(header.get("PhotometricInterpretation", "")).strip() == "MONOCHROME1"
     try:
-        if windowing == "window":
-            found = _window(header, inverted)
-            if found is not None:
-                return found
-        low, high = _stored_range(header) if windowing == "stored" else _used_range(header, stored)
+        found = _begun(header, stored)
+        if windowing == "window" and "raw" not in found.notes:
+            found = _windowed(header, found, stored)
+        if found.rule == "range":
+            found = _stored_range(header, found) if windowing == "stored" else _used_range(found, stored)
+    except Skipped:
+        raise
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, NotImplementedError) as error:
         raise Skipped("damaged", f"the header's intensity attributes make no sense ({type(error).__name__})") from error
-    if not (np.isfinite([low, high]).all() and 0 < high - low < WIDEST):
+    if not (np.isfinite([found.low, found.high]).all() and 0 < found.high - found.low < WIDEST):
         raise Skipped("flat_image", "all pixels have one value, or their range is no range")
-    return Intensity(header=header, rule="range", inverted=inverted, low=low, high=high)
+    coarse = found(stored[::COARSE, ::COARSE])
+    if found.rule != "range" and float(coarse.std()) < FLAT:
+        raise Skipped("flat_image", "the file's window shows nothing of the image")
+    if is_inverted(coarse):
+        if not found.inverted:
+            raise Skipped("unclear_polarity", "air is bright: the image is inverted, whatever its header says")
+        # As its header asks for; with low values bright air that was blanked is bright too.
+        found = replace(found, notes=(*found.notes, "bright_air"))
+    if windowing == "minmax":
+        found = _without_markers(found, stored, coarse)
+    return found
 
 
-def _modality(stored: NDArray[Any], header: Dataset) -> NDArray[Any]:
-    if "ModalityLUTSequence" in header or "RescaleSlope" in header:
-        found: NDArray[Any] = apply_modality_lut(stored, header)
+def _begun(header: Dataset, stored: NDArray[Any]) -> Intensity:
+    """Everything but the range: polarity, modality, padding."""
+    shape = code_of(header, "PresentationLUTShape")
+    inverted = code_of(header, "PhotometricInterpretation") == "MONOCHROME1"
+    raw = is_raw(header)
+    if shape == "INVERSE" and not inverted and not raw:
+        # PS3.3, C.8.11.3.1.2: viewers disagree about what it means there.
+        raise Skipped("unclear_polarity", "PresentationLUTShape is INVERSE with MONOCHROME2: nobody knows which is meant")
+    found = Intensity(inverted=inverted, padding=_padding(header, stored))
+    if raw:
+        return _raw(header, found)
+    if header.get("ModalityLUTSequence"):
+        item = header.ModalityLUTSequence[0]
+        return replace(found, modality=table_of(item, signed=stored.dtype.kind == "i", little_endian=_little(header)))
+    slope, intercept = text_of(header, "RescaleSlope"), text_of(header, "RescaleIntercept")
+    if not slope and not intercept:
         return found
-    return stored
+    # They come together (PS3.3, C.11.1.1): with one of them missing, the other's plain meaning is likely, and noted.
+    notes = () if slope and intercept else ("incomplete_rescale",)
+    found = replace(found, slope=_decimal(slope or "1"), intercept=_decimal(intercept or "0"), notes=notes)
+    if found.slope == 0 or not np.isfinite([found.slope, found.intercept]).all():
+        raise ValueError("no rescale")
+    return found
 
 
-def _stored_range(header: Dataset) -> tuple[float, float]:
-    bits = int(header.BitsStored)
-    signed = int(header.get("PixelRepresentation", 0)) == 1
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-    if "ModalityLUTSequence" in header:
-        return 0.0, float((1 << int(header.ModalityLUTSequence[0].LUTDescriptor[2])) - 1)
-    return _ordered(_modality(np.array([low, high]), header))
+def _raw(header: Dataset, found: Intensity) -> Intensity:
+    """Raw data: by the relation of samples to X-rays (PS3.3, C.8.11.3.1.2), more of which come where less is in the way."""
+    relation, sign = code_of(header, "PixelIntensityRelationship"), text_of(header, "PixelIntensityRelationshipSign").strip()
+    if relation not in ("LIN", "LOG") or sign not in ("1", "-1", "+1"):
+        raise Skipped("unclear_polarity", "raw data that does not say how its values relate to X-rays")
+    return replace(found, inverted=sign != "-1", logarithm=relation == "LIN" and sign != "-1", notes=("raw",))
 
 
-def _used_range(header: Dataset, stored: NDArray[Any]) -> tuple[float, float]:
-    padding = header.get("PixelPaddingValue")
-    if padding is not None:
-        kept = stored[stored != int(padding)]
-        stored = kept if kept.size else stored
-    if "ModalityLUTSequence" in header:
-        return _ordered(_modality(stored, header))
-    return _ordered(_modality(np.array([stored.min(), stored.max()]), header))
-
-
-def _ordered(values: NDArray[Any]) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
-
-
-def _window(header: Dataset, inverted: bool) -> Intensity | None:
-    if header.get("VOILUTSequence"):
-        return Intensity(header=header, rule="table", inverted=inverted)
-    if "WindowCenter" not in header or "WindowWidth" not in header:
+def _padding(header: Dataset, stored: NDArray[Any]) -> tuple[int, int] | None:
+    """Samples that are padding (PS3.3, C.7.5.1.1.2), whichever sign their VR gives them."""
+    text = text_of(header, "PixelPaddingValue")
+    if not text:
         return None
+    first, last = int(text), int(text_of(header, "PixelPaddingRangeLimit") or text)
+    bits = int(text_of(header, "BitsStored") or 8 * stored.dtype.itemsize)
+    low, high = sorted(_as_sample(value, bits=bits, signed=stored.dtype.kind == "i") for value in (first, last))
+    return low, high
+
+
+def _as_sample(value: int, *, bits: int, signed: bool) -> int:
+    """A number that was written with the other sign, or with the bits above the stored ones."""
+    lowest, highest = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    if lowest <= value <= highest:
+        return value
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value > highest else value
+
+
+def _stored_range(header: Dataset, found: Intensity) -> Intensity:
+    bits = int(text_of(header, "BitsStored"))
+    signed = text_of(header, "PixelRepresentation") == "1"
+    if found.modality is not None:
+        return replace(found, low=0.0, high=found.modality.largest)
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    return _between(found, np.array([low, high]))
+
+
+def _used_range(found: Intensity, stored: NDArray[Any]) -> Intensity:
+    kept = stored
+    if found.padding is not None:
+        inside = stored[~found.is_padding(stored)]
+        kept = inside if inside.size else stored
+    if found.modality is not None:
+        return _between(found, kept)
+    return _between(found, np.array([kept.min(), kept.max()]))
+
+
+def _between(found: Intensity, samples: NDArray[Any]) -> Intensity:
+    values = found.units(samples)
+    return replace(found, low=float(values.min()), high=float(values.max()))
+
+
+def _without_markers(found: Intensity, stored: NDArray[Any], coarse: NDArray[np.float32]) -> Intensity:
+    """The range of the breast, where something beside it is brighter than all of it: letters of lead, a bright frame.
+
+    The darkest stays: air, which lies outside. With low values bright it is the other end of the range that a marker sets.
+    """
+    region = breast_region(coarse)
+    if not region.any() or region.all():
+        return found
+    near = enlarged(region, shape=(len(coarse) * COARSE, coarse.shape[1] * COARSE), grow=2)[::COARSE, ::COARSE]
+    inside = float(coarse[near].max())
+    if inside <= 0 or float(coarse.max()) < MARKER * inside:
+        return found
+    shape = (stored.shape[0], stored.shape[1])
+    tissue = stored[enlarged(region, shape=shape, grow=2)]
+    values = found.units(np.array([tissue.min(), tissue.max()]) if found.modality is None else tissue)
+    low = float(values.min()) if found.inverted else found.low
+    high = found.high if found.inverted else float(values.max())
+    return replace(found, notes=(*found.notes, "marker_left_out"), low=low, high=high)
+
+
+def _windowed(header: Dataset, found: Intensity, stored: NDArray[Any]) -> Intensity:
+    """As the file's first VOI table or window says; `found` itself where it has none."""
+    if header.get("VOILUTSequence"):
+        signed = float(found.units(np.array([stored.min(), stored.max()])).min()) < 0
+        voi = table_of(header.VOILUTSequence[0], signed=signed, little_endian=_little(header))
+        return replace(found, rule="table", voi=voi)
+    if not text_of(header, "WindowCenter") or not text_of(header, "WindowWidth"):
+        return found
     centre, width = _first(header.WindowCenter), _first(header.WindowWidth)
-    rule = str(header.get("VOILUTFunction", LINEAR)).strip().upper() or LINEAR
+    rule = code_of(header, "VOILUTFunction") or LINEAR
     if rule not in (LINEAR, EXACT, SIGMOID) or not (np.isfinite([centre, width]).all() and 0 < width < WIDEST):
         raise ValueError("no such window")
-    return Intensity(header=header, rule=rule, inverted=inverted, centre=centre, width=width)
+    return replace(found, rule=rule, centre=centre, width=width)
 
 
 def _first(value: Any) -> float:
-    return float(value if isinstance(value, (int, float, str)) else value[0])
+    return _decimal(str(value if isinstance(value, (int, float, str)) else value[0]))
 
 
-def _table(values: NDArray[np.float64], header: Dataset) -> NDArray[np.float64]:
-    bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-    mapped: NDArray[np.float64] = apply_voi(values.astype(np.int64), header, index=0).astype(np.float64)
-    return mapped / ((1 << bits) - 1)
+def _decimal(text: str) -> float:
+    """A number, with a comma for its point where a device wrote it so."""
+    value = float(text.replace(",", "."))
+    if not math.isfinite(value):
+        raise ValueError("no number")
+    return value
+
+
+def _little(header: Dataset) -> bool:
+    encoding = getattr(header, "original_encoding", (None, True))
+    return encoding[1] is not False

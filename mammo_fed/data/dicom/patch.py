@@ -6,24 +6,40 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mammo_fed.common.private_files import write_private
+from mammo_fed.data.dicom.acquisition import Intent, is_raw, vendor_of, year_of
+from mammo_fed.data.dicom.breast import COARSE, air_level, breast_region, enlarged
 from mammo_fed.data.dicom.findings import Box, Breast, Lesion, Masks, Outline, Reason, Skipped
-from mammo_fed.data.dicom.geometry import COARSE, CropRule, area_resize, breast_box, mask_box, outline_box, square_crop
-from mammo_fed.data.dicom.headers import identities_of
+from mammo_fed.data.dicom.geometry import (
+    Crop,
+    CropRule,
+    area_resize,
+    box_in_image,
+    breast_box,
+    mask_box,
+    outline_box,
+    square_crop,
+)
+from mammo_fed.data.dicom.headers import code_of, identities_of
 from mammo_fed.data.dicom.intensity import Intensity, Windowing, intensity_of
+from mammo_fed.data.dicom.marked import marked_in_files
 from mammo_fed.data.dicom.phi import shows_text
-from mammo_fed.data.dicom.reading import Mammogram, read_mammogram, read_mask
+from mammo_fed.data.dicom.reading import Mammogram, read_mammogram
 from mammo_fed.data.pseudonyms import Pseudonyms
 
 __all__ = ["Job", "MadePatch", "PatchRecipe", "Refusal", "Wanted", "make_patches"]
 
-WHITE = 65535
+WHITE: Final = 65535
+# So little brighter than air there is no tissue.
+AIR: Final = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +51,18 @@ class PatchRecipe:
       windowing: how stored values become intensities.
       modality: what files must be; None takes any.
       burned_in: whether to take images that say, or whose crop shows, that text is burned into their pixels.
+      intent: images made to be looked at, raw data of the detector, or both.
+      synthetic_views: whether to take views that were computed of a tomosynthesis.
+      blank_background: whether everything beside the breast becomes black: air, view markers, labels.
     """
 
     crop: CropRule
     windowing: Windowing
     modality: str | None
     burned_in: bool = False
+    intent: Intent = "presentation"
+    synthetic_views: bool = False
+    blank_background: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +100,15 @@ class MadePatch:
       name: its pseudonym.
       view: "CC", "MLO" or "", as the file says.
       sha256: of the PNG file.
-      provenance: where its pixels come from: only numbers, hashes, keyed digests and words of a fixed list.
+      provenance: where its pixels come from: only numbers, hashes, keyed digests and words of fixed lists.
+      sources: SHA-256 of the files that it was made from, by their place in `Wanted.files`; "" where one could not be read.
     """
 
     name: str
     view: str
     sha256: str
     provenance: dict[str, str]
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,22 +122,50 @@ class Refusal:
 
 def make_patches(job: Job) -> Sequence[MadePatch | Refusal]:
     """Read the mammogram once, and make a patch of every lesion, or say why not."""
+    recipe = job.recipe
     try:
-        mammogram = read_mammogram(job.image, modality=job.recipe.modality)
-        intensity = intensity_of(mammogram.header, mammogram.stored, windowing=job.recipe.windowing)
+        mammogram = read_mammogram(
+            job.image, modality=recipe.modality, intent=recipe.intent, synthetic_views=recipe.synthetic_views
+        )
+        view = _View(mammogram, intensity_of(mammogram.header, mammogram.stored, windowing=recipe.windowing))
     except Skipped as error:
         return [Refusal(name=one.name, reason=error.reason, detail=error.detail) for one in job.wanted]
-    return [_one(job, one, mammogram, intensity) for one in job.wanted]
+    return [_one(job, one, view) for one in job.wanted]
 
 
-def _one(job: Job, wanted: Wanted, mammogram: Mammogram, intensity: Intensity) -> MadePatch | Refusal:
-    rule, stored = job.recipe.crop, mammogram.stored
-    shape = (stored.shape[0], stored.shape[1])
+class _View:
+    """A mammogram as it is shown, and where the breast is in it."""
+
+    def __init__(self, mammogram: Mammogram, intensity: Intensity) -> None:
+        self.mammogram, self.intensity = mammogram, intensity
+        self.stored = mammogram.stored
+        self.shape = (self.stored.shape[0], self.stored.shape[1])
+
+    @cached_property
+    def coarse(self) -> NDArray[np.float32]:
+        return self.intensity(self.stored[::COARSE, ::COARSE])
+
+    @cached_property
+    def breast(self) -> NDArray[np.bool_]:
+        return breast_region(self.coarse)
+
+    def square(self, crop: Crop, *, blank_background: bool) -> NDArray[np.float32]:
+        """What is shown inside a square."""
+        shown = self.intensity(self.stored[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side])
+        if blank_background:
+            side = (crop.side, crop.side)
+            shown[~enlarged(self.breast, shape=side, top=crop.top, left=crop.left)] = 0.0
+        return shown
+
+
+def _one(job: Job, wanted: Wanted, view: _View) -> MadePatch | Refusal:
+    rule, mammogram = job.recipe.crop, view.mammogram
     try:
-        box = _box(wanted.lesion, mammogram, intensity)
-        crop = square_crop(box, shape=shape, rule=rule, spacing=mammogram.spacing)
-        square = stored[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side]
-        shown = intensity(square)
+        box, marks = _box(wanted.lesion, view)
+        crop = square_crop(box, shape=view.shape, rule=rule, spacing=mammogram.spacing)
+        if not isinstance(wanted.lesion, Breast):
+            _check_on_breast(box, view)
+        shown = view.square(crop, blank_background=job.recipe.blank_background)
         _check_text(job, mammogram, shown)
         patch = area_resize(shown, rule.size)
     except Skipped as error:
@@ -122,76 +174,74 @@ def _one(job: Job, wanted: Wanted, mammogram: Mammogram, intensity: Intensity) -
         return Refusal(name=wanted.name, reason="too_large", detail="the patch does not fit into memory")
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, NotImplementedError) as error:
         return Refusal(name=wanted.name, reason="damaged", detail=f"the pixels cannot be mapped ({type(error).__name__})")
+    return MadePatch(
+        name=wanted.name,
+        view=mammogram.view,
+        sha256=_write(patch, job.folder / f"{wanted.name}.png"),
+        provenance={name: str(value) for name, value in _provenance(job, wanted, view, crop).items()},
+        sources=(mammogram.sha256, *marks),
+    )
+
+
+def _provenance(job: Job, wanted: Wanted, view: _View, crop: Crop) -> dict[str, object]:
+    """Numbers, hashes, keyed digests and words of fixed lists."""
+    mammogram, header = view.mammogram, view.mammogram.header
     spacing = mammogram.spacing or ("", "")
-    provenance = {
+    return {
         "source_sha256": mammogram.sha256,
-        "rows": shape[0],
-        "columns": shape[1],
+        "rows": view.shape[0],
+        "columns": view.shape[1],
         "crop_top": crop.top,
         "crop_left": crop.left,
         "crop_side": crop.side,
         "spacing_down_mm": spacing[0],
         "spacing_across_mm": spacing[1],
         "transfer_syntax": mammogram.transfer_syntax,
-        "windowing": intensity.describe(),
-        **{kind: job.pseudonyms.of(kind, value) if value else "" for kind, value in identities_of(mammogram.header).items()},
+        "windowing": view.intensity.describe(),
+        "notes": " ".join(view.intensity.notes),
+        "lesion": type(wanted.lesion).__name__.lower(),
+        "vendor": vendor_of(header),
+        "intent": "processing" if is_raw(header) else "presentation",
+        "year": year_of(header),
+        **{kind: job.pseudonyms.of(kind, value) if value else "" for kind, value in identities_of(header).items()},
     }
-    return MadePatch(
-        name=wanted.name,
-        view=mammogram.view,
-        sha256=_write(patch, job.folder / f"{wanted.name}.png"),
-        provenance={name: str(value) for name, value in provenance.items()},
-    )
 
 
 def _check_text(job: Job, mammogram: Mammogram, shown: NDArray[np.float32]) -> None:
     if job.recipe.burned_in:
         return
-    if str(mammogram.header.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+    if code_of(mammogram.header, "BurnedInAnnotation") == "YES":
         raise Skipped("burned_in_text", f"{job.image} says that text is burned into its pixels")
     if shows_text(shown):
         raise Skipped("burned_in_text", f"{job.image}: what lies around the lesion looks like text")
 
 
-def _box(lesion: Lesion, mammogram: Mammogram, intensity: Intensity) -> Box:
-    shape = (mammogram.stored.shape[0], mammogram.stored.shape[1])
+def _check_on_breast(box: Box, view: _View) -> None:
+    """A lesion lies in tissue: a box on air was drawn on another image, or on this one turned round."""
+    top, left, bottom, right = box_in_image(box, shape=view.shape)
+    inside = view.intensity(view.stored[top:bottom:2, left:right:2])
+    if float(np.quantile(inside, 0.95)) < air_level(view.coarse, view.breast) + AIR:
+        raise Skipped("lesion_off_breast", "what is marked lies beside the breast, on the background")
+
+
+def _box(lesion: Lesion, view: _View) -> tuple[Box, tuple[str, ...]]:
+    """The box around a lesion, and the hashes of the files that mark it."""
     match lesion:
         case Box():
-            return lesion
+            return lesion, ()
         case Outline():
-            return outline_box(lesion)
-        case Masks():
-            return mask_box(_mask(lesion, shape))
+            return outline_box(lesion), ()
         case Breast():
-            return breast_box(intensity(mammogram.stored[::COARSE, ::COARSE]), shape=shape)
-
-
-def _mask(masks: Masks, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The file that is a mask by its shape and values.
-
-    Raises:
-      Skipped: If none is; with a reason of its own where one has two values and another shape.
-    """
-    other: tuple[int, ...] | None = None
-    unread: Skipped | None = None
-    for path in masks.candidates:
-        try:
-            pixels = read_mask(path)
-        except Skipped as error:
-            unread = error
-            continue
-        low, high = pixels.min(), pixels.max()
-        if low == high or np.count_nonzero(pixels == low) + np.count_nonzero(pixels == high) != pixels.size:
-            continue
-        if pixels.shape == shape:
-            marked: NDArray[np.bool_] = pixels != low
-            return marked
-        other = pixels.shape
-    if other is not None:
-        raise Skipped("mask_mismatch", f"the mask has {other[0]} x {other[1]} pixels, the mammogram {shape[0]} x {shape[1]}")
-    if unread is not None:
-        raise unread
-    raise Skipped("no_mask", "none of the files beside the lesion is a mask")
+            return breast_box(view.breast, shape=view.shape), ()
+        case Masks():
+            marked, hashes = marked_in_files(lesion, header=view.mammogram.header, shape=view.shape, breast=view.breast)
+            match marked:
+                case Box():
+                    return marked, hashes
+                case Outline():
+                    return outline_box(marked), hashes
+                case _:
+                    return mask_box(marked), hashes
 
 
 def _write(patch: NDArray[np.float32], path: Path) -> str:

@@ -146,11 +146,13 @@ class OpenedCohort:
     Attributes:
       public: whether its patients' data is declared public.
       seal: over all that it holds.
+      images: labelled patches.
       archive: what ingestion noted.
     """
 
     public: bool
     seal: str
+    images: int
     archive: Archive
 
 
@@ -166,7 +168,7 @@ def open_cohort_folder(folder: Path, *, public: bool) -> OpenedCohort:
         public, seal = public and about["public"] is True, str(about["seal"])
         declared = {name: value for name, value in about.items() if name != "seal"}
         refused = {str(reason): int(count) for reason, count in about["refused"].items()}
-        unlabelled = int(about["unlabelled"])
+        unlabelled, images = int(about["unlabelled"]), int(about["images"])
     except OSError as error:
         raise DataError(
             f"{folder} holds no whole cohort ({COHORT_NAME}: {error.strerror}); make it with mammo-fed data ingest"
@@ -190,7 +192,7 @@ def open_cohort_folder(folder: Path, *, public: bool) -> OpenedCohort:
         )
     provenance = {row["image"]: row for row in tables[PROVENANCE_NAME] if row.get("image")}
     archive = Archive(refused=refused, unlabelled=unlabelled, provenance=provenance)
-    return OpenedCohort(public=public, seal=seal, archive=archive)
+    return OpenedCohort(public=public, seal=seal, images=images, archive=archive)
 
 
 def check_cohort_folder(
@@ -202,6 +204,11 @@ def check_cohort_folder(
       DataError: As `read_cohort_folder`, but for the preflight.
     """
     opened = open_cohort_folder(folder, public=public)
+    if not opened.images:
+        raise DataError(
+            f"cohort {folder} has no labelled patch, so there is nothing to check or to train a classifier with; "
+            f"{UNLABELLED_NAME} lists {opened.archive.unlabelled} without a label, for pretraining"
+        )
     cohort = read_csv(folder / TABLE_NAME, split=None, public=opened.public)
     findings = preflight(cohort, opened.archive, reference=reference)
     found = [asdict(finding) for finding in findings]

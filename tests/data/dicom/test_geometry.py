@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mammo_fed.data.dicom.breast import COARSE, breast_region
 from mammo_fed.data.dicom.findings import Box, Outline, Skipped
-from mammo_fed.data.dicom.geometry import COARSE, Crop, CropRule, area_resize, breast_box, mask_box, outline_box, square_crop
+from mammo_fed.data.dicom.geometry import Crop, CropRule, area_resize, breast_box, mask_box, outline_box, square_crop
 from mammo_fed.errors import InvalidSetting
 
 
@@ -41,8 +42,10 @@ def test_crop_of_the_paper_lies_one_margin_higher_so_that_the_lesion_sits_low():
 def test_crop_in_millimetres_follows_the_pixel_spacing_and_needs_one():
     rule = CropRule(side_mm=20.0)
     assert square_crop(box(400, 400, 420, 420), shape=(1000, 1000), rule=rule, spacing=(0.05, 0.05)).side == 400
-    with pytest.raises(Skipped, match="unreadable_annotation"):
+    with pytest.raises(Skipped, match="unknown_spacing"):
         square_crop(box(400, 400, 420, 420), shape=(1000, 1000), rule=rule)
+    with pytest.raises(Skipped, match="unknown_spacing"):
+        square_crop(box(40, 40, 60, 60), shape=(100, 100), rule=rule, spacing=(0.05, 0.05))
 
 
 @given(
@@ -106,7 +109,7 @@ def test_breast_is_the_largest_bright_area():
     image = np.full((800, 640), 0.02, np.float32)
     image[80:720, 0:400] = 0.5
     image[16:40, 560:620] = 1.0
-    found = breast_box(image[::COARSE, ::COARSE], shape=image.shape)
+    found = breast_box(breast_region(image[::COARSE, ::COARSE]), shape=image.shape)
     assert (found.top, found.left) == (80, 0)
     assert abs(found.bottom - 720) <= COARSE
     assert abs(found.right - 400) <= COARSE

@@ -186,12 +186,65 @@ def test_ingest_never_writes_into_a_folder_that_holds_something_else(tmp_path):
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
 
 
-def test_ingest_refuses_a_patient_in_two_splits_and_two_findings_of_one_name(tmp_path):
-    one = finding(tmp_path, "aa1")
-    with pytest.raises(DataError, match="two splits"):
-        run([one, finding(tmp_path, "aa2", split="test")], tmp_path / "cohort")
-    with pytest.raises(DataError, match="names must be unique"):
-        run([one, one], tmp_path / "second")
+def test_ingest_refuses_the_findings_of_a_patient_in_two_splits_and_reads_the_others(tmp_path):
+    in_two = [finding(tmp_path, "aa1"), finding(tmp_path, "aa2", split="test")]
+    done = run([*in_two, finding(tmp_path, "bb1")], tmp_path / "cohort")
+    assert (done.images, done.refused) == (1, {"patient_in_two_splits": 2})
+
+
+def test_ingest_reads_a_finding_that_is_listed_twice_once_and_none_that_is_listed_differently(tmp_path):
+    one, other = finding(tmp_path, "aa1"), finding(tmp_path, "bb1")
+    done = run([one, one, other], tmp_path / "cohort")
+    assert (done.images, done.refused, done.findings) == (2, {"repeated_row": 1}, 3)
+    done = run([one, replace(one, label=BENIGN), other], tmp_path / "second")
+    assert (done.images, done.refused, done.findings) == (1, {"repeated_row": 2}, 3)
+
+
+def test_ingest_makes_a_patch_again_whose_file_was_replaced_by_one_of_the_same_size_and_time(tmp_path):
+    one, other = finding(tmp_path, "aa1"), finding(tmp_path, "bb1")
+    run([one, other], tmp_path / "cohort")
+    before = one.image.stat()
+    values = np.random.default_rng(99).integers(0, 65536, (96, 64), dtype=np.uint16)
+    write(mammogram(values, PatientName="DOE^JANE", PatientID="MRN-4711"), one.image)
+    os.utime(one.image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert one.image.stat().st_size == before.st_size
+    done = run([one, other], tmp_path / "cohort")
+    assert done.reused == 1
+    shown = values[20 : 20 + SIZE, 10 : 10 + SIZE] / 65535
+    assert any(np.allclose(patch, shown, atol=1e-4) for patch in read(tmp_path / "cohort").pixels)
+
+
+def test_ingest_makes_a_patch_again_whose_mask_was_replaced(tmp_path):
+    mask = np.zeros((96, 64), np.uint8)
+    mask[20 : 20 + SIZE, 10 : 10 + SIZE] = 255
+    path = write(mammogram(mask, bits=8), tmp_path / "mask.dcm")
+    one = finding(tmp_path, "aa1", lesion=Masks(candidates=(path,)))
+    assert run([one], tmp_path / "cohort").reused == 0
+    assert run([one], tmp_path / "cohort").reused == 1
+    write(mammogram(np.roll(mask, 5, axis=0), bits=8), path)
+    assert run([one], tmp_path / "cohort").reused == 0
+
+
+def test_ingest_lists_every_refused_finding_by_pseudonym(tmp_path):
+    run([finding(tmp_path, "aa1"), SkippedFinding(name="DOE JANE", reason="no_side")], tmp_path / "cohort")
+    header, *rows = (tmp_path / "cohort" / "problems.csv").read_text().splitlines()
+    assert header == "finding,reason"
+    assert [row.partition(",")[2] for row in rows] == ["no_side"]
+    assert "DOE" not in rows[0]
+
+
+def test_ingest_counts_patches_by_what_their_headers_say(tmp_path):
+    path = write(
+        mammogram(gradient(), Manufacturer="HOLOGIC, Inc.", StudyDate="20190304", PresentationIntentType="FOR PRESENTATION"),
+        tmp_path / "cc1.dcm",
+    )
+    done = run([finding(tmp_path, "cc1", image=path), finding(tmp_path, "aa1", view="")], tmp_path / "cohort")
+    assert done.taken == {
+        "vendor": {"Hologic": 1, "not said": 1},
+        "intent": {"presentation": 2},
+        "year": {"2019": 1, "not said": 1},
+        "view": {"CC": 1, "other": 1},
+    }
 
 
 def test_pseudonyms_are_one_for_all_spellings_of_a_patient_and_unlike_for_another_salt(tmp_path):

@@ -13,8 +13,9 @@ from pydicom.uid import BreastTomosynthesisImageStorage, JPEG2000Lossless, MRIma
 
 from mammo_fed.data.dicom.codestream import FrameSize, frame_size
 from mammo_fed.data.dicom.findings import Skipped
+from mammo_fed.data.dicom.headers import dataset
 from mammo_fed.data.dicom.intensity import intensity_of
-from mammo_fed.data.dicom.reading import read_mammogram, read_mask
+from mammo_fed.data.dicom.reading import read_mammogram, samples_inside
 from tests.data.dicom.making import gradient, mammogram, write
 
 
@@ -70,7 +71,7 @@ def test_reading_takes_a_mask_of_another_modality(tmp_path):
     path = write(
         mammogram(gradient(dtype="uint8", top=255), bits=8, Modality="OT", SOPClassUID=MRImageStorage), tmp_path / "m.dcm"
     )
-    assert read_mask(path).shape == (96, 64)
+    assert samples_inside(dataset(path)).shape == (96, 64)
     assert reason(path) == "wrong_modality"
     assert read_mammogram(path, modality=None).stored.shape == (96, 64)
 
@@ -160,8 +161,8 @@ def test_intensity_refuses_an_image_of_one_value():
 
 def test_frame_size_reads_the_codestreams_own_header():
     jpeg = bytes.fromhex("ffd8ffe000040000ffc3000b0c01000080011100")
-    assert frame_size(jpeg) == FrameSize(rows=256, columns=128, samples=1)
-    siz = bytes.fromhex("ff4fff51002900000000008000000100") + bytes(24) + bytes.fromhex("0001")
-    assert frame_size(siz) == FrameSize(rows=256, columns=128, samples=1)
+    assert frame_size(jpeg) == FrameSize(rows=256, columns=128, samples=1, precision=12)
+    siz = bytes.fromhex("ff4fff51002900000000008000000100") + bytes(24) + bytes.fromhex("00010f")
+    assert frame_size(siz) == FrameSize(rows=256, columns=128, samples=1, precision=16)
     assert frame_size(b"\xff\xd8" + b"\xff\xe0\xff\xff") is None
     assert frame_size(b"GIF89a") is None

@@ -1,0 +1,181 @@
+"""From a header to its samples: what the header claims is compared with what is there before a decoder allocates by either."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, FileDataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
+
+from mammo_fed.data.dicom.codestream import frame_size
+from mammo_fed.data.dicom.findings import Skipped
+from mammo_fed.data.dicom.headers import code_of, number_of, quietly
+from mammo_fed.data.dicom.stored_bits import samples_of
+
+__all__ = ["LARGEST_PIXELS", "check_grey", "image_size", "samples"]
+
+LARGEST_SIDE: Final = 16384
+# A full-field detector of today has 4096 x 5120.
+LARGEST_PIXELS: Final = 64_000_000
+GREY: Final = ("MONOCHROME1", "MONOCHROME2")
+# Repeating groups of overlays, PS3.5, 7.6.
+OVERLAY_GROUPS: Final = range(0x6000, 0x6020, 2)
+
+
+def check_grey(header: Dataset) -> None:
+    """Check that there is one frame of grey integer pixels.
+
+    Raises:
+      Skipped: If there is not.
+    """
+    if "PixelData" not in header:
+        other = "FloatPixelData" in header or "DoubleFloatPixelData" in header
+        raise Skipped("unsupported_encoding" if other else "no_pixels", "there are no integer pixels")
+    if number_of(header, "NumberOfFrames", otherwise=1) != 1:
+        raise Skipped("several_frames", "the file has several frames")
+    photometric = code_of(header, "PhotometricInterpretation")
+    if number_of(header, "SamplesPerPixel", otherwise=1) != 1 or (photometric and photometric not in GREY):
+        raise Skipped("colour", "the image is not grey")
+    if not photometric:
+        raise Skipped("unclear_polarity", "the header has no PhotometricInterpretation: bright may be dark")
+
+
+def image_size(header: Dataset) -> tuple[int, int]:
+    """Rows and columns, within bounds.
+
+    Raises:
+      Skipped: If the header's sizes are out of bounds, or no sizes.
+    """
+    rows, columns = number_of(header, "Rows"), number_of(header, "Columns")
+    if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE and rows * columns <= LARGEST_PIXELS):
+        raise Skipped("too_large", f"the header claims {rows} x {columns} pixels")
+    allocated = number_of(header, "BitsAllocated")
+    stored = number_of(header, "BitsStored", otherwise=allocated)
+    if allocated not in (8, 16) or not 1 <= stored <= allocated:
+        raise Skipped("unsupported_encoding", f"{allocated} bits allocated, {stored} stored; 8 to 16 are read")
+    if number_of(header, "PixelRepresentation", otherwise=0) not in (0, 1):
+        raise Skipped("damaged", "the header's PixelRepresentation is neither 0 nor 1")
+    return rows, columns
+
+
+def samples(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
+    """Decoded samples, shape (rows, columns), of a signed or unsigned dtype of 8 or 16 bits.
+
+    Raises:
+      Skipped: If they cannot be decoded, or are not what the header says.
+    """
+    syntax = UID(header.file_meta.TransferSyntaxUID)
+    allocated = number_of(header, "BitsAllocated")
+    bits = number_of(header, "BitsStored", otherwise=allocated)
+    # Decoders know the standard's spelling only.
+    header.PhotometricInterpretation = code_of(header, "PhotometricInterpretation")
+    quietly(lambda: _check_pixel_bytes(header, syntax, rows, columns, rows * columns * (allocated // 8)), Path("the image"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            words = _decoded(header, syntax, rows, columns)
+    except Skipped:
+        raise
+    except MemoryError as error:
+        raise Skipped("too_large", "the pixels do not fit into memory") from error
+    except Exception as error:
+        raise Skipped("decoding_failed", f"the pixels cannot be decoded ({type(error).__name__})") from error
+    if words.shape != (rows, columns) or words.dtype.kind not in "iu":
+        raise Skipped("size_mismatch", f"the pixels have shape {words.shape}, the header says {rows} x {columns}")
+    if not words.dtype.isnative:
+        words = words.astype(words.dtype.newbyteorder("="))
+    high_bit = number_of(header, "HighBit", otherwise=bits - 1)
+    if syntax.is_encapsulated and syntax != RLELossless and not int(words.max()) >> bits:
+        # A code stream has its samples in the lowest bits, whatever lay where before.
+        high_bit = bits - 1
+    overlay_bits = quietly(lambda: _overlay_bits(header), Path("the image"))
+    return samples_of(words, bits=bits, high_bit=high_bit, overlay_bits=overlay_bits)
+
+
+def _decoded(header: FileDataset, syntax: UID, rows: int, columns: int) -> NDArray[Any]:
+    if syntax == JPEGExtended12Bit and number_of(header, "BitsAllocated") == 16:
+        return _extended_jpeg(header, rows, columns)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise Skipped("unsupported_encoding", f"pixels in {syntax.name} are not read") from error
+    if not decoder.is_available:
+        remedy = 'pip install "mammo-fed[dicom]" brings its decoder'
+        raise Skipped("unsupported_encoding", f"pixels in {syntax.name} are not read here; {remedy}")
+    # A view: twelve million pixels need not be copied to be looked at. All bits of the words: `samples_of` knows what to do
+    # with those above the stored ones.
+    options: Any = {"view_only": True, "correct_unused_bits": False}
+    words: NDArray[Any] = decoder.as_array(header, **options)[0]
+    return words
+
+
+def _extended_jpeg(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
+    """JPEG of 12 bits (process 4), which GDCM decodes and pydicom does not ask it to."""
+    try:
+        # Of the extra `dicom`.
+        import gdcm
+    except ImportError as error:
+        remedy = 'pip install "mammo-fed[dicom]" brings its decoder'
+        raise Skipped("unsupported_encoding", f"pixels in {JPEGExtended12Bit.name} are not read here; {remedy}") from error
+    frame = next(iter(generate_frames(header.PixelData, number_of_frames=1)))
+    size = frame_size(frame)
+    precision = size.precision if size is not None else 0
+    if precision not in (8, 12):
+        raise Skipped("unsupported_encoding", f"a JPEG frame of {precision} bits a sample is not read")
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    fragment.SetByteStringValue(frame)
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((columns, rows, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16 if precision > 8 else 8, precision, precision - 1, 0))
+    buffer = image.GetBuffer().encode("utf-8", "surrogateescape")
+    words = np.frombuffer(buffer, dtype="<u2" if precision > 8 else "u1").reshape(rows, columns)
+    signed = number_of(header, "PixelRepresentation", otherwise=0) == 1
+    return words.astype("u2").view("i2" if signed else "u2")
+
+
+def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, expected: int) -> None:
+    if not syntax.is_encapsulated:
+        _check_plain_bytes(header.PixelData, columns, expected)
+        return
+    frame = next(iter(generate_frames(header.PixelData, number_of_frames=1)))
+    if syntax == RLELossless:
+        # Two bytes give at most 128; more than that cannot come out, and less than a byte for that many is too little.
+        if 64 * len(frame) < expected:
+            raise Skipped("size_mismatch", "the run-length segments are too short for the image")
+        return
+    size = frame_size(frame)
+    if size is None:
+        raise Skipped("decoding_failed", "the compressed frame has no header")
+    if (size.rows, size.columns, size.samples) != (rows, columns, 1):
+        raise Skipped("size_mismatch", "the compressed frame has another size than the header says")
+
+
+def _check_plain_bytes(pixels: bytes, columns: int, expected: int) -> None:
+    """Bytes beyond the last pixel are padding (PS3.5, 8.1.1): less than a row, or nothing but one value."""
+    more = len(pixels) - expected
+    padding = memoryview(pixels)[expected:]
+    if more < 0 or (more >= columns and (more * 20 > expected or padding.tobytes().strip(bytes(padding[:1])))):
+        raise Skipped("size_mismatch", f"{len(pixels)} bytes of pixels, the header asks for {expected}")
+
+
+def _overlay_bits(header: Dataset) -> frozenset[int]:
+    """Bits of a pixel's word that overlays lie in (retired: OverlayBitPosition in OverlayBitsAllocated of 16)."""
+    found = set()
+    for group in OVERLAY_GROUPS:
+        element = header.get((group, 0x0102))
+        if element is not None and isinstance(element.value, int) and 0 <= element.value < 16:
+            found.add(element.value)
+    return frozenset(found)
