@@ -9,7 +9,9 @@ from mammo_fed.extensions.registry import Extensions
 __all__ = ["ACCOUNTANTS", "ARCHIVES", "BACKBONES", "MECHANISMS", "STRATEGIES"]
 
 ARCHIVES: Final[Extensions[Any]] = Extensions(
-    group="mammo_fed.archives", setting="--source", built_in=("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd")
+    group="mammo_fed.archives",
+    setting="--source",
+    built_in=("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd", "vindr_mammo", "embed"),
 )
 """Functions as mammo_fed.data.dicom.findings.Source."""
 

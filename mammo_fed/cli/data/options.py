@@ -24,15 +24,17 @@ __all__ = [
 ENCODINGS: Final = ("explicit", "implicit", "deflated", "rle", "jpeg2000", "jpegls", "jpeg_lossless")
 DEPTHS: Final = ("mono1_12", "mono2_16", "mono2_8", "signed_16")
 SPLITS: Final = ("train", "val", "test", "external")
-SOURCES: Final = ("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd")
+SOURCES: Final = ("csv", "cbis_ddsm", "bcdr", "inbreast", "cmmd", "vindr_mammo", "embed")
 INGEST: Final = """
 sources (--source):
-  csv        findings.csv (file, patient, label, and a box, mask or contour) beside DICOM files
-  cbis_ddsm  CBIS-DDSM as The Cancer Imaging Archive ships it
-  bcdr       BCDR: outline tables
-  inbreast   INbreast: OsiriX XML; no biopsies, so of use for pretraining only
-  cmmd       CMMD: labels of whole breasts
-  NAME       what another installed distribution brings (docs/recipes.md)
+  csv          findings.csv (file, patient, label, and a box, mask, annotation or contour) beside DICOM or TIFF files
+  cbis_ddsm    CBIS-DDSM as The Cancer Imaging Archive ships it
+  bcdr         BCDR: outline tables beside TIFF or DICOM files; external: --split train to train on it
+  inbreast     INbreast: OsiriX XML; no biopsies, so of use for pretraining only
+  cmmd         CMMD: labels of whole breasts; external: --split train to train on it
+  vindr_mammo  VinDr-Mammo: boxes; no biopsies, so of use for pretraining only
+  embed        EMBED: its regions of masses, labelled by pathology
+  NAME         what another installed distribution brings (docs/recipes.md)
 
 The cohort folder holds pseudonyms only. Their key is COHORT.salt: keep it at the site, and back it up.
 Run again, it makes what is missing or has changed: an interrupted ingestion is simply started again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from rich.console import Console
 
@@ -13,6 +14,9 @@ from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 
 __all__ = ["phantom_command"]
+
+EXTERNAL: Final = ("bcdr", "cmmd")
+UNLABELLED: Final = ("inbreast", "vindr_mammo")
 
 
 def phantom_command(options: argparse.Namespace, console: Console) -> int:
@@ -38,5 +42,9 @@ def phantom_command(options: argparse.Namespace, console: Console) -> int:
         print_json({"archive": str(root.resolve()), "mammograms": len(drawn)})
     else:
         say(console, f"{len(drawn)} mammograms of {len({one.patient for one in drawn})} phantom patients: {root.resolve()}")
-        say(console, f"then: mammo-fed data ingest {root} COHORT --source {options.form} --public")
+        # These sources are sets for external tests; without it no run would train on them.
+        split = " --split train" if options.form in EXTERNAL else ""
+        say(console, f"then: mammo-fed data ingest {root} COHORT --source {options.form} --public{split}")
+        if options.form in UNLABELLED:
+            say(console, "its patches have no labels: they are of use for pretraining only")
     return 0

@@ -109,8 +109,15 @@ def test_cbis_rows_are_read_as_copies_of_the_tables_spell_them(tmp_path):
 
 @pytest.mark.parametrize(
     "row",
-    ["P_00001,LEFT,ML,1,mass,BENIGN,x", "P_00001,,CC,1,mass,BENIGN,x", "../P_1,LEFT,CC,1,mass,BENIGN,x", "P_00001,LEFT,CC,1"]
-    + ["P_00001,LEFT,CC,../1,mass,BENIGN,x", "P_0000123,LEFT,CC,1,mass,BENIGN,x", "P_00001,LEFT,CC,,mass,BENIGN,x"],
+    [
+        "P_00001,LEFT,ML,1,mass,BENIGN,x",
+        "P_00001,,CC,1,mass,BENIGN,x",
+        "../P_1,LEFT,CC,1,mass,BENIGN,x",
+        "P_00001,LEFT,CC,../1,mass,BENIGN,x",
+        "P_0000123,LEFT,CC,1,mass,BENIGN,x",
+        "P_00001,LEFT,CC,,mass,BENIGN,x",
+        "P_00001,LEFT,CC,1",
+    ],
 )
 def test_cbis_row_that_makes_no_name_of_a_folder_is_refused_alone(tmp_path, row):
     cbis(tmp_path)
@@ -226,7 +233,10 @@ def test_cmmd_spreadsheet_is_to_be_saved_as_csv(tmp_path):
         listed("cmmd", tmp_path)
 
 
-BCDR = "patient_id,study_id,series,lesion_id,segmentation_id,image_view,image_filename,lw_x_points,lw_y_points,mammography_nodule,classification"
+BCDR = (
+    "patient_id,study_id,series,lesion_id,segmentation_id,image_view,image_filename,lw_x_points,lw_y_points,"
+    "mammography_nodule,classification"
+)
 
 
 def test_bcdr_published_tiff_is_read_unless_there_is_a_dicom_export(tmp_path):

@@ -78,7 +78,7 @@ def test_phantom_tree_in_the_form_of_every_source_is_ingested(tmp_path, form):
     done, cohort = ingested(tmp_path / "tree", tmp_path / "cohort", form)
     assert done.refused == {}
     assert done.images + done.unlabelled == done.findings == len(drawn)
-    if form == "inbreast":
+    if form in ("inbreast", "vindr_mammo"):
         assert done.unlabelled == len(drawn)
     else:
         assert cohort is not None
@@ -123,11 +123,13 @@ def test_phantom_tree_refuses_patches_that_do_not_fit(tmp_path):
         archive(tmp_path / "tree", rows=33)
 
 
-@pytest.mark.parametrize("form", ["csv", "cbis_ddsm", "bcdr", "cmmd"])
+@pytest.mark.parametrize("form", ["csv", "cbis_ddsm", "bcdr", "cmmd", "embed"])
 def test_phantom_tree_of_every_labelled_form_runs_from_archive_to_record(tmp_path, form, capsys):
     tree = ["--form", form, "--encoding", "rle", "--images", "16", "--size", "32", "--rows", "96", "--columns", "80"]
     assert main(["data", "phantom", str(tmp_path / "tree"), *tree]) == 0
+    said = capsys.readouterr().out.split("then: mammo-fed ")[1].split("\n")[0]
     split = ["--split", "train"] if form in ("bcdr", "cmmd") else []
+    assert said.endswith(" ".join(["--public", *split]))
     out = tmp_path / "cohort"
     assert main(["data", "ingest", str(tmp_path / "tree"), str(out), "--source", form, "--public", "--size", "32", *split]) == 0
     run = ["simulate", "data=cohort", f"data.root={out}", "data.public=true", "federation.num_sites=2", "federation.rounds=1"]

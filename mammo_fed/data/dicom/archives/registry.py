@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from mammo_fed.data.dicom.archives import bcdr, cbis_ddsm, cmmd, generic_table, inbreast
+from mammo_fed.data.dicom.archives import bcdr, cbis_ddsm, cmmd, embed, generic_table, inbreast, vindr_mammo
 from mammo_fed.data.dicom.findings import Source
 from mammo_fed.errors import InvalidSetting
 from mammo_fed.extensions.kinds import ARCHIVES
@@ -18,6 +18,8 @@ SOURCES: Final[Mapping[str, Source]] = {
     "bcdr": bcdr.findings,
     "inbreast": inbreast.findings,
     "cmmd": cmmd.findings,
+    "vindr_mammo": vindr_mammo.findings,
+    "embed": embed.findings,
 }
 
 

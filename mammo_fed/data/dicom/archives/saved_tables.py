@@ -6,14 +6,13 @@ identify patients.
 
 from __future__ import annotations
 
-import csv
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from mammo_fed.data.dicom.archives.csv_records import Lines, records
 from mammo_fed.data.dicom.findings import SkippedFinding
 from mammo_fed.errors import DataError
 
@@ -65,8 +64,8 @@ class SavedTable:
           DataError: If the file cannot be read to its end.
         """
         with _opened(self.path, self._encoding) as file:
-            lines = _Lines(file)
-            for line, values, fault in _records(lines, self.separator, len(self._layout)):
+            lines = Lines(file)
+            for line, values, fault in records(lines, self.separator, len(self._layout)):
                 if line > self._above and (fault or any(value.strip() for value in values)):
                     yield self._row(line, values, fault)
 
@@ -119,7 +118,7 @@ def open_table(path: Path, *, required: Sequence[str], optional: Sequence[str] =
     closest: list[str] = []
     for separator in SEPARATORS:
         with _opened(path, encoding) as file:
-            for line, values, _ in _records(_Lines(file), separator, 0):
+            for line, values, _ in records(Lines(file), separator, 0):
                 names = [asked.get(_plain(value), "") for value in values]
                 missing = [name for name in required if name not in names]
                 if not missing:
@@ -220,59 +219,3 @@ class _Reading:
 def _opened(path: Path, encoding: str) -> _Reading:
     # Line ends of any system; those inside quotes become "\n".
     return _Reading(path, path.open(encoding=encoding, newline=None))
-
-
-class _Lines:
-    """Lines of which the last record's can be given back but for the first."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = iter(lines)
-        self._again: deque[str] = deque()
-        self.taken: list[str] = []
-        self.first = 1
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._lines)
-        self.taken.append(line)
-        return line
-
-    def start_record(self) -> None:
-        self.first += len(self.taken)
-        self.taken = []
-
-    def give_back(self) -> None:
-        self._again.extendleft(reversed(self.taken[1:]))
-        del self.taken[1:]
-
-
-def _records(lines: _Lines, separator: str, width: int) -> Iterator[tuple[int, list[str], str]]:
-    """First line, values and fault of every record.
-
-    A quote that is never closed swallows the lines below it, up to the next quote: where a record of several lines is none, or
-    a line within it is one by itself, only its first line is given up, and the others are read again.
-    """
-    while True:
-        reader = csv.reader(lines, strict=True, delimiter=separator, skipinitialspace=True)
-        while True:
-            lines.start_record()
-            values, fault = [], ""
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error:
-                fault = "it is not well-formed CSV (check its quotes)"
-            within = lines.taken[1:] if width else []
-            if within and (fault or len(values) != width or any(_width(line, separator) == width for line in within)):
-                lines.give_back()
-                yield lines.first, values, fault or "a quote in it is not closed"
-                break
-            yield lines.first, values, fault
-
-
-def _width(line: str, separator: str) -> int:
-    """Number of values of a line by itself."""
-    return len(next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
