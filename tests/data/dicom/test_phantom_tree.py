@@ -127,7 +127,7 @@ def test_phantom_tree_refuses_patches_that_do_not_fit(tmp_path):
 def test_phantom_tree_of_every_labelled_form_runs_from_archive_to_record(tmp_path, form, capsys):
     tree = ["--form", form, "--encoding", "rle", "--images", "16", "--size", "32", "--rows", "96", "--columns", "80"]
     assert main(["data", "phantom", str(tmp_path / "tree"), *tree]) == 0
-    said = capsys.readouterr().out.split("then: mammo-fed ")[1].split("\n")[0]
+    said = capsys.readouterr().err.split("then: mammo-fed ")[1].split("\n")[0]
     split = ["--split", "train"] if form in ("bcdr", "cmmd") else []
     assert said.endswith(" ".join(["--public", *split]))
     out = tmp_path / "cohort"
