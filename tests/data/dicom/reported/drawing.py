@@ -112,16 +112,20 @@ class Archive:
             self.wanted[name] = cut(wanted, box or LESION)
         return path
 
+    def write_table(self) -> None:
+        """Write `findings.csv`."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        with (self.root / "findings.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(self.rows)
+
     def ingest(self, *options: str, source: str = "csv", explain: bool = True, cohort: Path | None = None) -> Told:
-        """Write the table, if there is one, and ingest: pixels as they are, without a margin."""
+        """Write the table, if there are rows, and ingest: pixels as they are, without a margin."""
         if self.rows:
-            columns = list(dict.fromkeys(name for row in self.rows for name in row))
-            with (self.root / "findings.csv").open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, columns)
-                table.writeheader()
-                table.writerows(self.rows)
+            self.write_table()
         cohort = cohort or self.root.with_name(f"{self.root.name}-cohort")
-        arguments = ["data", "ingest", str(self.root), str(cohort), "--source", source, "--jobs", "2"]
+        arguments = ["data", "ingest", str(self.root), str(cohort), "--source", source, "--jobs", "1"]
         arguments += [*(["--explain"] if explain else []), *(options or ("--margin", "0"))]
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -14,7 +14,7 @@ from pydicom.uid import SegmentationStorage
 from scipy import ndimage
 
 from mammo_fed.data.dicom.findings import Box
-from tests.data.dicom.reported.drawing import COLUMNS, LESION, ROWS, TOLERANCE, Archive, Told, as_stored, header, scene
+from tests.data.dicom.reported.drawing import COLUMNS, LESION, ROWS, TOLERANCE, Archive, Told, as_stored, cut, header, scene
 
 INSIDE: Final = np.s_[int(LESION.top) : int(LESION.bottom), int(LESION.left) : int(LESION.right)]
 
@@ -99,6 +99,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     boxes = {"flipped": Box(top=224, left=168, bottom=96, right=40), "air": Box(top=2, left=180, bottom=60, right=250)}
     for number, (name, box) in enumerate(boxes.items(), start=100):
         archive.add(name, image=header(as_stored(scene(number)), number=number), file=f"{number}.dcm", box=box)
+    archive.wanted["flipped"] = cut(scene(100))
     return archive.ingest("--margin", "0", "--smallest", "16")
 
 
@@ -114,9 +115,9 @@ def test_dicom_mask_of_something_else_than_a_lesion_is_refused(told: Told, name:
     assert told.reason(name) == UNCLEAR[name][1]
 
 
-def test_dicom_box_whose_corners_are_swapped_is_refused(told: Told) -> None:
-    """Top above bottom, left before right: a table with columns exchanged marks something else."""
-    assert told.reason("flipped") in ("unreadable_annotation", "lesion_too_small", "lesion_outside")
+def test_dicom_box_drawn_from_another_corner_is_the_same_box(told: Told) -> None:
+    """Tools write where the mouse went down and up."""
+    assert told.off("flipped") < TOLERANCE
 
 
 def test_dicom_box_on_the_background_is_refused(told: Told) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from pydicom.sequence import Sequence
 
 from mammo_fed.data.dicom.findings import REASONS
-from tests.data.dicom.reported.drawing import TOLERANCE, Archive, Told, as_stored, code, header, read_rows, scene
+from tests.data.dicom.reported.drawing import TOLERANCE, Archive, Told, as_stored, code, cut, header, read_rows, scene, write
 
 CRANIO_CAUDAL = ("R-10242", "SRT", "cranio-caudal")
 MEDIO_LATERAL_OBLIQUE = ("R-10226", "SRT", "medio-lateral oblique")
@@ -24,62 +26,86 @@ def archive_of(folder: Path, count: int = 6) -> Archive:
     return archive
 
 
-def whole(told: Told, *, but: int) -> None:
-    """All lesions but one are as drawn, and the counts add up."""
-    assert max(told.off(f"lesion {number}") for number in range(6) if number != but) < TOLERANCE
-    about = told.about
-    assert about["refused"] == {told.reason(f"lesion {but}"): 1}
+ODD = {
+    "no such file": ({"file": "gone.dcm"}, "missing_file"),
+    "a file outside": ({"file": "../../elsewhere.dcm"}, "unusable_row"),
+    "another system's folder": ({"file": "D:\\export\\0.dcm"}, "unusable_row"),
+    "another word for a class": ({"label": "perhaps"}, "unknown_label"),
+    "an assessment, no biopsy": ({"label": "BI-RADS 5"}, "unknown_label"),
+    "no such view": ({"view": "ZZ"}, "unusable_row"),
+    "no such split": ({"split": "holdout"}, "unusable_row"),
+    "a corner missing": ({"top": ""}, "unusable_row"),
+    "a corner in words": ({"left": "forty"}, "unusable_row"),
+    "a box outside": ({"bottom": "3000"}, "lesion_outside"),
+    "a box of parts of the image": ({"top": "0.3", "left": "0.2", "bottom": "0.7", "right": "0.6"}, "lesion_too_small"),
+    "no patient": ({"patient": " "}, "unusable_row"),
+    "a patient of the test split": ({"patient": "WOMAN 1009", "split": "test"}, "patient_in_two_splits"),
+}
+SPELT = {
+    "a blank": {"label": "Malignant "},
+    "capitals": {"label": "BENIGN"},
+    "a number": {"label": "1.0"},
+    "the other system's separator": {"file": "sub\\8.dcm"},
+    "small letters": {"view": "mlo"},
+    "a side": {"view": "L-CC"},
+    "another view": {"view": "LM"},
+    "an exponent": {"top": "9.6e1"},
+    "a blank that does not break": {"patient": "Jane\u00a0Doe"},
+    "capitals of a name": {"file": "0.DCM"},
+}
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "reason"),
-    [
-        ("file", "gone.dcm", "missing_file"),
-        ("file", "../../elsewhere.dcm", "unusable_row"),
-        ("label", "perhaps", "unknown_label"),
-        ("label", "BI-RADS 5", "unknown_label"),
-        ("view", "ZZ", "unusable_row"),
-        ("split", "holdout", "unusable_row"),
-        ("top", "", "unusable_row"),
-        ("left", "forty", "unusable_row"),
-        ("patient", " ", "unusable_row"),
-    ],
-)
-def test_dicom_row_that_cannot_be_used_is_one_refused_finding(tmp_path: Path, column: str, value: str, reason: str) -> None:
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """Two lesions as they should be, one row of each odd kind, and one of each that is spelt in another way."""
+    archive = archive_of(tmp_path_factory.mktemp("rows"), 2)
+    image = header(as_stored(scene(8)), number=8)
+    write(image, archive.root / "sub/8.dcm")
+    for number, (name, (change, _)) in enumerate(ODD.items()):
+        archive.add(name, **{"file": "1.dcm", "patient": f"odd {number}", "split": "train", "view": "CC", **change})
+    for number, (name, change) in enumerate(SPELT.items()):
+        archive.add(name, **{"file": "1.dcm", "patient": f"spelt {number}", "split": "train", "view": "CC", **change})
+    for row in archive.rows[:2]:
+        row.update(split="train", view="CC")
+    return archive.ingest()
+
+
+def test_dicom_rows_beside_odd_ones_are_read(told: Told) -> None:
     """What the table says of one lesion is no reason to lose the others; how many were lost is counted by reason."""
-    archive = archive_of(tmp_path)
-    for row in archive.rows:
-        row.setdefault(column, "CC" if column == "view" else "train")
-    archive.rows[3][column] = value
-    told = archive.ingest()
     assert told.code == 0
-    assert told.reason("lesion 3") == reason
-    whole(told, but=3)
+    assert told.off("lesion 1") < TOLERANCE
+    # Whose rows say that she is of two splits, has no patch of either.
+    assert told.about["refused"] == Counter([*(reason for _, reason in ODD.values()), "patient_in_two_splits"])
+    assert len(told.rows) == 1 + len(SPELT)
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("label", "Malignant "),
-        ("label", "BENIGN"),
-        ("file", "sub\\3.dcm"),
-        ("view", "mlo"),
-        ("top", "96,0"),
-        ("patient", "Jane\u00a0Doe"),
-    ],
-)
-def test_dicom_row_as_spreadsheets_write_it_is_read(tmp_path: Path, column: str, value: str) -> None:
-    """Blanks, capitals, a decimal comma and the other system's separator of folders leave no doubt of what is meant."""
-    archive = archive_of(tmp_path)
-    for row in archive.rows:
-        row.setdefault(column, "CC")
-    archive.rows[3][column] = value
-    if column == "file":
-        (archive.root / "sub").mkdir()
-        os.rename(archive.root / "3.dcm", archive.root / "sub/3.dcm")
+@pytest.mark.parametrize("name", ODD)
+def test_dicom_row_that_cannot_be_used_is_one_refused_finding(told: Told, name: str) -> None:
+    """With the reason that is true."""
+    assert told.reason(name) == ODD[name][1]
+
+
+@pytest.mark.parametrize("name", SPELT)
+def test_dicom_row_as_spreadsheets_write_it_is_read(told: Told, name: str) -> None:
+    """Blanks, capitals and the other system's separator of folders leave no doubt of what is meant."""
+    number = {"the other system's separator": 8, "capitals of a name": 0}.get(name, 1)
+    assert told.off(name, cut(scene(number))) < TOLERANCE
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16")])
+def test_dicom_table_of_another_country_or_program_is_read(tmp_path: Path, separator: str, encoding: str) -> None:
+    """Semicolons where the comma is a decimal sign; tabs and UTF-16 where a spreadsheet saves "Unicode text"."""
+    archive = archive_of(tmp_path, 3)
+    archive.rows[0].update(top="96,0", left="40,0")
+    archive.rows[1]["patient"] = "M\u00fcller"
+    archive.write_table()
+    text = (archive.root / "findings.csv").read_text(encoding="utf-8")
+    lines = [separator.join(line) for line in csv.reader(text.splitlines())]
+    (archive.root / "findings.csv").write_text("\n".join([*lines, separator * 8, ""]), encoding=encoding)
+    archive.rows.clear()
     told = archive.ingest()
     assert (told.code, told.about["refused"]) == (0, {})
-    assert told.off("lesion 3") < TOLERANCE
+    assert max(told.off(f"lesion {number}") for number in range(3)) < TOLERANCE
 
 
 def test_dicom_row_that_stands_twice_counts_once(tmp_path: Path) -> None:
@@ -141,8 +167,7 @@ def test_dicom_file_replaced_by_one_of_equal_size_and_time_makes_its_patch_again
     header(as_stored(scene(33)), number=3).save_as(path, enforce_file_format=True)
     assert path.stat().st_size == before.st_size
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    archive.wanted["lesion 3"] = scene(33)[96:224, 40:168]
-    assert archive.ingest().off("lesion 3") < TOLERANCE
+    assert archive.ingest().off("lesion 3", cut(scene(33))) < TOLERANCE
 
 
 def test_dicom_problems_are_a_table_of_pseudonyms_in_the_cohort_and_of_true_names_beside_the_salt(tmp_path: Path) -> None:
