@@ -148,7 +148,7 @@ def test_dicom_view_is_known_by_its_code(tmp_path: Path) -> None:
         MEDIO_LATERAL_OBLIQUE,
         ("399162004", "SCT", "cc"),
         ("399368009", "SCT", "mlo"),
-        ("Y-X1770", "SNM3", "mlo"),
+        ("R-10226", "SNM3", "mlo"),
     ]
     for number, words in enumerate(said):
         how = {"ViewPosition": None, "ViewCodeSequence": Sequence([code(*words)])}
