@@ -70,7 +70,7 @@ DATA: Final = CommandGroup(
         ),
         Command(
             "fetch",
-            "say how to get a public collection; nothing is downloaded",
+            "fetch a public collection into a folder, or say how to get it",
             data_options.add_fetch_options,
             "mammo_fed.cli.data.fetch:fetch_command",
         ),

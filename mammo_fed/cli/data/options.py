@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from mammo_fed.cli.data.fetch import STEPS
+from mammo_fed.cli.data.fetch import FETCHED, STEPS
 
 __all__ = [
     "DEPTHS",
@@ -110,6 +110,14 @@ def add_check_options(check: argparse.ArgumentParser) -> None:
 def add_fetch_options(fetch: argparse.ArgumentParser) -> None:
     """Add the options of `data fetch`."""
     fetch.add_argument("name", choices=list(STEPS), metavar="NAME", help=", ".join(STEPS))
+    fetch.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        metavar="FOLDER",
+        help=f"fetch it into this folder ({', '.join(FETCHED)}); without, only the steps are printed",
+    )
+    fetch.add_argument("--url", metavar="URL", help="take it from a mirror")
 
 
 def add_phantom_options(phantom: argparse.ArgumentParser) -> None:

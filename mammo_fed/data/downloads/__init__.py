@@ -1,0 +1,1 @@
+"""Public collections, fetched: checked, resumable, and nothing that is there is overwritten."""
