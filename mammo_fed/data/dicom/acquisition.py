@@ -54,6 +54,7 @@ OBLIQUE: Final = frozenset({"399368009", "R-10226"})
 SPECIMEN: Final = frozenset({"127457009", "G-8310"})
 # CID 4015, and CID 244.
 MAGNIFICATION: Final = frozenset({"399163009", "R-102D6"})
+IMPLANT_DISPLACED: Final = frozenset({"399209000", "R-102D5"})
 SIDES: Final = {"24028007": "R", "G-A100": "R", "7771000": "L", "G-A101": "L"}
 SIDE_AND_VIEW: Final = re.compile(r"(?P<side>[LR])?[ _-]?(?P<view>CC|MLO)")
 # How manufacturers are told apart; a header's own text may hold anything.
@@ -98,9 +99,10 @@ def check_kind(header: Dataset, *, modality: str | None, intent: Intent, synthet
         raise Skipped("wrong_modality", f"the modality is not {modality}")
     _check_intent(header, intent)
     codes = set(_view_codes(header))
-    if codes & SPECIMEN or "SPECIMEN" in f"{code_of(header, 'BodyPartExamined')} {described}":
+    words = " ".join((code_of(header, "BodyPartExamined"), code_of(header, "ViewPosition"), described))
+    if codes & SPECIMEN or "SPECIMEN" in words:
         raise Skipped("specimen", "a specimen, not a breast")
-    if code_of(header, "BreastImplantPresent") == "YES":
+    if code_of(header, "BreastImplantPresent") == "YES" or set(_modifiers(header)) & IMPLANT_DISPLACED:
         raise Skipped("implant", "the breast has an implant")
 
 
@@ -191,9 +193,7 @@ def _magnification(header: Dataset) -> float | None:
         factor = detector / patient if detector and patient else None
     if factor is not None and 1.0 <= factor <= LARGEST_MAGNIFICATION:
         return factor
-    magnified = any(
-        text_of(item, "CodeValue") in MAGNIFICATION for item in _inside(header, "ViewCodeSequence", "ViewModifierCodeSequence")
-    )
+    magnified = bool(set(_modifiers(header)) & MAGNIFICATION)
     magnified |= code_of(header, "ViewPosition").startswith("M ") or "MAG" in code_of(header, "ViewPosition")
     return None if magnified else 1.0
 
@@ -221,6 +221,12 @@ def _number(header: Dataset, name: str) -> float | None:
 def _view_codes(header: Dataset) -> Iterator[str]:
     for item in _inside(header, "ViewCodeSequence"):
         if code_of(item, "CodingSchemeDesignator") in SNOMED:
+            yield text_of(item, "CodeValue").strip(" \0")
+
+
+def _modifiers(header: Dataset) -> Iterator[str]:
+    for names in (("ViewCodeSequence", "ViewModifierCodeSequence"), ("ViewModifierCodeSequence",)):
+        for item in _inside(header, *names):
             yield text_of(item, "CodeValue").strip(" \0")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 __all__ = ["FrameSize", "frame_size"]
 
+Kind = Literal["JPEG", "lossless JPEG", "JPEG-LS", "JPEG 2000"]
 JPEG_START: Final = b"\xff\xd8"
 JPEG_2000_START: Final = b"\xff\x4f\xff\x51"
 JP2_SIGNATURE: Final = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 # Start-of-frame markers: all of JPEG's but DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS' own.
+LOSSLESS_MARKERS: Final = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 FRAME_MARKERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 # Markers without a length: restart intervals and the temporary one.
 BARE_MARKERS: Final = frozenset({*range(0xD0, 0xD8), 0x01})
@@ -21,12 +23,14 @@ MOST_SEGMENTS: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSize:
-    """Rows and columns in pixels, samples of a pixel, bits of a sample."""
+    """Rows and columns in pixels, samples of a pixel, bits of a sample and whether they are signed, and what kind it is."""
 
     rows: int
     columns: int
     samples: int
     precision: int
+    signed: bool = False
+    kind: Kind = "JPEG"
 
 
 def frame_size(frame: bytes) -> FrameSize | None:
@@ -57,7 +61,8 @@ def _jpeg(frame: bytes) -> FrameSize | None:
         (length,) = struct.unpack_from(">H", frame, place + 2)
         if marker in FRAME_MARKERS:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, place + 4)
-            return FrameSize(rows=rows, columns=columns, samples=samples, precision=precision)
+            kind: Kind = "JPEG-LS" if marker == 0xF7 else "lossless JPEG" if marker in LOSSLESS_MARKERS else "JPEG"
+            return FrameSize(rows=rows, columns=columns, samples=samples, precision=precision, kind=kind)
         place += 2 + length
     return None
 
@@ -67,4 +72,11 @@ def _jpeg_2000(frame: bytes, start: int) -> FrameSize:
     right, bottom, left, top = struct.unpack_from(">IIII", frame, start + 8)
     samples, depth = struct.unpack_from(">HB", frame, start + 40)
     # Its highest bit is the sign.
-    return FrameSize(rows=bottom - top, columns=right - left, samples=samples, precision=(depth & 0x7F) + 1)
+    return FrameSize(
+        rows=bottom - top,
+        columns=right - left,
+        samples=samples,
+        precision=(depth & 0x7F) + 1,
+        signed=depth >= 0x80,
+        kind="JPEG 2000",
+    )

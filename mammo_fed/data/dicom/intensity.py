@@ -180,18 +180,20 @@ def _padding(header: Dataset, stored: NDArray[Any]) -> tuple[int, int] | None:
     if not text:
         return None
     first, last = int(text), int(text_of(header, "PixelPaddingRangeLimit") or text)
-    bits = int(text_of(header, "BitsStored") or 8 * stored.dtype.itemsize)
-    low, high = sorted(_as_sample(value, bits=bits, signed=stored.dtype.kind == "i") for value in (first, last))
-    return low, high
+    width = 8 * stored.dtype.itemsize
+    bits = int(text_of(header, "BitsStored") or width)
+    signed = stored.dtype.kind == "i"
+    found = [_as_sample(value, bits=bits, width=width, signed=signed) for value in (first, last)]
+    # A limit that no sample can have leaves the value alone.
+    kept = sorted(value for value in found if value is not None)
+    return (kept[0], kept[-1]) if kept else None
 
 
-def _as_sample(value: int, *, bits: int, signed: bool) -> int:
-    """A number that was written with the other sign, or with the bits above the stored ones."""
+def _as_sample(value: int, *, bits: int, width: int, signed: bool) -> int | None:
+    """A number that was written as a word of the other sign, or without its sign; None if no sample can be it."""
     lowest, highest = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-    if lowest <= value <= highest:
-        return value
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value > highest else value
+    others = (value, value - (1 << width), value + (1 << width), value - (1 << bits) if signed else value)
+    return next((one for one in others if lowest <= one <= highest), None)
 
 
 def _stored_range(header: Dataset, found: Intensity) -> Intensity:
@@ -226,15 +228,20 @@ def _without_markers(found: Intensity, stored: NDArray[Any], coarse: NDArray[np.
     region = breast_region(coarse)
     if not region.any() or region.all():
         return found
-    near = enlarged(region, shape=(len(coarse) * COARSE, coarse.shape[1] * COARSE), grow=2)[::COARSE, ::COARSE]
-    inside = float(coarse[near].max())
-    if inside <= 0 or float(coarse.max()) < MARKER * inside:
+    # Where the brightest pixel is in the breast, as it nearly always is, nothing beside it can set the range.
+    brightest = stored.argmin() if found.inverted != (found.slope < 0) else stored.argmax()
+    row, column = (int(place) for place in np.unravel_index(brightest, stored.shape))
+    if found.modality is None and enlarged(region, shape=(1, 1), top=row, left=column, grow=2)[0, 0]:
         return found
     shape = (stored.shape[0], stored.shape[1])
-    tissue = stored[enlarged(region, shape=shape, grow=2)]
+    tissue = stored[enlarged(region, shape=shape, grow=2) & ~found.is_padding(stored)]
+    if not tissue.size:
+        return found
     values = found.units(np.array([tissue.min(), tissue.max()]) if found.modality is None else tissue)
     low = float(values.min()) if found.inverted else found.low
     high = found.high if found.inverted else float(values.max())
+    if found.high - found.low < MARKER * (high - low) or high <= low:
+        return found
     return replace(found, notes=(*found.notes, "marker_left_out"), low=low, high=high)
 
 

@@ -70,6 +70,8 @@ def _marked(
     if is_annotation(inside):
         return marked_region(inside, image=header, shape=shape, region=masks.region)
     pixels = samples_inside(inside)
+    if pixels.shape == shape and pixels.min() == pixels.max():
+        raise Skipped("no_lesion" if not pixels.any() else "unclear_mask", "all pixels of the mask have one value")
     if not looks_like_a_mask(pixels):
         raise Skipped("no_mask", "none of the files beside the lesion is a mask")
     if pixels.shape != shape:

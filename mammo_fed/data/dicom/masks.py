@@ -69,10 +69,12 @@ def lesion_in_mask(pixels: NDArray[Any], *, inverted: bool, breast: NDArray[np.b
         marked = values > 0.5
     if _reaches_all_borders(marked):
         marked = _without_frame(marked)
-    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
-    if not len(rows):
+    box = _box_size(marked)
+    if box > LARGEST_PART * marked.size:
+        marked = _without_dust(marked)
+        box = _box_size(marked)
+    if not box:
         raise Skipped("no_lesion", "the mask is empty")
-    box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
     if box > LARGEST_PART * marked.size or (breast is not None and _overlap(marked, breast) > BREAST_OVERLAP):
         raise Skipped("unclear_mask", "the mask marks the breast or most of the image, not a lesion")
     return marked
@@ -124,6 +126,21 @@ def _without_frame(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
         inside: NDArray[np.bool_] = marked & ~frame
         return inside
     raise Skipped("unclear_mask", "what the mask marks reaches all four borders of the image")
+
+
+def _box_size(marked: NDArray[np.bool_]) -> int:
+    """Pixels of the box around all that is marked; 0 where nothing is."""
+    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+    return int((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)) if len(rows) else 0
+
+
+def _without_dust(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without specks, which a scan leaves anywhere."""
+    labelled, count = ndimage.label(marked)
+    sizes = np.bincount(labelled.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    kept: NDArray[np.bool_] = (sizes >= max(1, DUST * sizes.max()))[labelled]
+    return kept
 
 
 def _overlap(marked: NDArray[np.bool_], breast: NDArray[np.bool_]) -> float:

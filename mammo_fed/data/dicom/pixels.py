@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
+from pydicom.uid import (
+    UID,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from mammo_fed.data.dicom.codestream import frame_size
 from mammo_fed.data.dicom.findings import Skipped
@@ -24,6 +33,17 @@ LARGEST_SIDE: Final = 16384
 # A full-field detector of today has 4096 x 5120.
 LARGEST_PIXELS: Final = 64_000_000
 GREY: Final = ("MONOCHROME1", "MONOCHROME2")
+# What a compressed frame is, by its transfer syntax; all others that are read are JPEG 2000.
+KINDS: Final = {
+    JPEGBaseline8Bit: ("JPEG",),
+    JPEGExtended12Bit: ("JPEG",),
+    JPEGLossless: ("lossless JPEG",),
+    JPEGLosslessSV1: ("lossless JPEG",),
+    JPEGLSLossless: ("JPEG-LS",),
+    JPEGLSNearLossless: ("JPEG-LS",),
+}
+# Pairs of rows that are compared to see whether rows follow each other, and how much more those of a sheared image differ.
+ROWS_COMPARED, SHEARED = 64, 3.0
 # Repeating groups of overlays, PS3.5, 7.6.
 OVERLAY_GROUPS: Final = range(0x6000, 0x6020, 2)
 
@@ -37,13 +57,17 @@ def check_grey(header: Dataset) -> None:
     if "PixelData" not in header:
         other = "FloatPixelData" in header or "DoubleFloatPixelData" in header
         raise Skipped("unsupported_encoding" if other else "no_pixels", "there are no integer pixels")
-    if number_of(header, "NumberOfFrames", otherwise=1) != 1:
+    if number_of(header, "NumberOfFrames", otherwise=1) not in (0, 1):
         raise Skipped("several_frames", "the file has several frames")
-    photometric = code_of(header, "PhotometricInterpretation")
-    if number_of(header, "SamplesPerPixel", otherwise=1) != 1 or (photometric and photometric not in GREY):
+    photometric = _photometric(header)
+    if photometric in ("", "MONOCHROME"):
+        raise Skipped("unclear_polarity", "PhotometricInterpretation does not say whether low values are dark or bright")
+    if number_of(header, "SamplesPerPixel", otherwise=1) != 1 or photometric not in GREY:
         raise Skipped("colour", "the image is not grey")
-    if not photometric:
-        raise Skipped("unclear_polarity", "the header has no PhotometricInterpretation: bright may be dark")
+
+
+def _photometric(header: Dataset) -> str:
+    return code_of(header, "PhotometricInterpretation").replace(" ", "")
 
 
 def image_size(header: Dataset) -> tuple[int, int]:
@@ -73,8 +97,9 @@ def samples(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
     syntax = UID(header.file_meta.TransferSyntaxUID)
     allocated = number_of(header, "BitsAllocated")
     bits = number_of(header, "BitsStored", otherwise=allocated)
-    # Decoders know the standard's spelling only.
-    header.PhotometricInterpretation = code_of(header, "PhotometricInterpretation")
+    # Decoders know the standard's spelling only, and no defaults.
+    header.PhotometricInterpretation, header.SamplesPerPixel, header.NumberOfFrames = _photometric(header), 1, 1
+    header.BitsStored, header.PixelRepresentation = bits, number_of(header, "PixelRepresentation", otherwise=0)
     quietly(lambda: _check_pixel_bytes(header, syntax, rows, columns, rows * columns * (allocated // 8)), Path("the image"))
     try:
         with warnings.catch_warnings():
@@ -90,6 +115,8 @@ def samples(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
         raise Skipped("size_mismatch", f"the pixels have shape {words.shape}, the header says {rows} x {columns}")
     if not words.dtype.isnative:
         words = words.astype(words.dtype.newbyteorder("="))
+    if not syntax.is_encapsulated:
+        _check_rows(words)
     high_bit = number_of(header, "HighBit", otherwise=bits - 1)
     if syntax.is_encapsulated and syntax != RLELossless and not int(words.max()) >> bits:
         # A code stream has its samples in the lowest bits, whatever lay where before.
@@ -161,6 +188,10 @@ def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, ex
         raise Skipped("decoding_failed", "the compressed frame has no header")
     if (size.rows, size.columns, size.samples) != (rows, columns, 1):
         raise Skipped("size_mismatch", "the compressed frame has another size than the header says")
+    if size.kind not in KINDS.get(syntax, ("JPEG 2000",)):
+        raise Skipped("decoding_failed", f"the compressed frame is {size.kind}, the header says {syntax.name}")
+    if size.signed and number_of(header, "PixelRepresentation", otherwise=0) == 0:
+        raise Skipped("size_mismatch", "the compressed frame has signed samples, the header says unsigned")
 
 
 def _check_plain_bytes(pixels: bytes, columns: int, expected: int) -> None:
@@ -169,6 +200,24 @@ def _check_plain_bytes(pixels: bytes, columns: int, expected: int) -> None:
     padding = memoryview(pixels)[expected:]
     if more < 0 or (more >= columns and (more * 20 > expected or padding.tobytes().strip(bytes(padding[:1])))):
         raise Skipped("size_mismatch", f"{len(pixels)} bytes of pixels, the header asks for {expected}")
+
+
+def _check_rows(words: NDArray[Any]) -> None:
+    """Refuse pixels that make an image only where rows and columns change places: nothing else tells of it.
+
+    Raises:
+      Skipped: If they do.
+    """
+    rows, columns = words.shape
+    if rows == columns or min(rows, columns) < ROWS_COMPARED:
+        return
+    turned = words.reshape(columns, rows)
+    said, other = (
+        float(np.abs(image[1::step].astype(np.int64) - image[:-1:step][: len(image[1::step])]).mean())
+        for image, step in ((words, rows // ROWS_COMPARED), (turned, columns // ROWS_COMPARED))
+    )
+    if other * SHEARED < said:
+        raise Skipped("size_mismatch", f"{rows} x {columns} pixels make no image, {columns} x {rows} do")
 
 
 def _overlay_bits(header: Dataset) -> frozenset[int]:

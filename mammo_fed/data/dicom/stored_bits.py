@@ -114,11 +114,14 @@ def _jumps(
     inner: NDArray[np.bool_] | None = None,
     step: int = 1,
 ) -> tuple[float, float] | None:
-    """Median difference of neighbours in a row across the edges of an area, in two readings; None where there are too few."""
-    edge = np.diff(where[::step], axis=1)
-    if inner is not None:
-        edge &= inner[::step, 1:] & inner[::step, :-1]
-    if np.count_nonzero(edge) < FEWEST:
-        return None
-    first, second = (np.abs(np.diff(values[::step].astype(np.int64), axis=1))[edge] for values in (one, other))
-    return float(np.median(first)), float(np.median(second))
+    """Median difference of neighbours across the edges of an area, in two readings; None where there are too few."""
+    found: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    # Of rows so many apart, along them and down to the next row.
+    for these, those in ((np.s_[::step, :-1], np.s_[::step, 1:]), (np.s_[:-1:step], np.s_[1::step])):
+        edge = where[these] != where[those]
+        if inner is not None:
+            edge &= inner[these] & inner[those]
+        for reading, values in zip(found, (one, other), strict=True):
+            reading.append(np.abs(values[these][edge].astype(np.int64) - values[those][edge]))
+    first, second = (np.concatenate(reading) for reading in found)
+    return (float(np.median(first)), float(np.median(second))) if len(first) >= FEWEST else None
