@@ -221,8 +221,11 @@ def test_inbreast_reads_masses_as_contours_without_a_label(tmp_path):
         "<plist><dict></dict></plist>",
         '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><plist><string>&b;</string></plist>',
         "x" * (11 << 20),
+        '<?xml version="1.0" encoding="of-nobody"?><plist version="1.0"><dict></dict></plist>',
+        "<plist><dict><key>Images</key><date>never</date></dict></plist>",
+        "<plist>" + "<array>" * 100_000,
     ],
-    ids=["torn", "empty", "entities", "huge"],
+    ids=["torn", "empty", "entities", "huge", "encoding", "date", "deep"],
 )
 def test_inbreast_gives_up_a_contour_file_that_is_none(tmp_path, xml):
     inbreast(tmp_path, xml)

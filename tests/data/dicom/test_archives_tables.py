@@ -106,6 +106,28 @@ def test_table_that_is_none_is_refused_with_its_remedy(tmp_path, content, said):
         listed(tmp_path, content)
 
 
+def test_row_that_holds_no_text_is_refused_alone(tmp_path):
+    first, second = listed(tmp_path, f"{HEADER}\na.dcm,p\0,1,1,2,30,40\na.dcm,p,1,1,2,30,40\n")
+    assert isinstance(first, SkippedFinding)
+    assert isinstance(second, Finding)
+
+
+@pytest.mark.parametrize("name", ["Findings.CSV", "findings.tsv", "FINDINGS.txt"])
+def test_table_is_found_by_another_case_or_suffix(tmp_path, name):
+    listed(tmp_path, f"{HEADER}\na.dcm,p,1,1,2,30,40\n")
+    (tmp_path / "findings.csv").rename(tmp_path / name)
+    assert len(list(SOURCES["csv"](tmp_path))) == 1
+
+
+def test_table_that_is_a_spreadsheet_only_is_to_be_saved_as_csv(tmp_path):
+    (tmp_path / "findings.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"only as a spreadsheet; save it as findings\.csv"):
+        list(SOURCES["csv"](tmp_path))
+    (tmp_path / "findings.xlsx").unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        list(SOURCES["csv"](tmp_path))
+
+
 def test_errors_of_a_table_quote_no_value_of_its_rows(tmp_path):
     for content in (b"DOE,JANE\n12345,1\n", b"file,patient\na.dcm,DOE\n", f"{HEADER}\na.dcm,DO\xcb,1\n".encode("cp1252")):
         with pytest.raises(DataError) as raised:

@@ -19,6 +19,7 @@ Source: Jeong et al., Radiology: Artificial Intelligence 5(1), 2023.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,11 +94,14 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
 
 
 def _table(root: Path, pattern: re.Pattern[str], name: str, required: Sequence[str], optional: Sequence[str]) -> SavedTable:
-    """The reduced table where both are there: it has what is needed."""
+    """The reduced table where both are there and it has the columns: it is the smaller one."""
     paths = sorted(tables_named(root, pattern), key=lambda path: ("reduced" not in path.name.casefold(), str(path)))
     if not paths:
         raise DataError(f"{root} holds no {name}.csv nor {name}_reduced.csv; give the folder of EMBED's images and tables")
-    return open_table(paths[0], required=required, optional=optional)
+    for path in paths[:-1]:
+        with contextlib.suppress(DataError):
+            return open_table(path, required=required, optional=optional)
+    return open_table(paths[-1], required=required, optional=optional)
 
 
 def _given(text: str) -> str:

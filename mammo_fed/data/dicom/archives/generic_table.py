@@ -20,6 +20,7 @@ finding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -33,10 +34,13 @@ from mammo_fed.data.dicom.archives.saved_tables import Repeats, SavedTable, Tabl
 from mammo_fed.data.dicom.archives.words import is_blank, label_of, view_of, whole
 from mammo_fed.data.dicom.findings import Box, Finding, Lesion, Masks, Outline, Skipped, SkippedFinding
 from mammo_fed.data.sources.rows import SPLITS, Split
+from mammo_fed.errors import DataError
 
 __all__ = ["TABLE_NAME", "findings"]
 
 TABLE_NAME: Final = "findings.csv"
+NAMES: Final = ("findings.csv", "findings.tsv", "findings.txt")
+SPREADSHEET: Final = re.compile(r"findings\.(xlsx?|ods|numbers)", re.IGNORECASE)
 BOX: Final = ("top", "left", "bottom", "right")
 FILES: Final = ("mask", "annotation")
 REQUIRED: Final = ("file", "patient", "label")
@@ -56,7 +60,7 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
     Raises:
       DataError: If the table cannot be read, or its header is not of such a table.
     """
-    table = open_table(root / TABLE_NAME, required=REQUIRED, optional=OPTIONAL, strict=True)
+    table = open_table(_table(root), required=REQUIRED, optional=OPTIONAL, strict=True)
     places, repeats = Places(root), Repeats()
     for row in table.rows():
         where = f"{table.path} row {row.line}"
@@ -71,6 +75,17 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
             yield _finding(table, row, places, name)
         except Skipped as error:
             yield SkippedFinding(name=name, reason=error.reason, detail=f"{where}: {error.detail}")
+
+
+def _table(root: Path) -> Path:
+    """The table, also where a system wrote its name or its suffix in another way."""
+    here = sorted(path for path in root.iterdir() if path.is_file()) if root.is_dir() else []
+    named = [path for path in here if path.name.casefold() in NAMES]
+    if (root / TABLE_NAME).is_file() or len(named) != 1:
+        if not named and any(SPREADSHEET.fullmatch(path.name) for path in here):
+            raise DataError(f"{root} holds its table only as a spreadsheet; save it as {TABLE_NAME} (CSV in UTF-8) there")
+        return root / TABLE_NAME
+    return named[0]
 
 
 def _finding(table: SavedTable, row: TableRow, places: Places, name: str) -> Finding:

@@ -92,6 +92,8 @@ class SavedTable:
         # A nameless first column is the row's number, as data frames write it; a value in another one has slipped.
         if not fault and any(value and name is NOWHERE for name, value in zip(self._layout, stripped, strict=False)):
             fault = "it has a value in a column without a name"
+        if not fault and any("\0" in value for value in stripped):
+            fault = "it holds what is no text"
         fields = dict.fromkeys(self.columns, "")
         for name, value in zip(self._layout, stripped, strict=False):
             if name in fields:
@@ -119,6 +121,8 @@ def open_table(path: Path, *, required: Sequence[str], optional: Sequence[str] =
     for separator in SEPARATORS:
         with _opened(path, encoding) as file:
             for line, values, _ in records(Lines(file), separator, 0):
+                if any("\0" in value for value in values):
+                    raise DataError(f"table {path} is no text in UTF-8 (or UTF-16 with its mark); {SAVE_AS}")
                 names = [asked.get(_plain(value), "") for value in values]
                 missing = [name for name in required if name not in names]
                 if not missing:
@@ -206,10 +210,7 @@ class _Reading:
 
     def _lines(self) -> Iterator[str]:
         try:
-            for line in self._file:
-                if "\0" in line:
-                    raise DataError(f"table {self._path} is no text in UTF-8 (or UTF-16 with its mark); {SAVE_AS}")
-                yield line
+            yield from self._file
         except UnicodeError as error:
             raise DataError(f"table {self._path} is not UTF-8, but perhaps Windows-1252; {SAVE_AS}") from error
         except OSError as error:
