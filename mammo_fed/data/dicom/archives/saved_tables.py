@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
@@ -83,22 +84,24 @@ class SavedTable:
         return float(text)
 
     def _row(self, line: int, values: Sequence[str], fault: str) -> TableRow:
-        stripped = [value.strip() for value in values]
         width = len(self._layout)
-        if not fault and len(stripped) < width:
-            fault = f"it has {len(stripped)} values, the header {width}"
-        if not fault and any(stripped[width:]):
-            fault = f"it has {len(stripped)} values, the header {width}"
+        fields = {name: values[place].strip() if place < len(values) else "" for name, place in self._places.items()}
+        if not fault and (len(values) < width or any(value.strip() for value in values[width:])):
+            fault = f"it has {len(values)} values, the header {width}"
         # A nameless first column is the row's number, as data frames write it; a value in another one has slipped.
-        if not fault and any(value and name is NOWHERE for name, value in zip(self._layout, stripped, strict=False)):
+        if not fault and any(values[place].strip() for place in self._nowhere):
             fault = "it has a value in a column without a name"
-        if not fault and any("\0" in value for value in stripped):
+        if not fault and "\0" in "".join(fields.values()):
             fault = "it holds what is no text"
-        fields = dict.fromkeys(self.columns, "")
-        for name, value in zip(self._layout, stripped, strict=False):
-            if name in fields:
-                fields[name] = value
         return TableRow(line=line, fields=fields, fault=fault)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self._layout) if name in self.columns}
+
+    @cached_property
+    def _nowhere(self) -> tuple[int, ...]:
+        return tuple(place for place, name in enumerate(self._layout) if name is NOWHERE)
 
 
 def open_table(path: Path, *, required: Sequence[str], optional: Sequence[str] = (), strict: bool = False) -> SavedTable:
