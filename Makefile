@@ -8,7 +8,7 @@ WORKERS ?= auto
 # One thread each: two processes with two threads on two cores wait for each other.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=20
 
-.PHONY: help install demo test check slow stress chaos hostile flood fuzz bench clean kills
+.PHONY: help install demo test check slow stress chaos hostile flood fuzz archive bench clean kills
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ hostile: install ## Print what hostile sites cost, on the phantom and on the pat
 fuzz: install ## Damage 20,000 DICOM files and 100,000 messages, and see that each is read or refused with a reason
 	MAMMO_FED_FUZZ=20000 $(BIN)/python -m pytest -s -k fuzz tests/data/dicom
 	MAMMO_FED_FUZZ=100000 $(BIN)/python -m pytest -s -k fuzz tests/federation
+
+archive: install ## Kill the ingestion of 2,000 full-size mammograms in four encodings ten times, and resume it
+	MAMMO_FED_ARCHIVE=2000 $(BIN)/python -m pytest -s -m slow -k killed tests/data/dicom/test_dicom_kills.py
 
 bench: install ## Run the benchmarks; each prints a ratio
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
