@@ -3,8 +3,8 @@
     python benchmarks/bench_ingest.py [--images 200] [--rows 3328] [--columns 2560] [--jobs 2]
 
 The archive holds as many mammograms in each of four encodings. The bare loop is `pydicom.dcmread(path).pixel_array` over its
-files, in as many processes as the ingestion uses; the goal is a ratio of 0.8 or more. All that an ingestion does besides counts:
-its start, hashes, crops, the journal, the tables and the preflight.
+files, in as many processes as the ingestion uses; the goal is a ratio of 0.8 or more. All that an ingestion does
+besides counts: its start, hashes, crops, the journal, the tables and the preflight.
 """
 
 from __future__ import annotations
