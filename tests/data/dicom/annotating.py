@@ -58,7 +58,7 @@ def drawn_mammogram(number: int = 0, **attributes: Any) -> Dataset:
         "PatientOrientation": ["A", "F"],
         "InstanceNumber": 1,
     }
-    return mammogram(gradient(*SHAPE), **{**about, **attributes})
+    return mammogram(gradient(*SHAPE), **{name: value for name, value in {**about, **attributes}.items() if value is not None})
 
 
 def drawn_mask(box: Sequence[int] = DRAWN) -> NDArray[np.uint8]:

@@ -60,7 +60,7 @@ def test_dicom_map_of_labels_gives_the_segment_that_is_asked_for(syntax, names):
     assert marked(made, IMAGE) == "several_regions"
     assert marked(made, IMAGE, "Mass") == marked(made, IMAGE, str(names[1])) == DRAWN
     assert marked(made, IMAGE, "node") == OTHER
-    assert marked(made, IMAGE, "cyst") == "no_mask"
+    assert marked(made, IMAGE, "cyst") == "no_lesion"
 
 
 def two_segments(**more):
@@ -79,7 +79,7 @@ def test_dicom_segment_is_chosen_by_number_label_or_tracking_identifier():
     for region in ("2", "2.0", " MASS ", "lesion 7", "1.2.3.7"):
         assert marked(made, IMAGE, region) == DRAWN, region
     assert marked(made, IMAGE, "node") == OTHER
-    assert marked(made, IMAGE, "3") == "no_mask"
+    assert marked(made, IMAGE, "3") == "no_lesion"
 
 
 def test_dicom_segmentation_with_one_segment_that_is_not_empty_leaves_no_choice():

@@ -54,9 +54,11 @@ def chosen(named: Sequence[Any_], region: str) -> Any_:
         number = int(float(wanted)) if float(wanted).is_integer() else None
     found = [one for one in named if one.number == number or wanted in map(_plain, one.labels)]
     if len(found) > 1:
-        raise Skipped("several_regions", f"{len(found)} regions of the annotation are called {region!r}")
+        raise Skipped("several_regions", f"{len(found)} regions of the annotation are called by the name that is asked for")
     if not found:
-        raise Skipped("no_mask", f"none of the annotation's {len(named)} regions on this mammogram is called {region!r}")
+        raise Skipped(
+            "no_lesion", f"none of the {len(named)} regions on this mammogram has the name that is asked for"
+        )
     return found[0]
 
 
