@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from mammo_fed.common.private_files import check_private, file_lock, write_private
 from mammo_fed.common.worker_pool import Lost, run_isolated
-from mammo_fed.data.dicom.findings import REASONS, Finding, Outline, Reason, SkippedFinding, files_of
-from mammo_fed.data.dicom.headers import regular
+from mammo_fed.data.dicom.findings import REASONS, Finding, Outline, Reason, SkippedFinding
+from mammo_fed.data.dicom.journal import Journal
 from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
 from mammo_fed.data.pseudonyms import Pseudonyms
 from mammo_fed.data.sources.cohort_folder import COHORT_NAME, PATCHES, CohortRow, listed_patients, write_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting, RunFailed
 from mammo_fed.privacy.patient_identity import is_placeholder, loose_identifiers
 
-__all__ = ["PROBLEMS_NAME", "IngestPlan", "Ingested", "hash_of", "ingest", "write_problems"]
+__all__ = ["PROBLEMS_NAME", "IngestPlan", "Ingested", "ingest", "write_problems"]
 
 # 3 notes the content of every source file, and how an image was taken: patches of an earlier format are made again.
 FORMAT: Final = 3
@@ -134,20 +133,19 @@ class _Ingestion:
         """Make what is missing, then write the tables."""
         self._check_salt()
         found = self._named(listed)
-        kept = self._journal(found)
+        journal = Journal(self._folder / JOURNAL_NAME, self._folder / PATCHES)
+        kept = journal.kept(found, stamp_of=self._stamp, processes=self._plan.processes, on_check=self._calls.check)
         todo = [name for name in found if name not in kept]
         done, reused = len(listed) - len(todo), len(kept)
         self._calls.progress(done, len(listed))
-        (self._folder / JOURNAL_NAME).touch(mode=0o600)
-        with (self._folder / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
+        with journal.opened():
             for answers in self._made(found, todo):
                 for answer in answers:
                     if isinstance(answer, Refusal):
                         self._refuse(answer.name, answer.reason, answer.detail)
                     else:
                         kept[answer.name] = answer
-                        line = {"stamp": self._stamp(found[answer.name]), "patch": asdict(answer)}
-                        journal.write(json.dumps(line, sort_keys=True) + "\n")
+                        journal.note(answer, stamp=self._stamp(found[answer.name]))
                 journal.flush()
                 done += len(answers)
                 self._calls.progress(done, len(listed))
@@ -269,49 +267,8 @@ class _Ingestion:
         loose = sorted(self._pseudonyms.of("loose patient", form) for form in loose_identifiers(identifier))
         return {"loose_patient": " ".join(loose), "placeholder": "yes" if is_placeholder(identifier) else ""}
 
-    def _journal(self, found: Mapping[str, Finding]) -> dict[str, MadePatch]:
-        """Patches of an earlier run that still are what this one would make, by the content of their sources."""
-        kept: dict[str, MadePatch] = {}
-        try:
-            lines = (self._folder / JOURNAL_NAME).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return kept
-        for line in lines:
-            try:
-                values = json.loads(line)
-                patch = MadePatch(**{**values["patch"], "sources": tuple(values["patch"]["sources"])})
-                if patch.name in found and values["stamp"] == self._stamp(found[patch.name]) and self._intact(patch):
-                    kept[patch.name] = patch
-            except (ValueError, KeyError, TypeError):
-                # The last line of a run that was killed.
-                continue
-        hashes = self._hashes({path for name in kept for path in files_of(found[name])})
-        return {
-            name: patch
-            for name, patch in kept.items()
-            if patch.sources == tuple(hashes[path] for path in files_of(found[name])) and "" not in patch.sources
-        }
-
-    def _hashes(self, paths: Collection[Path]) -> dict[Path, str]:
-        """SHA-256 of files, "" for those that cannot be read."""
-        hashes: dict[Path, str] = {}
-        answers = run_isolated(
-            hash_of, sorted(paths), processes=self._plan.processes, seconds=SECONDS, memory_bytes=MEMORY_BYTES
-        )
-        for path, answer in answers:
-            hashes[path] = "" if isinstance(answer, Lost) else answer
-            self._calls.check(len(hashes), len(paths))
-        return hashes
-
-    def _intact(self, patch: MadePatch) -> bool:
-        try:
-            content = (self._folder / PATCHES / f"{patch.name}.png").read_bytes()
-        except OSError:
-            return False
-        return hashlib.sha256(content).hexdigest() == patch.sha256
-
     def _stamp(self, finding: Finding) -> str:
-        """Changes with the recipe and the lesion."""
+        """Changes with the recipe, the file and the lesion."""
         lesion = finding.lesion
         points = [lesion.points.tolist(), lesion.drawn_on] if isinstance(lesion, Outline) else repr(lesion)
         return self._pseudonyms.of(
@@ -323,15 +280,6 @@ class _Ingestion:
         for path in (self._folder / PATCHES).iterdir():
             if path.suffix != ".png" or path.stem not in names:
                 path.unlink()
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file; "" where it cannot be read."""
-    try:
-        with regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except DataError:
-        return ""
 
 
 def write_problems(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

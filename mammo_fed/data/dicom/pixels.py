@@ -22,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from mammo_fed.data.dicom.codestream import frame_size
+from mammo_fed.data.dicom.codestream import FrameSize, frame_size
 from mammo_fed.data.dicom.findings import Skipped
 from mammo_fed.data.dicom.headers import code_of, number_of, quietly
 from mammo_fed.data.dicom.stored_bits import samples_of
@@ -100,7 +100,8 @@ def samples(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
     # Decoders know the standard's spelling only, and no defaults.
     header.PhotometricInterpretation, header.SamplesPerPixel, header.NumberOfFrames = _photometric(header), 1, 1
     header.BitsStored, header.PixelRepresentation = bits, number_of(header, "PixelRepresentation", otherwise=0)
-    quietly(lambda: _check_pixel_bytes(header, syntax, rows, columns, rows * columns * (allocated // 8)), Path("the image"))
+    expected = rows * columns * (allocated // 8)
+    frame = quietly(lambda: _check_pixel_bytes(header, syntax, rows, columns, expected), Path("the image"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -117,6 +118,8 @@ def samples(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
         words = words.astype(words.dtype.newbyteorder("="))
     if not syntax.is_encapsulated:
         _check_rows(words)
+    if frame is not None and frame.signed and words.dtype.kind == "u" and int(words.max()) >> (frame.precision - 1):
+        raise Skipped("size_mismatch", "the compressed frame has negative samples, the header says unsigned")
     high_bit = number_of(header, "HighBit", otherwise=bits - 1)
     if syntax.is_encapsulated and syntax != RLELossless and not int(words.max()) >> bits:
         # A code stream has its samples in the lowest bits, whatever lay where before.
@@ -173,16 +176,17 @@ def _extended_jpeg(header: FileDataset, rows: int, columns: int) -> NDArray[Any]
     return words.astype("u2").view("i2" if signed else "u2")
 
 
-def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, expected: int) -> None:
+def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, expected: int) -> FrameSize | None:
+    """Compare what is there with what the header claims; what a code stream says of itself, where there is one."""
     if not syntax.is_encapsulated:
         _check_plain_bytes(header.PixelData, columns, expected)
-        return
+        return None
     frame = next(iter(generate_frames(header.PixelData, number_of_frames=1)))
     if syntax == RLELossless:
         # Two bytes give at most 128; more than that cannot come out, and less than a byte for that many is too little.
         if 64 * len(frame) < expected:
             raise Skipped("size_mismatch", "the run-length segments are too short for the image")
-        return
+        return None
     size = frame_size(frame)
     if size is None:
         raise Skipped("decoding_failed", "the compressed frame has no header")
@@ -190,8 +194,7 @@ def _check_pixel_bytes(header: Dataset, syntax: UID, rows: int, columns: int, ex
         raise Skipped("size_mismatch", "the compressed frame has another size than the header says")
     if size.kind not in KINDS.get(syntax, ("JPEG 2000",)):
         raise Skipped("decoding_failed", f"the compressed frame is {size.kind}, the header says {syntax.name}")
-    if size.signed and number_of(header, "PixelRepresentation", otherwise=0) == 0:
-        raise Skipped("size_mismatch", "the compressed frame has signed samples, the header says unsigned")
+    return size
 
 
 def _check_plain_bytes(pixels: bytes, columns: int, expected: int) -> None:

@@ -96,12 +96,12 @@ def _check_sign(samples: NDArray[Any], bits: int) -> None:
     # The sign bit is in use.
     if bits < SIGN_BITS or not (int(samples.min()) < 0 if signed else int(samples.max()) >> (bits - 1)):
         return
-    turned = samples.view(f"{'u' if signed else 'i'}{samples.dtype.itemsize}")
+    some = samples[:: max(1, len(samples) // ROWS)]
+    turned = some.view(f"{'u' if signed else 'i'}{some.dtype.itemsize}")
     other = turned & ((1 << bits) - 1) if signed else _low(turned, bits)
     # Saturated pixels and padding are beside anything.
-    inner = (samples > samples.min()) & (samples < samples.max()) & (other > other.min()) & (other < other.max())
-    where = samples < 0 if signed else (samples >> (bits - 1)) != 0
-    jumps = _jumps(samples, other, where=where, inner=inner, step=max(1, len(samples) // ROWS))
+    inner = (some > some.min()) & (some < some.max()) & (other > other.min()) & (other < other.max())
+    jumps = _jumps(some, other, where=some < 0 if signed else (some >> (bits - 1)) != 0, inner=inner)
     if jumps is not None and jumps[1] < MUCH_SMOOTHER * jumps[0]:
         raise Skipped("size_mismatch", f"the header says {'signed' if signed else 'unsigned'} samples, the pixels are not")
 

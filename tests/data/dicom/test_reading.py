@@ -161,8 +161,8 @@ def test_intensity_refuses_an_image_of_one_value():
 
 def test_frame_size_reads_the_codestreams_own_header():
     jpeg = bytes.fromhex("ffd8ffe000040000ffc3000b0c01000080011100")
-    assert frame_size(jpeg) == FrameSize(rows=256, columns=128, samples=1, precision=12)
+    assert frame_size(jpeg) == FrameSize(rows=256, columns=128, samples=1, precision=12, kind="lossless JPEG")
     siz = bytes.fromhex("ff4fff51002900000000008000000100") + bytes(24) + bytes.fromhex("00010f")
-    assert frame_size(siz) == FrameSize(rows=256, columns=128, samples=1, precision=16)
+    assert frame_size(siz) == FrameSize(rows=256, columns=128, samples=1, precision=16, kind="JPEG 2000")
     assert frame_size(b"\xff\xd8" + b"\xff\xe0\xff\xff") is None
     assert frame_size(b"GIF89a") is None
