@@ -31,8 +31,8 @@ from mammo_fed.data.dicom.geometry import (
 from mammo_fed.data.dicom.headers import code_of, identities_of
 from mammo_fed.data.dicom.intensity import Intensity, Windowing, intensity_of
 from mammo_fed.data.dicom.marked import marked_in_files
-from mammo_fed.data.dicom.phi import shows_text
 from mammo_fed.data.dicom.reading import Mammogram, read_mammogram
+from mammo_fed.data.dicom.text_in_pixels import shows_text
 from mammo_fed.data.pseudonyms import Pseudonyms
 
 __all__ = ["Job", "MadePatch", "PatchRecipe", "Refusal", "Wanted", "make_patches"]

@@ -1,4 +1,4 @@
-"""Whose data is it? Attributes that identify people, counted by name and never by value; and text burned into pixels.
+"""Whose data is it? Attributes that identify people, counted by name and never by value.
 
 A cohort keeps nothing of a header but spacing, view and transfer syntax: the audit tells a site what its archive holds.
 """
@@ -12,31 +12,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
-from scipy import ndimage
 
 from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import Skipped
 from mammo_fed.data.dicom.reading import read_header
 from mammo_fed.errors import InvalidSetting
 
-__all__ = ["HeaderAudit", "audit_headers", "shows_text"]
+__all__ = ["HeaderAudit", "audit_headers"]
 
 # Edition of DICOM PS3.15, table E.1-1 (basic profile), as the package dicom-anonymizer carries it.
 EDITION: Final = "dicomfields_2026c"
 SECONDS: Final = 60.0
 MEMORY_BYTES: Final = 768 << 20
 PRIVATE: Final = "private attributes"
-# Glyphs stand out of black: their own brightness, and that of the ring around them.
-INK, PAPER = 0.6, 0.2
-# Parts of the crop's side between which a glyph is high, and how many glyphs make text.
-LOWEST, HIGHEST, FEWEST = 0.01, 0.2, 3
-# Height of a legible glyph in pixels, and how much higher another of the same line may be.
-SMALLEST, ALIKE = 6, 1.7
-RING: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,40 +73,6 @@ def audit_headers(paths: Sequence[Path], *, processes: int) -> HeaderAudit:
         burned_in=said["YES"],
         unsaid=len(paths) - unreadable - said["YES"] - said["NO"],
     )
-
-
-def shows_text(intensities: NDArray[np.float32]) -> bool:
-    """Whether glyphs are burned into the dark background of a crop: three or more small bright spots in a
-    line, with black all around each.
-
-    A heuristic: it finds labels beside the breast, and not text over tissue.
-
-    Args:
-      intensities: float32 in [0, 1], shape (side, side).
-    """
-    side = len(intensities)
-    labelled, count = ndimage.label(intensities > INK)
-    if not FEWEST <= count <= side * side // 16:
-        return False
-    glyphs = []
-    for number, place in enumerate(ndimage.find_objects(labelled), start=1):
-        height, width = place[0].stop - place[0].start, place[1].stop - place[1].start
-        if not (max(SMALLEST, LOWEST * side) <= height <= HIGHEST * side and width <= HIGHEST * side):
-            continue
-        around = tuple(slice(max(0, part.start - 2 * RING), part.stop + 2 * RING) for part in place)
-        own = labelled[around] == number
-        ring = ndimage.binary_dilation(own, iterations=2 * RING) & ~ndimage.binary_dilation(own, iterations=RING)
-        # Neighbouring glyphs are ink too.
-        dark = intensities[around][ring & (labelled[around] == 0)]
-        if dark.size and np.quantile(dark, 0.9) < PAPER:
-            glyphs.append(((place[0].start + place[0].stop) / 2, height))
-    return any(_in_line(one, glyphs) >= FEWEST for one in glyphs)
-
-
-def _in_line(one: tuple[float, int], glyphs: Sequence[tuple[float, int]]) -> int:
-    """How many glyphs stand in one line of text with `one`: at its height on the page, and about as high."""
-    middle, height = one
-    return sum(abs(at - middle) < height / 2 and height / ALIKE < high < height * ALIKE for at, high in glyphs)
 
 
 def _one(path: Path) -> tuple[list[str], str] | None:

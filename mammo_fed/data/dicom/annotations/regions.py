@@ -56,9 +56,7 @@ def chosen(named: Sequence[Any_], region: str) -> Any_:
     if len(found) > 1:
         raise Skipped("several_regions", f"{len(found)} regions of the annotation are called by the name that is asked for")
     if not found:
-        raise Skipped(
-            "no_lesion", f"none of the {len(named)} regions on this mammogram has the name that is asked for"
-        )
+        raise Skipped("no_lesion", f"none of the {len(named)} regions on this mammogram has the name that is asked for")
     return found[0]
 
 
