@@ -106,6 +106,24 @@ def test_table_that_is_none_is_refused_with_its_remedy(tmp_path, content, said):
         listed(tmp_path, content)
 
 
+def test_what_joined_and_copied_tables_have_around_their_values_is_not_seen(tmp_path):
+    content = f"{HEADER}\na.dcm\u200b,p\xa0,malignant\ufeff,1,2,30,40\n\ufeff{HEADER}\n\ufeffa.dcm,q,0,1,2,30,40\n\x1a"
+    first, second = listed(tmp_path, content)
+    assert isinstance(first, Finding)
+    assert isinstance(second, Finding)
+    assert [(one.patient, one.label, one.image.name) for one in (first, second)] == [
+        ("p", MALIGNANT, "a.dcm"),
+        ("q", BENIGN, "a.dcm"),
+    ]
+
+
+@pytest.mark.parametrize("corners", ["1,5;2.25;30;40", "1.234,5;2;30;40", "1e400;2;30;40", "1,234,5;2;30;40", "1;2;30;4O"])
+def test_number_that_may_mean_two_is_refused(tmp_path, corners):
+    (found,) = listed(tmp_path, f"{HEADER.replace(',', ';')}\na.dcm;p;0;{corners}\n")
+    assert isinstance(found, SkippedFinding)
+    assert found.reason == "unusable_row"
+
+
 def test_row_that_holds_no_text_is_refused_alone(tmp_path):
     first, second = listed(tmp_path, f"{HEADER}\na.dcm,p\0,1,1,2,30,40\na.dcm,p,1,1,2,30,40\n")
     assert isinstance(first, SkippedFinding)

@@ -125,6 +125,9 @@ def _lesion(table: SavedTable, fields: Mapping[str, str], places: Places) -> Les
         drawn_on = _drawn_on(table, fields)
         if given[0] == "contour":
             return Outline(points=_points(table, fields["contour"]), drawn_on=drawn_on)
+        if any("," in corner for corner in corners) and any("." in corner for corner in corners):
+            # One of the two separates thousands, and nobody can know which.
+            raise ValueError("two kinds of decimals")
         top, left, bottom, right = (table.number(corner) for corner in corners)
     except ValueError as error:
         raise Skipped("unusable_row", f"the {given[0]} is not made of numbers; correct the row") from error

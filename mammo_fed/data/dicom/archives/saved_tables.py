@@ -6,6 +6,7 @@ identify patients.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SPREADSHEETS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 NAMELESS: Final = re.compile(r"(unnamed: \d+)?")
 NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 SAVE_AS: Final = "save it as CSV in UTF-8"
+# Marks of order and direction, of no width, and of the end of a file; what joined and copied text has around it.
+UNSEEN: Final = " \t\r\n\v\f\x1a\xa0\xad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 # The layout's word for a nameless column, and for one that nobody asked for.
 NOWHERE: Final = "\0nowhere"
 UNASKED: Final = "\0unasked"
@@ -59,7 +62,7 @@ class SavedTable:
     _above: int
 
     def rows(self) -> Iterator[TableRow]:
-        """All rows but blank ones, values without surrounding blanks.
+        """All rows but blank ones and headers that were joined in with another table; values without surrounding blanks.
 
         Raises:
           DataError: If the file cannot be read to its end.
@@ -67,8 +70,10 @@ class SavedTable:
         with _opened(self.path, self._encoding) as file:
             lines = Lines(file)
             for line, values, fault in records(lines, self.separator, len(self._layout)):
-                if line > self._above and (fault or any(value.strip() for value in values)):
-                    yield self._row(line, values, fault)
+                if line > self._above and (fault or any(map(_seen, values))):
+                    row = self._row(line, values, fault)
+                    if any(_plain(value) != _plain(name) for name, value in row.fields.items()):
+                        yield row
 
     def number(self, text: str) -> float:
         """A number as this table writes them: a comma is a decimal one only where it does not separate values.
@@ -79,17 +84,17 @@ class SavedTable:
         text = text.strip()
         if self.separator != "," and text.count(",") == 1 and "." not in text:
             text = text.replace(",", ".")
-        if not NUMBER.fullmatch(text):
+        if not NUMBER.fullmatch(text) or not math.isfinite(number := float(text)):
             raise ValueError("not a number")
-        return float(text)
+        return number
 
     def _row(self, line: int, values: Sequence[str], fault: str) -> TableRow:
         width = len(self._layout)
-        fields = {name: values[place].strip() if place < len(values) else "" for name, place in self._places.items()}
-        if not fault and (len(values) < width or any(value.strip() for value in values[width:])):
+        fields = {name: _seen(values[place]) if place < len(values) else "" for name, place in self._places.items()}
+        if not fault and (len(values) < width or any(map(_seen, values[width:]))):
             fault = f"it has {len(values)} values, the header {width}"
         # A nameless first column is the row's number, as data frames write it; a value in another one has slipped.
-        if not fault and any(values[place].strip() for place in self._nowhere):
+        if not fault and any(_seen(values[place]) for place in self._nowhere):
             fault = "it has a value in a column without a name"
         if not fault and "\0" in "".join(fields.values()):
             fault = "it holds what is no text"
@@ -183,7 +188,13 @@ def _layout(path: Path, header: Sequence[str], asked: dict[str, str], *, strict:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_]+", " ", name.strip().strip("\"'").strip()).casefold()
+    return re.sub(r"[\s_]+", " ", _seen(name).strip("\"'").strip()).casefold()
+
+
+def _seen(value: str) -> str:
+    """A value without blanks around it, and without what is not seen there."""
+    value = value.strip()
+    return value if value.isascii() and value.isprintable() else value.strip(UNSEEN)
 
 
 def _encoding(path: Path) -> str:
