@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from mammo_fed.common.private_files import file_lock
 from mammo_fed.errors import DataError, InvalidSetting
 
 __all__ = ["Fetched", "Progress", "check_room", "download", "plain_name", "staging", "unpack_member"]
 
 STAGING: Final = ".fetch"
+LOCK: Final = "lock"
 SECONDS: Final = 120
 CHUNK: Final = 1 << 20
 # No file of the collections comes near it.
@@ -42,15 +45,27 @@ def _pooch() -> Any:
     return pooch
 
 
-def staging(folder: Path) -> Path:
-    """A hidden folder for what is not whole yet, empty; on the same disk, so that a finished part is moved in one step."""
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder for what is not whole yet, empty; on the same disk, so that a finished part is moved in one step.
+
+    Raises:
+      InvalidSetting: If `folder` cannot be written, or another download is at work in it.
+    """
     place = folder / STAGING
     try:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidSetting(f"FOLDER={folder} cannot be written ({error.strerror}); choose another") from error
-    return place
+    with file_lock(place / LOCK, what="mammo-fed data fetch", folder=folder):
+        part = place / "part"
+        # What a download that was killed has left.
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def download(url: str, path: Path) -> Path:

@@ -6,7 +6,6 @@ in it, and how many images of which class each set has.
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 import zlib
 from collections import Counter
@@ -46,24 +45,23 @@ def fetch_mammo_dp(folder: Path, *, url: str | None = None, on_progress: Progres
     Raises:
       DataError: If it cannot be fetched, is not what it should be, or a file that is there is another one.
     """
-    place = staging(folder)
+    every = sum(IMAGES.values())
+    if _there(folder) == dict(IMAGES):
+        on_progress(every, every)
+        return Fetched(fetched=0, there=every)
     try:
-        if _there(folder) == dict(IMAGES):
-            on_progress(sum(IMAGES.values()), sum(IMAGES.values()))
-            return Fetched(fetched=0, there=sum(IMAGES.values()))
-        packed = download(f"{url or GITHUB}/RichardObi/mammo_dp/archive/{COMMIT}.zip", place / "mammo_dp.zip")
-        with zipfile.ZipFile(packed) as archive:
-            members = _members(archive)
-            check_room(folder, sum(member.file_size for member in members.values()))
-            fetched = 0
-            for done, (name, member) in enumerate(members.items(), start=1):
-                fetched += _put(archive, member, folder / name, place)
-                on_progress(done, len(members))
-        return Fetched(fetched=fetched, there=len(members) - fetched)
+        with staging(folder) as place:
+            packed = download(f"{url or GITHUB}/RichardObi/mammo_dp/archive/{COMMIT}.zip", place / "mammo_dp.zip")
+            with zipfile.ZipFile(packed) as archive:
+                members = _members(archive)
+                check_room(folder, sum(member.file_size for member in members.values()))
+                fetched = 0
+                for done, (name, member) in enumerate(members.items(), start=1):
+                    fetched += _put(archive, member, folder / name, place)
+                    on_progress(done, len(members))
     except zipfile.BadZipFile as error:
         raise DataError("the archive that was fetched is no ZIP file; run again") from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    return Fetched(fetched=fetched, there=len(members) - fetched)
 
 
 def _there(folder: Path) -> dict[str, int]:

@@ -108,7 +108,9 @@ def _series(collection: Collection, said: Mapping[str, str]) -> tuple[Series, st
     about = [day, said.get("StudyID", "NA"), said.get("StudyDesc", "NA"), study[-5:] or "NA"]
     series = [f"{_number(said.get('SeriesNumber', '')):f}", said.get("SeriesDescription", "NA"), uid[-5:]]
     parts = (collection.name, patient, "-".join(about), "-".join(series))
-    return Series(uid=uid, folder="/".join(map(plain_name, parts)), size=int(_number(said.get("FileSize", "")))), patient
+    return Series(
+        uid=uid, folder="/".join(map(plain_name, parts)), size=max(1, int(_number(said.get("FileSize", ""))))
+    ), patient
 
 
 def _number(text: str) -> float:
@@ -127,12 +129,12 @@ def fetch_nbia(collection: Collection, folder: Path, *, url: str | None = None, 
     Raises:
       DataError: If something cannot be fetched or does not agree with its digest. What is whole stays.
     """
-    place = staging(folder)
-    try:
+    with staging(folder) as place:
         series = list_series(collection, place, url=url or NBIA)
         missing = [one for one in series if not (folder / one.folder).exists()]
-        total, done = sum(one.size for one in series), sum(one.size for one in series) - sum(one.size for one in missing)
-        check_room(folder, sum(one.size for one in missing) + max((one.size for one in missing), default=0))
+        total, needed = sum(one.size for one in series), sum(one.size for one in missing)
+        done = total - needed
+        check_room(folder, needed + max((one.size for one in missing), default=0))
         on_progress(done, total)
         for one in missing:
             _fetch_series(one, folder, place, url or NBIA)
@@ -142,10 +144,8 @@ def fetch_nbia(collection: Collection, folder: Path, *, url: str | None = None, 
         for name in tables:
             # Downloaded beside, so that a table is there whole or not at all; no digest of it is published.
             download(f"{url or collection.tables[name]}/{name}", place / name).rename(folder / name)
-        left = tuple(step for step in collection.left if not any(folder.glob("CMMD_clinicaldata*.csv")))
-        return Fetched(fetched=len(missing) + len(tables), there=len(series) - len(missing), left=left)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    left = tuple(step for step in collection.left if not any(folder.glob("CMMD_clinicaldata*.csv")))
+    return Fetched(fetched=len(missing) + len(tables), there=len(series) - len(missing), left=left)
 
 
 def _fetch_series(series: Series, folder: Path, place: Path, url: str) -> None:

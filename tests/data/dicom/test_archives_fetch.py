@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from mammo_fed.cli.main import main
+from mammo_fed.common.private_files import file_lock
 from mammo_fed.data.downloads import github
 from mammo_fed.data.downloads.github import COMMIT
 
@@ -203,6 +205,28 @@ def test_download_of_dicom_files_says_how_much_room_is_missing(tmp_path, server,
     assert fetch(server, tmp_path) == 2
     assert "needs 2000000.0 GB" in " ".join(capsys.readouterr().err.split())
     assert server.asked == ["getSeries"]
+
+
+@pytest.mark.parametrize("name", ["cbis_ddsm", "mammo_dp"])
+def test_dicom_fetch_without_a_network_says_so(tmp_path, server, name, capsys):
+    # Nobody listens there.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert main(["data", "fetch", name, str(tmp_path / "in"), "--url", f"http://127.0.0.1:{taken.getsockname()[1]}"]) == 2
+    assert "check the network, or fetch it by hand" in " ".join(capsys.readouterr().err.split())
+    assert files(tmp_path) == {}
+
+
+def test_two_downloads_of_dicom_files_do_not_meet_in_one_folder(tmp_path, server, capsys):
+    offer(server, series("1.3.00001", "Mass-Test_P_1"))
+    (tmp_path / ".fetch").mkdir()
+    with file_lock(tmp_path / ".fetch" / "lock", what="test"):
+        assert fetch(server, tmp_path) == 2
+    assert "in use by another mammo-fed data fetch" in " ".join(capsys.readouterr().err.split())
+    # What a download that was killed has left is no obstacle.
+    (tmp_path / ".fetch" / "part").mkdir()
+    (tmp_path / ".fetch" / "part" / "series.json").write_text("torn")
+    assert fetch(server, tmp_path) == 0
 
 
 def test_cmmd_is_fetched_and_says_that_its_table_is_to_be_saved(tmp_path, server, capsys):
