@@ -276,6 +276,16 @@ def test_bcdr_rows_are_read_with_decimal_commas_and_other_spellings(tmp_path):
     ]
 
 
+def test_bcdr_sets_that_number_alike_keep_their_findings_apart(tmp_path):
+    row = "3,4,1,1,1,2,img_1.tif,10 20 30,1 2 3,1,{}"
+    for name, grade in (("d01", "Benign"), ("f01", "Malign")):
+        put(tmp_path, {f"{name}/img_1.tif": name.encode()})
+        save(tmp_path, f"{name}/bcdr_{name}_outlines.csv", BCDR, row.format(grade))
+    found = taken(listed("bcdr", tmp_path))
+    assert [one.label for one in found] == [BENIGN, MALIGNANT]
+    assert len({one.name for one in found}) == 2
+
+
 def inbreast(
     root: Path, regions: Sequence[dict[str, object]], *, image: str, before: bytes = b"", number: int = 20586908
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,7 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
         raise DataError(f"{root} holds no *_outlines.csv; give the folder of BCDR that does")
     tables = [open_table(path, required=REQUIRED, optional=(NODULE,)) for path in paths]
     repeats = Repeats()
+    images: dict[str, Path] = {}
     for table in tables:
         places = Places(table.path.parent)
         for row in table.rows():
@@ -63,7 +65,11 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
             if row.fault or nodule not in (*YES, *NO):
                 yield unusable(table, row, row.fault or f"{NODULE} must be 0 or 1")
             elif nodule in YES:
-                yield _checked(table, row, places, repeats)
+                found = _checked(table, row, places, repeats)
+                if isinstance(found, Finding) and images.setdefault(found.name, found.image) != found.image:
+                    # Sets of the repository number their patients and lesions each for itself.
+                    found = replace(found, name=f"{found.name} ({table.path.name})")
+                yield found
 
 
 def _checked(table: SavedTable, row: TableRow, places: Places, repeats: Repeats) -> Finding | SkippedFinding:

@@ -27,7 +27,7 @@ from mammo_fed.errors import DataError
 __all__ = ["findings"]
 
 TABLES: Final = re.compile(r"mass_case_description.*\.csv", re.IGNORECASE)
-# Its first file is read first, so that a cohort has the tables' order.
+# The table of the training set is read first, whatever the tables are called.
 ORDER: Final = ("train", "test")
 PREFIXES: Final[Mapping[str, tuple[str, Split]]] = {
     "training": ("Mass-Training", "train"),
