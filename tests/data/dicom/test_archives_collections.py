@@ -53,6 +53,7 @@ def test_cbis_hidden_files_of_other_systems_are_passed_over(tmp_path):
     for name in [f"{LESION}/1/2/1-1.dcm", f"{LESION}_1/1/2/1-1.dcm"]:
         path = tmp_path / name
         put(path.parent, {f"._{path.name}": b"\0\5\x16\7", ".DS_Store": b"x", "__MACOSX/1-9.dcm": b"x", "Thumbs.db": b"x"})
+        put(path.parent, {"DICOMDIR": bytes(128) + b"DICM", "@eaDir/1-1.dcm": b"x"})
     put(tmp_path, {f"__MACOSX/{LESION}/1-1.dcm": b"x", f"._{TRAIN}": b"x"})
     save(tmp_path, TRAIN, CBIS, "P_00001,LEFT,CC,1,mass,MALIGNANT,x")
     (found,) = taken(listed("cbis_ddsm", tmp_path))

@@ -16,8 +16,8 @@ __all__ = ["DICOM", "TIFF", "Places", "dicom_files", "distinct", "folders_named"
 
 DICOM: Final = (".dcm", ".dicom", ".ima")
 TIFF: Final = (".tif", ".tiff")
-# What archivers of other systems add.
-PASSED_OVER: Final = ("__macosx", "$recycle.bin", "system volume information")
+# What archivers, systems and disks of others add; a DICOMDIR is a list of files and no image.
+PASSED_OVER: Final = ("__macosx", "$recycle.bin", "#recycle", "@eadir", "lost+found", "system volume information", "dicomdir")
 PREAMBLE: Final = 128
 CHUNK: Final = 1 << 16
 
