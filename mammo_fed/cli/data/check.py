@@ -75,6 +75,8 @@ def _say_audit(console: Console, audit: HeaderAudit) -> None:
     say(console, f"headers: {audit.files} DICOM files, {audit.unreadable} others; the cohort keeps none of these attributes:")
     for name, count in audit.identifying.items():
         say(console, f"  {name}: in {count} files")
+    for kind, count in audit.others.items():
+        say(console, f"  beside them: {count} {kind} files")
     say(console, f"  text burned into pixels: {audit.burned_in} files say so, {audit.unsaid} do not say")
 
 

@@ -1,4 +1,4 @@
-"""Whose data is it? Attributes that identify people, counted by name and never by value.
+"""Whose data is it? What may say so, counted by name and never by value.
 
 A cohort keeps nothing of a header but spacing, view and transfer syntax: the audit tells a site what its archive holds.
 """
@@ -8,38 +8,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
-
-from pydicom import Dataset
-from pydicom.datadict import keyword_for_tag
+from typing import Final
 
 from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.reading import read_header
-from mammo_fed.errors import InvalidSetting
+from mammo_fed.data.dicom.headers import code_of, dataset, regular
+from mammo_fed.data.dicom.phi_attributes import check_profile, identifying_attributes
+from mammo_fed.data.dicom.phi_bytes import WINDOW, bytes_beside_attributes, kind_of_file
 
 __all__ = ["HeaderAudit", "audit_headers"]
 
-# Edition of DICOM PS3.15, table E.1-1 (basic profile), as the package dicom-anonymizer carries it.
-EDITION: Final = "dicomfields_2026c"
 SECONDS: Final = 60.0
-MEMORY_BYTES: Final = 768 << 20
-PRIVATE: Final = "private attributes"
+# A file is held twice: as it is, and as it is parsed.
+MEMORY_BYTES: Final = 1024 << 20
+DICOMDIR: Final = "1.2.840.10008.1.3.10"
+UNREADABLE: Final = "damaged or locked"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeaderAudit:
-    """What the headers of an archive hold.
+    """What the files of an archive hold.
 
     Attributes:
       files: DICOM files that were looked at.
       unreadable: files that are none, or damaged.
-      identifying: files by the keyword of a non-empty attribute that the basic profile removes, replaces or empties; private
-        attributes are counted under "private attributes".
+      identifying: files by what in them may say whose they are: the keyword of a non-empty attribute that the basic profile
+        removes, replaces or empties, or that holds words of anybody's choice; private attributes, the preamble, comments of
+        codestreams, and bytes after the pixels or the data set by words of their own.
       burned_in: files that say that people's data is burned into their pixels.
       unsaid: files that do not say whether.
+      others: of the files that are no DICOM files, how many are of each kind (PDF, text, ...); and DICOMDIR files.
     """
 
     files: int
@@ -47,71 +46,67 @@ class HeaderAudit:
     identifying: Mapping[str, int]
     burned_in: int
     unsaid: int
+    others: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """Of one file: what may identify, what it says of its pixels; or of which kind it is, where it is no DICOM file."""
+
+    identifying: tuple[str, ...] = ()
+    burned_in: str = ""
+    kind: str = ""
+    dicom: bool = False
 
 
 def audit_headers(paths: Sequence[Path], *, processes: int) -> HeaderAudit:
-    """Look at every attribute of every header, nested ones included.
+    """Look at every attribute of every header, nested ones included, at what no attribute shows, and at the files beside.
+
+    Names of files and folders are not looked at, and identifiers that hide in UIDs or numbers cannot be known.
 
     Raises:
       InvalidSetting: If the package with the table of the profile is not installed.
     """
-    _profile()
-    names: Counter[str] = Counter()
-    said: Counter[str] = Counter()
-    unreadable = 0
+    check_profile()
+    names, said, kinds = Counter[str](), Counter[str](), Counter[str]()
+    files = 0
     for _, answer in run_isolated(_one, paths, processes=processes, seconds=SECONDS, memory_bytes=MEMORY_BYTES):
-        if isinstance(answer, Lost) or answer is None:
-            unreadable += 1
-            continue
-        found, burned_in = answer
-        names.update(found)
-        said[burned_in] += 1
+        looked = _Looked(kind=UNREADABLE) if isinstance(answer, Lost) else answer
+        if looked.kind:
+            kinds[looked.kind] += 1
+        if looked.dicom:
+            files += 1
+            names.update(looked.identifying)
+            said[looked.burned_in] += 1
     return HeaderAudit(
-        files=len(paths) - unreadable,
-        unreadable=unreadable,
+        files=files,
+        unreadable=len(paths) - files,
         identifying=dict(sorted(names.items())),
         burned_in=said["YES"],
-        unsaid=len(paths) - unreadable - said["YES"] - said["NO"],
+        unsaid=files - said["YES"] - said["NO"],
+        others=dict(sorted(kinds.items())),
     )
 
 
-def _one(path: Path) -> tuple[list[str], str] | None:
-    """Keywords of identifying attributes of one file, and what it says of its pixels; None where it cannot be read."""
+def _one(path: Path) -> _Looked:
     try:
-        header = read_header(path)
-        found = _identifying(header)
-        return sorted(found), str(header.get("BurnedInAnnotation") or "").strip().upper()
-    except Skipped:
-        return None
+        header = dataset(path)
+        found = identifying_attributes(header)
+        if header.file_meta is not None:
+            found |= identifying_attributes(header.file_meta)
+        with regular(path) as file:
+            found |= bytes_beside_attributes(file.read(), header)
+        kind = "DICOMDIR" if header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR else ""
+        return _Looked(identifying=tuple(sorted(found)), burned_in=code_of(header, "BurnedInAnnotation"), kind=kind, dicom=True)
+    except Skipped as skipped:
+        return _Looked(kind=_kind(path) if skipped.reason == "not_dicom" else UNREADABLE)
     except Exception:  # noqa: BLE001 - pydicom converts values when they are asked for, and damaged ones fail in any way
-        return None
+        return _Looked(kind=UNREADABLE)
 
 
-def _identifying(header: Dataset) -> set[str]:
-    exact, ranges = _profile()
-    found = set()
-    for element in header.iterall():
-        if element.tag.group == 0x7FE0 or element.value in (None, "", b"") or element.is_empty:
-            continue
-        tag = (element.tag.group, element.tag.element)
-        if element.tag.is_private:
-            found.add(PRIVATE)
-        elif tag in exact or any(_matches(tag, one) for one in ranges):
-            found.add(keyword_for_tag(element.tag) or str(element.tag))
-    return found
-
-
-def _matches(tag: tuple[int, int], one: tuple[int, int, int, int]) -> bool:
-    return tag[0] & one[2] == one[0] & one[2] and tag[1] & one[3] == one[1] & one[3]
-
-
-@lru_cache(maxsize=1)
-def _profile() -> tuple[frozenset[tuple[int, int]], tuple[tuple[int, int, int, int], ...]]:
-    """Tags of the basic profile: exact ones, and repeating groups with their masks."""
+def _kind(path: Path) -> str:
     try:
-        from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
-    except ImportError as error:
-        raise InvalidSetting('the audit needs the table of DICOM PS3.15: pip install "mammo-fed[dicom]"') from error
-    tags: list[Any] = dicom_anonymization_database_selector(EDITION)["ALL_TAGS"]
-    exact = frozenset((int(tag[0]), int(tag[1])) for tag in tags if len(tag) == 2)
-    return exact, tuple((int(tag[0]), int(tag[1]), int(tag[2]), int(tag[3])) for tag in tags if len(tag) == 4)
+        with regular(path) as file:
+            return kind_of_file(file.read(WINDOW))
+    except Skipped:
+        return UNREADABLE
