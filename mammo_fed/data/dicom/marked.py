@@ -68,7 +68,9 @@ def _marked(
     inside: FileDataset, masks: Masks, *, header: Dataset, shape: tuple[int, int], breast: NDArray[np.bool_] | None
 ) -> Marked:
     if is_annotation(inside):
-        return marked_region(inside, image=header, shape=shape, region=masks.region)
+        found = marked_region(inside, image=header, shape=shape, region=masks.region)
+        # A segmentation is a mask as well: it may be inverted, or the breast's.
+        return lesion_in_mask(found.view(np.uint8), inverted=False, breast=breast) if isinstance(found, np.ndarray) else found
     pixels = samples_inside(inside)
     if pixels.shape == shape and pixels.min() == pixels.max():
         raise Skipped("no_lesion" if not pixels.any() else "unclear_mask", "all pixels of the mask have one value")

@@ -45,6 +45,7 @@ def archive(folder: Path) -> list[dict[str, str]]:
         )
 
     add("sloppy", "mask", "", lambda image: sloppy_segmentation(drawn_mask()))
+    add("inverted", "mask", "", lambda image: sloppy_segmentation(1 - drawn_mask()))
     add("named", "annotation", "mass", lambda image: segmentation([image], two, [described(1, "node"), described(2, "mass")]))
     add("unnamed", "annotation", "", lambda image: segmentation([image], two, [described(1, "node"), described(2, "mass")]))
     add(
@@ -89,7 +90,7 @@ def test_dicom_annotations_of_every_kind_give_the_patch_of_what_they_mark(tmp_pa
     assert main(["data", "ingest", str(folder), str(cohort), *options]) == 0
     done = json.loads(capfd.readouterr().out)
     assert done["refused"] == {"mask_mismatch": 1, "several_regions": 1}
-    assert done["images"] == 5
+    assert done["images"] == 6
     # The square around the box, which is wider than it is high.
     top = (DRAWN[0] + DRAWN[2] - SIDE) // 2
     expected = PIXELS[top : top + SIDE, DRAWN[1] : DRAWN[3]]

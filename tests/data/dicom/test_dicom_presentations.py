@@ -195,3 +195,8 @@ def test_dicom_compound_graphics_that_are_regions_give_the_box():
 def test_dicom_presentation_state_without_graphics_has_no_lesion():
     assert marked(presentation(), IMAGE) == "no_lesion"
     assert marked(presentation(), OTHER_VIEW) == "mask_mismatch"
+
+
+def test_dicom_graphic_around_most_of_the_image_is_no_lesion():
+    around = [1, 1, 63, 1, 63, 95, 1, 95, 1, 1]
+    assert marked(presentation(group(graphic(data=around))), IMAGE) == "unclear_mask"

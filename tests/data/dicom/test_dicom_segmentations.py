@@ -116,6 +116,7 @@ def test_dicom_segmentation_of_another_size_does_not_fit():
 
 def test_dicom_segmentation_that_is_empty_has_no_lesion():
     assert marked(sloppy_segmentation(drawn_mask() * 0), IMAGE) == "no_lesion"
+    assert marked(sloppy_segmentation(drawn_mask() * 0 + 1), IMAGE) == "unclear_mask"
 
 
 @pytest.mark.parametrize("kind", [Code("76752008", "SCT", "Breast"), Code("T-04000", "SRT", "Breast")])

@@ -11,6 +11,7 @@ from pydicom.uid import UID, KeyObjectSelectionDocumentStorage, RTStructureSetSt
 
 from mammo_fed.data.dicom.annotations.presentation import drawn_graphic
 from mammo_fed.data.dicom.annotations.references import uids_of
+from mammo_fed.data.dicom.annotations.regions import corners_of
 from mammo_fed.data.dicom.annotations.report import reported_finding
 from mammo_fed.data.dicom.annotations.segmentation import segmented
 from mammo_fed.data.dicom.annotations.structures import contoured
@@ -21,6 +22,8 @@ __all__ = ["is_annotation", "marked_region"]
 
 LABEL_MAP_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.7"
 SEGMENTATIONS: Final = (SegmentationStorage, LABEL_MAP_STORAGE)
+# A lesion is no half of a mammogram.
+LARGEST_PART: Final = 0.5
 # PS3.4, B.5: storage classes of a family begin alike.
 SEGMENTATION_FAMILY: Final = "1.2.840.10008.5.1.4.1.1.66."
 REPORT_FAMILY: Final = "1.2.840.10008.5.1.4.1.1.88."
@@ -58,13 +61,16 @@ def marked_region(
     try:
         match kind:
             case "segmentation":
-                return segmented(annotation, uids=uids, shape=shape, region=region)
+                mask = segmented(annotation, uids=uids, shape=shape, region=region)
+                if mask.all():
+                    raise Skipped("unclear_mask", "the segmentation marks the whole image, not a lesion")
+                return mask
             case "structures":
-                return contoured(annotation, image=image, uids=uids, region=region)
+                return _no_more_than_a_lesion(contoured(annotation, image=image, uids=uids, region=region), shape)
             case "report":
-                return reported_finding(annotation, uids=uids, region=region)
+                return _no_more_than_a_lesion(reported_finding(annotation, uids=uids, region=region), shape)
             case "presentation":
-                return drawn_graphic(annotation, uids=uids, shape=shape, region=region)
+                return _no_more_than_a_lesion(drawn_graphic(annotation, uids=uids, shape=shape, region=region), shape)
     except MemoryError as error:
         raise Skipped("too_large", "the annotation does not fit into memory") from error
     except Skipped:
@@ -72,6 +78,15 @@ def marked_region(
     except Exception as error:  # pydicom converts values when they are asked for, and damaged ones fail in any way
         raise Skipped("unreadable_annotation", f"the annotation cannot be read ({type(error).__name__})") from error
     raise Skipped("unreadable_annotation", "annotations of this kind mark no region that is read")
+
+
+def _no_more_than_a_lesion(region: Box | Outline, shape: tuple[int, int]) -> Box | Outline:
+    """The region; but not where it is around the breast, or around all that is displayed."""
+    (top, left), (bottom, right) = corners_of(region)
+    inside = 0 <= top <= bottom <= shape[0] and 0 <= left <= right <= shape[1]
+    if inside and (bottom - top) * (right - left) > LARGEST_PART * shape[0] * shape[1]:
+        raise Skipped("unclear_mask", "the annotation marks most of the image, not a lesion")
+    return region
 
 
 def _kind(header: Dataset) -> str:

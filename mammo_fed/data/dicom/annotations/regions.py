@@ -11,7 +11,7 @@ import numpy as np
 
 from mammo_fed.data.dicom.findings import Box, Outline, Skipped
 
-__all__ = ["Named", "Region", "Shape", "chosen", "joined", "one_region"]
+__all__ = ["Named", "Region", "Shape", "chosen", "corners_of", "joined", "one_region"]
 
 Shape: TypeAlias = Box | Outline
 # A contour whose box has a smaller part of the largest's area is a slip of the pen.
@@ -93,7 +93,7 @@ def joined(shapes: Sequence[Shape]) -> Shape:
         raise Skipped("unreadable_annotation", "the region has no closed contour: a point or a line has no extent")
     if len(shapes) == 1:
         return shapes[0]
-    boxes = np.array([_corners(shape) for shape in shapes])
+    boxes = np.array([corners_of(shape) for shape in shapes]).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     boxes = boxes[areas >= SLIP * areas.max()]
     longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
@@ -105,11 +105,12 @@ def joined(shapes: Sequence[Shape]) -> Shape:
     return Box(top=float(top), left=float(left), bottom=float(bottom), right=float(right))
 
 
-def _corners(shape: Shape) -> tuple[float, float, float, float]:
+def corners_of(shape: Shape) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The box around a shape: (top, left), (bottom, right)."""
     if isinstance(shape, Box):
-        return shape.top, shape.left, shape.bottom, shape.right
+        return (shape.top, shape.left), (shape.bottom, shape.right)
     (top, left), (bottom, right) = shape.points.min(axis=0), shape.points.max(axis=0)
-    return float(top), float(left), float(bottom), float(right)
+    return (float(top), float(left)), (float(bottom), float(right))
 
 
 def _plain(label: str) -> str:
