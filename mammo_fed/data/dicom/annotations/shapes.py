@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from scipy.interpolate import CubicSpline
 
 from mammo_fed.data.dicom.annotations.regions import Shape
 from mammo_fed.data.dicom.findings import Box, Outline, Skipped
@@ -81,6 +80,9 @@ def _outline(points: NDArray[np.float64]) -> Outline | None:
 
 def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """A smooth closed curve through points (the standard leaves open which): between them it reaches farther than they do."""
+    # Only curves need it, and it takes a while to import.
+    from scipy.interpolate import CubicSpline
+
     ring = np.vstack([points, points[:1]])
     ring = ring[np.r_[True, (np.diff(ring, axis=0) != 0).any(axis=1)]]
     if len(ring) < 4:
