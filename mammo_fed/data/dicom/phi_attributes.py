@@ -33,19 +33,26 @@ TECHNICAL: Final = frozenset(
         "CodingSchemeName",
         "CodingSchemeVersion",
         "ContextIdentifier",
+        "ConvolutionKernel",
         "DetectorManufacturerModelName",
         "DetectorManufacturerName",
+        "DimensionDescriptionLabel",
         "ExposureControlModeDescription",
+        "FilterType",
         "GridID",
+        "ImagedNucleus",
         "ImplementationVersionName",
         "LongCodeValue",
         "Manufacturer",
         "ManufacturerModelName",
         "MappingResourceName",
         "PixelSpacingCalibrationDescription",
+        "PlateType",
+        "RescaleType",
         "SecondaryCaptureDeviceManufacturer",
         "SecondaryCaptureDeviceManufacturerModelName",
         "SegmentAlgorithmName",
+        "SequenceName",
         "SoftwareVersions",
     }
 )
@@ -59,6 +66,7 @@ SCHEMES: Final = frozenset({"DCM", "FMA", "LN", "NCIT", "RADLEX", "SCT", "SNM3",
 CODES: Final = {
     "Modality": frozenset(
         {"MG", "CR", "DX", "DR", "OT", "SC", "US", "MR", "CT", "PT", "NM", "SR", "SEG", "PR", "KO", "RTSTRUCT", "REG", "DOC"}
+        | {"XA", "RF", "ES", "XC", "OP", "OPT", "ECG", "RTPLAN", "RTDOSE", "RTIMAGE", "RG", "TG", "BMD", "SM", "HC", "AU"}
     ),
     "ViewPosition": frozenset(
         {"CC", "MLO", "ML", "LM", "LMO", "SIO", "XCC", "XCCL", "XCCM", "FB", "ISO", "CV", "AT", "TAN", "AP", "PA", "SPECIMEN"}

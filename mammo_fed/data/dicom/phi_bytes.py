@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from pydicom import FileDataset
@@ -21,11 +22,17 @@ AFTER_PIXELS: Final = "bytes after the pixels"
 AFTER_DATA: Final = "bytes after the data set"
 # PS3.10, 7.1: a file may be a TIFF file at the same time.
 TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# What programs write of themselves.
-OWN_WORDS: Final = (b"Created by OpenJPEG", b"Kakadu", b"Kdu-Layer-Info", b"JFIF\0", b"Adobe\0", b"mrfx")
+# What programs write of themselves, and nothing more; and what is a word at all, in one byte a letter or in two.
+OWN_WORDS: Final = re.compile(
+    rb"(?:Created by (?:GDCM/)?OpenJPEG version [\d.]+|Creator: JasPer Version [\d.]+|Kakadu-v?[\d.]+"
+    rb"|Kdu-Layer-Info[^A-Za-z]*|JFIF\0.{9}|Adobe.{7}|mrfx.{1,2}|SPIFF\0.{20,26})\0?",
+    re.DOTALL,
+)
+WORD: Final = re.compile(rb"[0-9A-Za-z\x80-\xff]{3}|(?:[0-9A-Za-z]\0){3}")
 MOST_FRAGMENTS, MOST_SEGMENTS = 1000, 1000
 JPEG_2000: Final = b"\xff\x4f"
 JP2: Final = b"\0\0\0\x0cjP  "
+STARTS: Final = (b"\xff\xd8", JPEG_2000, JP2)
 # Boxes of a JP2 file that hold what its writer likes.
 BOXES: Final = re.compile(rb"(?:xml |uuid|uinf)")
 # A marker with a length, or the end. In entropy-coded data a byte of ones is followed by none of them.
@@ -64,14 +71,14 @@ def bytes_beside_attributes(content: bytes, header: FileDataset) -> set[str]:
     if end is not None and _not_an_element(content[end:]):
         found.add(AFTER_DATA)
     if not syntax.is_encapsulated:
-        if pixels[_native_bytes(header) :].strip(b"\0"):
+        rest = pixels[_native_bytes(header) :]
+        # One byte makes the length even; with its bytes swapped, it stands before the last of the pixels.
+        if len(rest) > 1 and rest.strip(b"\0"):
             found.add(AFTER_PIXELS)
         return found
-    for number, fragment in enumerate(generate_fragments(pixels)):
-        if number >= MOST_FRAGMENTS:
-            break
-        if syntax != RLELossless:
-            found |= _of_codestream(fragment)
+    if syntax != RLELossless:
+        for frame in _codestreams(pixels):
+            found |= _of_codestream(frame)
     return found
 
 
@@ -108,20 +115,31 @@ def _not_an_element(rest: bytes) -> bool:
     return group not in (0x7FE0, 0xFFFA, 0xFFFC) and not (group > 0x7FE0 and group % 2)
 
 
-def _of_codestream(fragment: bytes) -> set[str]:
+def _codestreams(pixels: bytes) -> Iterator[bytes]:
+    """Codestreams, of one fragment or several each; not the table of offsets before them."""
+    parts: list[bytes] = []
+    for fragment in islice(generate_fragments(pixels), 1, MOST_FRAGMENTS):
+        if fragment.startswith(STARTS) and parts:
+            yield b"".join(parts)
+            parts = []
+        parts.append(fragment)
+    yield b"".join(parts)
+
+
+def _of_codestream(frame: bytes) -> set[str]:
     found = set()
-    if fragment.startswith(JP2):
+    if frame.startswith(JP2):
         # Boxes are before the codestream or after it; their types may turn up in its packets by chance.
-        begin = fragment.find(JPEG_2000 + b"\xff\x51")
-        if BOXES.search(fragment[: max(begin, 0)]):
+        begin = frame.find(JPEG_2000 + b"\xff\x51")
+        if BOXES.search(frame[: max(begin, 0)]):
             found.add(COMMENTS)
-        fragment = fragment[max(begin, 0) :]
-    words = list(_jpeg_2000_words(fragment) if fragment.startswith(JPEG_2000) else _jpeg_words(fragment))
-    if any(word.strip(b"\0 ") and not word.startswith(OWN_WORDS) for word in words):
+        frame = frame[max(begin, 0) :]
+    words = list(_jpeg_2000_words(frame) if frame.startswith(JPEG_2000) else _jpeg_words(frame))
+    if any(WORD.search(word) and not OWN_WORDS.fullmatch(word) for word in words):
         found.add(COMMENTS)
-    ended = fragment.rfind(b"\xff\xd9")
+    ended = frame.rfind(b"\xff\xd9")
     # A fragment is padded to an even length, with zero or, by some, with what fills between markers.
-    if ended >= 0 and fragment[ended + 2 :].strip(b"\0\xff"):
+    if ended >= 0 and frame[ended + 2 :].strip(b"\0\xff"):
         found.add(AFTER_PIXELS)
     return found
 

@@ -20,6 +20,7 @@ from mammo_fed.data.dicom.phi import HeaderAudit, audit_headers
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 from tests.data.dicom.making import gradient, mammogram, write
+from tests.data.dicom.mutations import bundled_files
 
 WORD = "ZEBRA^ANN"
 
@@ -53,33 +54,38 @@ def test_dicom_file_without_words_of_anybody_has_uids_alone(tmp_path):
     assert places(tmp_path, mammogram(gradient(), ViewCodeSequence=[view], **about)) <= USUAL | {"SoftwareVersions"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ContentLabel",
-        "SeriesDescription",
-        "ImageComments",
-        "SegmentLabel",
-        "StationName",
-        "LUTExplanation",
-        "TextValue",
+def test_dicom_audit_names_attributes_of_words(tmp_path):
+    names = {
         "AcquisitionDeviceProcessingDescription",
-        "PartialViewDescription",
+        "ContentLabel",
         "GraphicLayerDescription",
-    ],
-)
-def test_dicom_audit_names_attributes_of_words(tmp_path, name):
-    assert name in places(tmp_path, mammogram(gradient(), **{name: "ZEBRA ANN"}))
+        "ImageComments",
+        "LUTExplanation",
+        "PartialViewDescription",
+        "SegmentLabel",
+        "SeriesDescription",
+        "StationName",
+        "TextValue",
+    }
+    assert places(tmp_path, mammogram(gradient(), **dict.fromkeys(names, "ZEBRA ANN"))) - USUAL == names
 
 
 def test_dicom_audit_names_words_in_attributes_of_codes(tmp_path):
-    nested = [item(CodeMeaning=WORD), item(CodeValue="1", CodingSchemeDesignator="99HOSPITAL", CodeMeaning=WORD)]
-    for number, one in enumerate(nested):
-        (tmp_path / str(number)).mkdir()
-        assert "CodeMeaning" in places(tmp_path / str(number), mammogram(gradient(), ViewCodeSequence=[one]))
-    (tmp_path / "codes").mkdir()
-    made = mammogram(gradient(), ViewPosition="ZEBRA", Modality="ZEBRA", Laterality="ANN", ImageLaterality="L")
-    assert {"ViewPosition", "Modality", "Laterality"} <= places(tmp_path / "codes", made)
+    foreign = item(CodeValue="1", CodingSchemeDesignator="99HOSPITAL", CodeMeaning=WORD)
+    for number, one in enumerate([item(CodeMeaning=WORD), foreign]):
+        write(mammogram(gradient(), ViewCodeSequence=[one]), tmp_path / f"{number}.dcm")
+    words = mammogram(gradient(), ViewPosition="ZEBRA", Modality="ZEBRA", Laterality="ANN", ImageLaterality="L")
+    write(words, tmp_path / "words.dcm")
+    counts = audited(tmp_path).identifying
+    assert {
+        name: counts.get(name) for name in ("CodeMeaning", "ViewPosition", "Modality", "Laterality", "ImageLaterality")
+    } == {
+        "CodeMeaning": 2,
+        "ViewPosition": 1,
+        "Modality": 1,
+        "Laterality": 1,
+        "ImageLaterality": None,
+    }
 
 
 def test_dicom_audit_names_overlays_icons_documents_and_private_attributes(tmp_path):
@@ -113,18 +119,15 @@ def test_dicom_file_that_is_a_tiff_file_too_has_no_words_in_its_preamble(tmp_pat
 def test_dicom_audit_names_bytes_after_the_pixels_and_after_the_data_set(tmp_path):
     made = mammogram(gradient())
     made.PixelData += b"ZEBRA ANN "
-    assert "bytes after the pixels" in places(tmp_path, made)
-    for number, (rest, expected) in enumerate(((b"ZEB", True), (b"ZEBRA ANN 99887766", True), (bytes(600), False))):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        path = write(mammogram(gradient()), folder / "a.dcm")
+    write(made, tmp_path / "pixels.dcm")
+    for name, rest in (("three", b"ZEB"), ("zeros", bytes(600))):
+        path = write(mammogram(gradient()), tmp_path / f"{name}.dcm")
         path.write_bytes(path.read_bytes() + rest)
-        found = audited(folder)
-        # Some of what follows makes the file one that cannot be parsed: then it is counted as such.
-        assert ("bytes after the data set" in found.identifying or found.unreadable == 1) == expected
-    (tmp_path / "padded").mkdir()
-    made = mammogram(gradient(), DataSetTrailingPadding=bytes(8))
-    assert places(tmp_path / "padded", made) <= USUAL
+    write(mammogram(gradient(), DataSetTrailingPadding=bytes(8)), tmp_path / "padded.dcm")
+    write(mammogram(gradient(), DataSetTrailingPadding=b"ZEBRA ANN 12"), tmp_path / "filled.dcm")
+    counts = dict(audited(tmp_path).identifying)
+    assert (counts.pop("bytes after the pixels"), counts.pop("bytes after the data set")) == (1, 2)
+    assert set(counts) <= USUAL
 
 
 def compressed(syntax: str) -> Dataset:
@@ -158,22 +161,20 @@ def test_dicom_audit_names_comments_in_codestreams_and_what_follows_them(tmp_pat
             return frame[:at] + segment(b"\xff\x64", b"\0\1ZEBRA ANN") + frame[at:]
         return frame[:2] + segment(b"\xff\xfe", b"ZEBRA ANN") + frame[2:]
 
-    for number, (change, words) in enumerate(
-        (
-            (lambda frame: frame, set()),
-            (commented, {"comments in compressed pixels"}),
-            (lambda frame: frame + b"ZEBRA ANN", {"bytes after the pixels"}),
-        )
-    ):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        assert places(folder, with_frame(compressed(syntax), change)) - USUAL - {"LossyImageCompression"} == words
+    for number, change in enumerate((lambda frame: frame, commented, lambda frame: frame + b"ZEBRA ANN")):
+        write(with_frame(compressed(syntax), change), tmp_path / f"{number}.dcm")
+    counts = audited(tmp_path).identifying
+    assert (counts["comments in compressed pixels"], counts["bytes after the pixels"]) == (1, 1)
 
 
-@pytest.mark.parametrize("marker", [b"\xff\xe1", b"\xff\xed"])
-def test_dicom_audit_names_application_data_of_a_jpeg_frame(tmp_path, marker):
-    made = with_frame(compressed(JPEGBaseline8Bit), lambda frame: frame[:2] + segment(marker, b"Exif\0\0ZEBRA") + frame[2:])
-    assert "comments in compressed pixels" in places(tmp_path, made)
+def test_dicom_audit_names_application_data_of_a_jpeg_frame(tmp_path):
+    def applied(marker: bytes) -> Dataset:
+        words = segment(marker, b"Exif\0\0ZEBRA")
+        return with_frame(compressed(JPEGBaseline8Bit), lambda frame: frame[:2] + words + frame[2:])
+
+    for marker in (b"\xff\xe1", b"\xff\xed"):
+        write(applied(marker), tmp_path / f"{marker[1]}.dcm")
+    assert audited(tmp_path).identifying["comments in compressed pixels"] == 2
 
 
 def test_dicom_files_without_a_meta_header_are_audited(tmp_path):
@@ -227,3 +228,11 @@ def test_no_value_of_a_dicom_file_is_printed_by_the_audit(tmp_path, capfd):
         assert "PDF" in said
         assert "zebra" not in said.lower()
     assert b"zebra" not in (cohort / "preflight.html").read_bytes().lower()
+
+
+def test_dicom_audit_counts_every_one_of_pydicoms_own_files(tmp_path):
+    paths = bundled_files()
+    found = audit_headers(paths, processes=2)
+    assert found.files + found.unreadable == len(paths) > 100
+    assert sum(found.others.values()) == found.unreadable + found.others.get("DICOMDIR", 0)
+    assert found.identifying["PatientName"] > 50

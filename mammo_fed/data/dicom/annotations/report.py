@@ -8,7 +8,7 @@ from typing import Final, Literal
 from pydicom import Dataset
 
 from mammo_fed.data.dicom.annotations.content import Item, concept, content_of, value_code
-from mammo_fed.data.dicom.annotations.references import check_refers, instances, items_of
+from mammo_fed.data.dicom.annotations.references import check_refers, first_item, instances, items_of
 from mammo_fed.data.dicom.annotations.regions import Region, Shape, one_region
 from mammo_fed.data.dicom.annotations.shapes import graphic_points, shape_of
 from mammo_fed.data.dicom.findings import Skipped
@@ -21,7 +21,8 @@ Kind = Literal["mass", "other", "unsaid", "hidden"]
 SINGLE_FINDING, MEASUREMENTS, FINDING = "111059", "125007", "121071"
 OUTLINES: Final = ("111041", "111030")
 RENDERING, NOT_SHOWN = "111056", "111152"
-TRACKING: Final = ("112039", "112040")
+# Tracking identifiers, and a short label.
+TRACKING: Final = ("112039", "112040", "125309")
 MASSES: Final = frozenset({"129788004", "F-01791", "111459", "111462", "4147007", "M-03000"})
 OTHERS: Final = frozenset(
     (
@@ -86,7 +87,7 @@ def reported_finding(annotation: Dataset, *, uids: frozenset[str], region: str) 
       annotation: the report.
       uids: of the mammogram, as `uids_of` gives them.
       region: number of the finding among those on this mammogram, from 1, in the order of the report, or its tracking
-        identifier; "" where only one is a mass that is to be shown.
+        identifier, short label or the meaning of its finding; "" where only one is a mass that is to be shown.
 
     Raises:
       Skipped: If the report is of other images, marks nothing that is a mass, or several.
@@ -107,7 +108,7 @@ def reported_finding(annotation: Dataset, *, uids: frozenset[str], region: str) 
             regions.append(
                 Region(
                     number=len(regions) + 1,
-                    labels=tuple(_labels(items, holding)),
+                    labels=tuple(filter(None, _labels(items, holding))),
                     shapes=_shapes(ours, holding),
                     kind=_kind(items, holding),
                 )
@@ -159,9 +160,12 @@ def _kind(items: Sequence[Item], holder: Item) -> Kind:
 
 
 def _labels(items: Sequence[Item], holder: Item) -> Iterator[str]:
-    for item in (items[index] for index in holder.children):
+    for item in (holder, *(items[index] for index in holder.children)):
         if concept(item) in TRACKING:
             yield text_of(item.dataset, "TextValue") or text_of(item.dataset, "UID")
+        elif concept(item) in (SINGLE_FINDING, FINDING):
+            # Viewers write what a user called a region as the meaning of its finding.
+            yield text_of(first_item(item.dataset, "ConceptCodeSequence"), "CodeMeaning")
 
 
 def _images(items: Sequence[Item], item: Item) -> set[str]:

@@ -19,6 +19,8 @@ from mammo_fed.data.dicom.findings import Box, Outline, Skipped
 __all__ = ["graphic_points", "shape_of"]
 
 MOST_POINTS: Final = 100_000
+# Of a pixel: two points that are so near are one that was rounded.
+SAME: Final = 0.01
 # Of an interpolated curve, between two given points.
 STEPS: Final = 16
 
@@ -63,7 +65,7 @@ def shape_of(kind: str, points: NDArray[np.float64], *, closed: bool) -> Shape |
         return _around(points[:2].mean(axis=0), half[0], half[1]) if half.min() > 0 else None
     if kind == "MULTIPOINT" and closed:
         return _outline(points)
-    if kind in ("POLYLINE", "INTERPOLATED") and len(points) > 2 and (closed or (points[0] == points[-1]).all()):
+    if kind in ("POLYLINE", "INTERPOLATED") and len(points) > 2 and (closed or np.abs(points[0] - points[-1]).max() < SAME):
         return _outline(_curve(points) if kind == "INTERPOLATED" else points)
     return None
 
