@@ -14,13 +14,19 @@ __all__ = ["COARSE", "air_level", "breast_region", "enlarged", "is_inverted"]
 COARSE: Final = 8
 # Letters of a view marker cover less than this part of an image: above the quantile of the rest, brightness is cut off.
 MARKER_QUANTILE: Final = 0.97
+# So much brighter than air is tissue: of the range, and of the way to what Otsu's threshold takes for bright.
+ABOVE_AIR, ABOVE_AIR_PART = 0.02, 0.25
 # Air is as dark as the darkest of an image; where it is as bright as the brightest, black and white have changed places.
 BRIGHT, DARK = 0.95, 0.05
 AIR_OF_BORDER, AIR_OF_IMAGE, DARK_OF_BORDER = 0.3, 0.15, 0.05
 
 
 def breast_region(coarse: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The largest bright area, by Otsu's threshold; a few very bright pixels (a lead marker) do not move it.
+    """The largest area that is not air.
+
+    Otsu's threshold alone would part fat from gland where a breast has much of both: from air to fat is less than from fat to
+    gland. So the threshold lies near the brightness that air has, which is the most frequent of the dark ones. A few very
+    bright pixels (a lead marker) do not move it, and thin lines do not join a marker to the breast.
 
     Args:
       coarse: in [0, 1], shape (rows, columns): every `COARSE`-th row and column of a mammogram, background dark.
@@ -30,11 +36,18 @@ def breast_region(coarse: NDArray[np.float32]) -> NDArray[np.bool_]:
     """
     top = max(float(np.quantile(coarse, MARKER_QUANTILE)), 1e-6)
     scaled = np.clip(coarse / np.float32(top), 0.0, 1.0)
-    labelled, count = ndimage.label(scaled > _otsu(scaled))
+    middle = _otsu(scaled)
+    dark, edges = np.histogram(scaled[scaled <= middle], bins=64, range=(0.0, max(middle, 1e-6)))
+    air = float(edges[int(np.argmax(dark))])
+    tissue = scaled > air + max(ABOVE_AIR, ABOVE_AIR_PART * (middle - air))
+    opened = ndimage.binary_opening(tissue)
+    labelled, count = ndimage.label(opened if opened.any() else tissue)
     if not count:
         return np.zeros(coarse.shape, dtype=bool)
-    largest: NDArray[np.bool_] = labelled == 1 + int(np.argmax(np.bincount(labelled.ravel())[1:]))
-    return largest
+    largest = labelled == 1 + int(np.argmax(np.bincount(labelled.ravel())[1:]))
+    # What opening took off the skin line comes back.
+    region: NDArray[np.bool_] = ndimage.binary_dilation(largest) & tissue
+    return region
 
 
 def air_level(coarse: NDArray[np.float32], region: NDArray[np.bool_]) -> float:

@@ -23,6 +23,8 @@ SMALLEST_LESION: Final = 3
 LARGEST_PATCH: Final = 1024
 # Contours that are drawn along the border of an image pass it by a pixel or two.
 OUTSIDE: Final = 2.0
+# Half the width of what is too thin to be a part of a breast, at every `COARSE`-th row and column.
+STRIP: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,10 @@ def breast_box(region: NDArray[np.bool_], *, shape: tuple[int, int]) -> Box:
     Raises:
       Skipped: If nothing stands out.
     """
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    # A film's edge is a strip of grey along the whole border.
+    opened = ndimage.binary_opening(region, iterations=STRIP)
+    wide = opened if opened.any() else region
+    rows, columns = np.flatnonzero(wide.any(axis=1)), np.flatnonzero(wide.any(axis=0))
     if not len(rows):
         raise Skipped("no_lesion", "no breast stands out from the background")
     return Box(

@@ -27,6 +27,7 @@ WIDEST: Final = 1e7
 FLAT: Final = 0.003
 # So much brighter than all tissue, what lies beside the breast is a lead marker and not for the range.
 MARKER: Final = 1.05
+MARKER_NOTE: Final = "marker_left_out"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +42,7 @@ class Intensity:
       voi: for "table".
       logarithm: raw data that count photons: tissue takes them away by factors.
       low, high: in modality units, for "range".
+      whole: what low and high were with everything that lies beside the breast, where that was left out.
       centre, width: in modality units, for windows.
       padding: samples from the first to the second are not part of the image, and black.
       notes: words of a fixed list about what was doubtful.
@@ -55,6 +57,7 @@ class Intensity:
     logarithm: bool = False
     low: float = 0.0
     high: float = 1.0
+    whole: tuple[float, float] | None = None
     centre: float = 0.0
     width: float = 1.0
     padding: tuple[int, int] | None = None
@@ -93,6 +96,16 @@ class Intensity:
         low, high = self.padding or (1, 0)
         found: NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
         return found
+
+    def holding(self, stored: NDArray[Any]) -> Intensity:
+        """The mapping for a lesion's samples: with the whole range where they are brighter than what was taken for tissue."""
+        if self.whole is None:
+            return self
+        values = self.units(stored[~self.is_padding(stored)])
+        if not values.size or (self.low <= values.min() and values.max() <= self.high):
+            return self
+        notes = tuple(note for note in self.notes if note != MARKER_NOTE)
+        return replace(self, low=self.whole[0], high=self.whole[1], whole=None, notes=notes)
 
     def describe(self) -> str:
         """The rule and its numbers, for a patch's provenance."""
@@ -210,9 +223,16 @@ def _used_range(found: Intensity, stored: NDArray[Any]) -> Intensity:
     if found.padding is not None:
         inside = stored[~found.is_padding(stored)]
         kept = inside if inside.size else stored
-    if found.modality is not None:
-        return _between(found, kept)
-    return _between(found, np.array([kept.min(), kept.max()]))
+    return _between(found, _of_interest(found, kept))
+
+
+def _of_interest(found: Intensity, samples: NDArray[Any]) -> NDArray[Any]:
+    """Samples that may be the darkest and the brightest: the ends, or every value where a table may go up and down."""
+    if found.modality is None:
+        return np.array([samples.min(), samples.max()])
+    plain = samples.view(f"u{samples.dtype.itemsize}").ravel()
+    values = np.flatnonzero(np.bincount(plain)).astype(plain.dtype)
+    return values.view(samples.dtype)
 
 
 def _between(found: Intensity, samples: NDArray[Any]) -> Intensity:
@@ -231,18 +251,18 @@ def _without_markers(found: Intensity, stored: NDArray[Any], coarse: NDArray[np.
     # Where the brightest pixel is in the breast, as it nearly always is, nothing beside it can set the range.
     brightest = stored.argmin() if found.inverted != (found.slope < 0) else stored.argmax()
     row, column = (int(place) for place in np.unravel_index(brightest, stored.shape))
-    if found.modality is None and enlarged(region, shape=(1, 1), top=row, left=column, grow=2)[0, 0]:
+    if found.modality is None and enlarged(region, shape=(1, 1), top=row, left=column, grow=0)[0, 0]:
         return found
     shape = (stored.shape[0], stored.shape[1])
-    tissue = stored[enlarged(region, shape=shape, grow=2) & ~found.is_padding(stored)]
+    tissue = stored[enlarged(region, shape=shape, grow=0) & ~found.is_padding(stored)]
     if not tissue.size:
         return found
-    values = found.units(np.array([tissue.min(), tissue.max()]) if found.modality is None else tissue)
+    values = found.units(_of_interest(found, tissue))
     low = float(values.min()) if found.inverted else found.low
     high = found.high if found.inverted else float(values.max())
     if found.high - found.low < MARKER * (high - low) or high <= low:
         return found
-    return replace(found, notes=(*found.notes, "marker_left_out"), low=low, high=high)
+    return replace(found, notes=(*found.notes, MARKER_NOTE), low=low, high=high, whole=(found.low, found.high))
 
 
 def _windowed(header: Dataset, found: Intensity, stored: NDArray[Any]) -> Intensity:

@@ -130,6 +130,8 @@ def make_patches(job: Job) -> Sequence[MadePatch | Refusal]:
         view = _View(mammogram, intensity_of(mammogram.header, mammogram.stored, windowing=recipe.windowing))
     except Skipped as error:
         return [Refusal(name=one.name, reason=error.reason, detail=error.detail) for one in job.wanted]
+    except MemoryError:
+        return [Refusal(name=one.name, reason="too_large", detail="the image does not fit into memory") for one in job.wanted]
     return [_one(job, one, view) for one in job.wanted]
 
 
@@ -149,9 +151,14 @@ class _View:
     def breast(self) -> NDArray[np.bool_]:
         return breast_region(self.coarse)
 
-    def square(self, crop: Crop, *, blank_background: bool) -> NDArray[np.float32]:
+    def mapped_for(self, box: Box) -> Intensity:
+        """How samples are shown for a lesion."""
+        top, left, bottom, right = box_in_image(box, shape=self.shape)
+        return self.intensity.holding(self.stored[top:bottom, left:right])
+
+    def square(self, crop: Crop, intensity: Intensity, *, blank_background: bool) -> NDArray[np.float32]:
         """What is shown inside a square."""
-        shown = self.intensity(self.stored[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side])
+        shown = intensity(self.stored[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side])
         if blank_background:
             side = (crop.side, crop.side)
             shown[~enlarged(self.breast, shape=side, top=crop.top, left=crop.left)] = 0.0
@@ -165,7 +172,8 @@ def _one(job: Job, wanted: Wanted, view: _View) -> MadePatch | Refusal:
         crop = square_crop(box, shape=view.shape, rule=rule, spacing=mammogram.spacing)
         if not isinstance(wanted.lesion, Breast):
             _check_on_breast(box, view)
-        shown = view.square(crop, blank_background=job.recipe.blank_background)
+        intensity = view.intensity if isinstance(wanted.lesion, Breast) else view.mapped_for(box)
+        shown = view.square(crop, intensity, blank_background=job.recipe.blank_background)
         _check_text(job, mammogram, shown)
         patch = area_resize(shown, rule.size)
     except Skipped as error:
@@ -178,12 +186,12 @@ def _one(job: Job, wanted: Wanted, view: _View) -> MadePatch | Refusal:
         name=wanted.name,
         view=mammogram.view,
         sha256=_write(patch, job.folder / f"{wanted.name}.png"),
-        provenance={name: str(value) for name, value in _provenance(job, wanted, view, crop).items()},
+        provenance={name: str(value) for name, value in _provenance(job, wanted, view, crop, intensity).items()},
         sources=(mammogram.sha256, *marks),
     )
 
 
-def _provenance(job: Job, wanted: Wanted, view: _View, crop: Crop) -> dict[str, object]:
+def _provenance(job: Job, wanted: Wanted, view: _View, crop: Crop, intensity: Intensity) -> dict[str, object]:
     """Numbers, hashes, keyed digests and words of fixed lists."""
     mammogram, header = view.mammogram, view.mammogram.header
     spacing = mammogram.spacing or ("", "")
@@ -197,8 +205,8 @@ def _provenance(job: Job, wanted: Wanted, view: _View, crop: Crop) -> dict[str, 
         "spacing_down_mm": spacing[0],
         "spacing_across_mm": spacing[1],
         "transfer_syntax": mammogram.transfer_syntax,
-        "windowing": view.intensity.describe(),
-        "notes": " ".join(view.intensity.notes),
+        "windowing": intensity.describe(),
+        "notes": " ".join(intensity.notes),
         "lesion": type(wanted.lesion).__name__.lower(),
         "vendor": vendor_of(header),
         "intent": "processing" if is_raw(header) else "presentation",
