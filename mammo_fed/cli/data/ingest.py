@@ -140,7 +140,8 @@ def _told(console: Console, *, quiet: bool) -> Iterator[_Told]:
 def _say(console: Console, done: Ingested, *, cohort: Path, salt: Path, named: Path | None) -> None:
     say(
         console,
-        f"{done.findings} findings: {done.images} patches of {done.patients} patients, {done.unlabelled} without a label",
+        f"{done.findings} findings: {done.images} patches of {done.patients} patients, {done.unlabelled} without a label"
+        + (f"; {done.reused} were there and are the same" if done.reused else ""),
     )
     for reason, count in sorted(done.refused.items()):
         say(console, f"  refused, {reason.replace('_', ' ')}: {count}")
