@@ -65,4 +65,6 @@ class Pseudonyms:
         return self._digest(PATIENT, caseless(identifier))
 
     def _digest(self, kind: str, normal: str) -> str:
-        return hmac.new(self._salt, f"{kind}\0{normal}".encode(), hashlib.sha256).hexdigest()[:DIGITS]
+        # A file's name may be bytes that are no text; they come as surrogates.
+        content = f"{kind}\0{normal}".encode(errors="surrogatepass")
+        return hmac.new(self._salt, content, hashlib.sha256).hexdigest()[:DIGITS]

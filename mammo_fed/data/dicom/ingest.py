@@ -234,7 +234,9 @@ class _Ingestion:
 
     def _refuse(self, name: str, reason: Reason, detail: str) -> None:
         self._problems.append((name, reason if reason in REASONS else "damaged"))
-        self._calls.refusal(name, reason, detail)
+        # Names of files may hold anything, also what moves a terminal's cursor or no text can.
+        readable = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in detail)
+        self._calls.refusal(name, reason, readable)
 
     def _patients(self, spellings: Iterable[str]) -> dict[str, str]:
         """A patient's pseudonym by every spelling: the one that this folder gave before, where a ledger may know it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import plistlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,6 +136,21 @@ def test_dicom_collection_image_without_a_side_is_counted(tmp_path: Path) -> Non
     told = archive.ingest("--split", "train", source="cmmd")
     assert (told.code, told.about["refused"]) == (0, {"no_side": 2})
     assert len(told.rows) == 6
+
+
+def test_dicom_collection_file_whose_name_is_no_text_is_read_or_counted(tmp_path: Path) -> None:
+    """File systems keep bytes: a name in Latin-1, or one that would move a terminal's cursor, is a name."""
+    archive = Archive(tmp_path / "archive")
+    write_table(archive.root / "CMMD_clinicaldata_revision.csv", CMMD_COLUMNS, [cmmd(archive, number) for number in range(2)])
+    first, second = sorted(archive.root.rglob("*.dcm"))[:2]
+    os.rename(first, os.fsencode(first.parent) + b"/M\xfcller [bold]\n.dcm")
+    write(b"nothing", second.parent / "x\x1b[31m.dcm")
+    told = archive.ingest("--split", "train", source="cmmd")
+    assert (told.code, told.about["refused"], len(told.rows)) == (0, {"not_dicom": 1}, 4)
+    assert "\x1b[31m" not in told.said
+    inbreast(archive, 5, [region("Mass")])
+    os.rename(next((archive.root / "AllDICOMs").iterdir()), os.fsencode(archive.root / "AllDICOMs") + b"/M\xfcller.dcm")
+    assert archive.ingest(source="inbreast", cohort=tmp_path / "other").code == 2
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
