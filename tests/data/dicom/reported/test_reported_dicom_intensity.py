@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import DigitalMammographyXRayImageStorageForProcessing
 
 from tests.data.dicom.reported.drawing import (
+    LESION,
     SKIN,
     TOLERANCE,
     Archive,
@@ -70,6 +71,32 @@ def signed_padding_written_as_unsigned(number: int) -> Drawn:
     made = header(stored, number=number, bits=16)
     made.add_new("PixelPaddingValue", "US", 65536 - 2000)
     return made, range_of(stored, ~air)
+
+
+def padding_that_no_sample_can_be(number: int) -> Drawn:
+    """A padding value above BitsStored is no sample (PS3.3 C.7.5.1.1.2): nothing is padding, least of all the brightest."""
+    return header(as_stored(scene(number)), number=number, PixelPaddingValue=65535), scene(number)
+
+
+def padding_written_as_signed(number: int) -> Drawn:
+    """SS for the padding of unsigned samples: the same word (PS3.5 annex A)."""
+    drawn = scene(number)
+    stored, air = np.round(1000 + drawn * 50000).astype(np.uint16), drawn == 0
+    stored[air] = 65536 - 2000
+    made = header(stored, number=number, bits=16)
+    made.add_new("PixelPaddingValue", "SS", -2000)
+    wanted = range_of(stored, ~air)
+    wanted[air] = 0
+    return made, wanted
+
+
+def lead_marker(number: int) -> Drawn:
+    """Letters of lead beside the breast, four times brighter than all tissue: the range is the breast's."""
+    stored = np.round(scene(number) * 1000).astype(np.uint16)
+    for letter in range(3):
+        stored[20:44, 205 + 14 * letter : 209 + 14 * letter] = 4095
+        stored[20:24, 205 + 14 * letter : 215 + 14 * letter] = 4095
+    return header(stored, number=number), scene(number)
 
 
 def range_of(stored: NDArray[Any], tissue: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -133,6 +160,9 @@ BY_RANGE: Final[tuple[Callable[[int], Drawn], ...]] = (
     padding_from_the_top,
     white_padding,
     signed_padding_written_as_unsigned,
+    padding_that_no_sample_can_be,
+    padding_written_as_signed,
+    lead_marker,
     modality_table_of_12_bits,
     modality_table_of_16_bits,
 )
@@ -220,7 +250,8 @@ def ingested(folder: Path, makers: tuple[Callable[[int], Drawn], ...], *options:
     for make in makers:
         for number in (2 * len(archive.rows), 2 * len(archive.rows) + 1):
             made, wanted = make(number)
-            archive.add(f"{make.__name__} {number % 2}", image=made, wanted=wanted, file=f"{number}.dcm", box=SKIN)
+            box = LESION if make is lead_marker else SKIN
+            archive.add(f"{make.__name__} {number % 2}", image=made, wanted=wanted, file=f"{number}.dcm", box=box)
     return archive.ingest(*options)
 
 

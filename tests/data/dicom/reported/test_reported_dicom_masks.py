@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.pixels.utils import pack_bits
+from pydicom.uid import SegmentationStorage
 from scipy import ndimage
 
 from mammo_fed.data.dicom.findings import Box
@@ -50,6 +52,16 @@ def half() -> NDArray[np.uint8]:
     return mask
 
 
+def of_bits(number: int) -> Dataset:
+    """DICOM SEG, binary, of one frame (PS3.3 A.51 and C.8.20): eight pixels in a byte, lowest bit first (PS3.5 8.1.1)."""
+    made = header(marked() // 255, number=number, bits=8)
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = SegmentationStorage
+    made.Modality, made.SegmentationType, made.NumberOfFrames = "SEG", "BINARY", 1
+    made.BitsAllocated, made.BitsStored, made.HighBit = 1, 1, 0
+    made.PixelData = pack_bits((marked() // 255).ravel())
+    return made
+
+
 def as_mask(pixels: NDArray[Any], number: int, **attributes: Any) -> Dataset:
     return header(pixels.astype(np.uint8), number=500 + number, bits=8, Modality="OT", **attributes)
 
@@ -61,6 +73,11 @@ MASKS: Final[dict[str, Any]] = {
     # PS3.3 C.7.6.3.1.2: in MONOCHROME1 the lowest value is white, so 0 is what is marked.
     "of monochrome1": lambda number: as_mask(255 - marked(), number, PhotometricInterpretation="MONOCHROME1"),
     "framed": lambda number: as_mask(framed(), number),
+    "of bits": lambda number: of_bits(500 + number),
+    # Dust of a scanner.
+    "with specks": lambda number: as_mask(
+        np.where(np.random.default_rng(1).random((ROWS, COLUMNS)) < 4e-4, 255, marked()), number
+    ),
     # Resized or compressed with loss.
     "with soft edges": lambda number: as_mask(np.round(ndimage.gaussian_filter(marked().astype(float), 1.0)), number),
 }
