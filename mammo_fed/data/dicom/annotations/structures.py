@@ -106,9 +106,9 @@ def _shapes(contours: Sequence[Dataset], pixels: _Pixels) -> tuple[Shape, ...]:
 class _Pixels:
     """From millimetres to pixels.
 
-    With Image Position and Image Orientation by PS3.3, C.7.6.2.1.1. A projection image has neither; programs that draw on one
-    count from the middle of its first pixel along its rows and columns, with z = 0: so do ITK (with GDCM) and all that is built
-    on it, and OsiriX. Other places than z = 0 are another, unknown, convention.
+    With Image Position and Image Orientation by PS3.3, C.7.6.2.1.1. A projection image has neither, and the standard gives no
+    rule: millimetres are taken to count from the middle of its first pixel along its rows and columns, with z = 0, as programs do
+    that give an image without a place an origin of 0. Other places than z = 0 are another, unknown, convention.
     """
 
     def __init__(self, image: Dataset) -> None:
