@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
+from mammo_fed.data.dicom.phantom_archive.tree import PhantomTree, write_phantom_tree
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 

@@ -123,8 +123,8 @@ def test_a_command_shows_its_options(module, words, command, capsys):
 def test_choices_are_those_of_the_code_that_takes_them():
     from mammo_fed.audit.canaries import CANARIES
     from mammo_fed.data.dicom.archives.registry import SOURCES
-    from mammo_fed.data.dicom.phantom_tree import FORMS
-    from mammo_fed.data.dicom.writing import Depth, Encoding
+    from mammo_fed.data.dicom.phantom_archive.tree import FORMS
+    from mammo_fed.data.dicom.phantom_archive.writing import Depth, Encoding
     from mammo_fed.data.sources.rows import Split
     from mammo_fed.privacy.accounting.pricing import ACCOUNTANTS
     from mammo_fed.synthesis.quality.descriptors import DESCRIPTORS

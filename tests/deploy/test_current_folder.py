@@ -12,7 +12,7 @@ from hostile_folder import HostileFolder, hostile_folder
 from real_federation import SMALL_RUN, real_federation
 
 from mammo_fed.common.isolation import isolate_children, isolated_environment, python_command
-from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
+from mammo_fed.data.dicom.phantom_archive.tree import PhantomTree, write_phantom_tree
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import site_style
 from mammo_fed.reporting.record.record import read_record

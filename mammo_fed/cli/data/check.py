@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from mammo_fed.common.command_line import print_json, say
-from mammo_fed.data.dicom.phi import HeaderAudit, audit_headers
+from mammo_fed.data.dicom.identifiers.audit import HeaderAudit, audit_headers
 from mammo_fed.data.phantom.hospitals import phantom_synthetic
 from mammo_fed.data.preflight import CHECKS, errors_of
 from mammo_fed.data.sources.cohort_folder import check_cohort_folder, open_cohort_folder

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mammo_fed.common.command_line import print_json, say
 from mammo_fed.data.cohort import concatenate
-from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
+from mammo_fed.data.dicom.phantom_archive.tree import PhantomTree, write_phantom_tree
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from mammo_fed.data.dicom.breast import COARSE
 from mammo_fed.data.dicom.findings import Box, Outline, Skipped
+from mammo_fed.data.dicom.image.breast import COARSE
 from mammo_fed.errors import InvalidSetting
 
 __all__ = ["Crop", "CropRule", "area_resize", "breast_box", "box_in_image", "mask_box", "outline_box", "square_crop"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mammo_fed.data.dicom.findings import Finding, Skipped, files_of
-from mammo_fed.data.dicom.headers import regular
+from mammo_fed.data.dicom.image.headers import regular
 from mammo_fed.data.dicom.patch import MadePatch
 
 __all__ = ["Journal", "hash_of"]

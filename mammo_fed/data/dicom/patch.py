@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mammo_fed.common.private_files import write_private
-from mammo_fed.data.dicom.acquisition import Intent, is_raw, vendor_of, year_of
-from mammo_fed.data.dicom.breast import COARSE, air_level, breast_region, enlarged
+from mammo_fed.data.dicom.annotations.marked import marked_in_files
 from mammo_fed.data.dicom.findings import Box, Breast, Lesion, Masks, Outline, Reason, Skipped
 from mammo_fed.data.dicom.geometry import (
     Crop,
@@ -28,11 +27,12 @@ from mammo_fed.data.dicom.geometry import (
     outline_box,
     square_crop,
 )
-from mammo_fed.data.dicom.headers import code_of, identities_of
-from mammo_fed.data.dicom.intensity import Intensity, Windowing, intensity_of
-from mammo_fed.data.dicom.marked import marked_in_files
-from mammo_fed.data.dicom.reading import Mammogram, read_mammogram
-from mammo_fed.data.dicom.text_in_pixels import shows_text
+from mammo_fed.data.dicom.identifiers.text_in_pixels import shows_text
+from mammo_fed.data.dicom.image.acquisition import Intent, is_raw, vendor_of, year_of
+from mammo_fed.data.dicom.image.breast import COARSE, air_level, breast_region, enlarged
+from mammo_fed.data.dicom.image.headers import code_of, identities_of
+from mammo_fed.data.dicom.image.intensity import Intensity, Windowing, intensity_of
+from mammo_fed.data.dicom.image.reading import Mammogram, read_mammogram
 from mammo_fed.data.pseudonyms import Pseudonyms
 
 __all__ = ["Job", "MadePatch", "PatchRecipe", "Refusal", "Wanted", "make_patches"]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mammo_fed.cli.main import main
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.tiff import read_tiff
+from mammo_fed.data.dicom.image.tiff import read_tiff
 
 EIGHT = (np.arange(48, dtype=np.uint8) * 5).reshape(6, 8)
 SIXTEEN = (np.arange(48, dtype=np.uint16) * 1000).reshape(6, 8)

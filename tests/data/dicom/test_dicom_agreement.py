@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from mammo_fed.data.dicom.findings import REASONS, Skipped
-from mammo_fed.data.dicom.reading import read_mammogram
+from mammo_fed.data.dicom.image.reading import read_mammogram
 from tests.data.dicom.mutations import bundled_files
 
 # Two decoders of one lossy frame may round an inverse transform differently.

@@ -15,7 +15,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 from mammo_fed.common.worker_pool import run_isolated
 from mammo_fed.data.dicom.annotations.marking import is_annotation, marked_region
 from mammo_fed.data.dicom.findings import REASONS, Box, Outline, Skipped
-from mammo_fed.data.dicom.headers import dataset
+from mammo_fed.data.dicom.image.headers import dataset
 from tests.data.dicom.annotating import DRAWN, MASS, SHAPE, described, drawn_mask, item, segmentation, sloppy_segmentation
 from tests.data.dicom.mutations import flip_bytes, lie_about_a_length, repeat_a_part, swap_tags, truncate
 from tests.data.dicom.test_dicom_presentations import area, graphic, group, presentation

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from mammo_fed.data.dicom.ingest import MEMORY_BYTES
-from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
-from mammo_fed.data.dicom.writing import Encoding
+from mammo_fed.data.dicom.phantom_archive.tree import PhantomTree, write_phantom_tree
+from mammo_fed.data.dicom.phantom_archive.writing import Encoding
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 

@@ -15,8 +15,8 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 
 from mammo_fed.cli.main import main
-from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
-from mammo_fed.data.dicom.phi import HeaderAudit, audit_headers
+from mammo_fed.data.dicom.identifiers.audit import HeaderAudit, audit_headers
+from mammo_fed.data.dicom.phantom_archive.tree import PhantomTree, write_phantom_tree
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 from tests.data.dicom.making import gradient, mammogram, write

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from mammo_fed.data.dicom.text_in_pixels import shows_text
+from mammo_fed.data.dicom.identifiers.text_in_pixels import shows_text
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from mammo_fed.data.dicom.findings import REASONS, Breast, Finding, Skipped
 from mammo_fed.data.dicom.geometry import CropRule
+from mammo_fed.data.dicom.image.intensity import Windowing, intensity_of
+from mammo_fed.data.dicom.image.reading import read_mammogram
 from mammo_fed.data.dicom.ingest import MEMORY_BYTES, Ingested, IngestPlan, ingest
-from mammo_fed.data.dicom.intensity import Windowing, intensity_of
 from mammo_fed.data.dicom.patch import PatchRecipe
-from mammo_fed.data.dicom.reading import read_mammogram
 from mammo_fed.data.pseudonyms import Pseudonyms
 from tests.data.dicom.making import gradient, mammogram, write
 from tests.data.dicom.mutations import bomb, bundled_files, mutate

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mammo_fed.data.dicom.breast import COARSE, breast_region
 from mammo_fed.data.dicom.findings import Box, Outline, Skipped
 from mammo_fed.data.dicom.geometry import Crop, CropRule, area_resize, breast_box, mask_box, outline_box, square_crop
+from mammo_fed.data.dicom.image.breast import COARSE, breast_region
 from mammo_fed.errors import InvalidSetting
 
 

@@ -16,8 +16,8 @@ from mammo_fed.data.dicom.archives.registry import SOURCES
 from mammo_fed.data.dicom.geometry import CropRule
 from mammo_fed.data.dicom.ingest import Ingested, IngestPlan, ingest
 from mammo_fed.data.dicom.patch import PatchRecipe
-from mammo_fed.data.dicom.phantom_tree import FORMS, Drawn, Form, PhantomTree, write_phantom_tree
-from mammo_fed.data.dicom.writing import DEPTHS, ENCODINGS, Depth, largest_value
+from mammo_fed.data.dicom.phantom_archive.tree import FORMS, Drawn, Form, PhantomTree, write_phantom_tree
+from mammo_fed.data.dicom.phantom_archive.writing import DEPTHS, ENCODINGS, Depth, largest_value
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 from mammo_fed.data.pseudonyms import Pseudonyms

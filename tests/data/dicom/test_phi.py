@@ -15,9 +15,9 @@ from pydicom.sequence import Sequence
 
 from mammo_fed.cli.main import main
 from mammo_fed.data.cohort import concatenate
-from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
-from mammo_fed.data.dicom.phi import audit_headers
-from mammo_fed.data.dicom.text_in_pixels import shows_text
+from mammo_fed.data.dicom.identifiers.audit import audit_headers
+from mammo_fed.data.dicom.identifiers.text_in_pixels import shows_text
+from mammo_fed.data.dicom.phantom_archive.tree import PhantomTree, write_phantom_tree
 from mammo_fed.data.phantom.hospitals import phantom_cohort
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 from mammo_fed.simulations import in_process

@@ -11,7 +11,7 @@ import pytest
 
 from mammo_fed.cli.main import main
 from mammo_fed.data.cohort import BENIGN, Cohort
-from mammo_fed.data.dicom.phantom_tree import PhantomTree, write_phantom_tree
+from mammo_fed.data.dicom.phantom_archive.tree import PhantomTree, write_phantom_tree
 from mammo_fed.data.phantom.hospitals import phantom_cohort, phantom_synthetic
 from mammo_fed.data.phantom.masses import EXTERNAL_STYLE
 from mammo_fed.data.preflight import CHECKS, Archive, Finding, errors_of, preflight

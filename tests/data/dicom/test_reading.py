@@ -11,11 +11,11 @@ from pydicom import Dataset
 from pydicom.pixels.processing import apply_windowing
 from pydicom.uid import BreastTomosynthesisImageStorage, JPEG2000Lossless, MRImageStorage, RLELossless
 
-from mammo_fed.data.dicom.codestream import FrameSize, frame_size
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import dataset
-from mammo_fed.data.dicom.intensity import intensity_of
-from mammo_fed.data.dicom.reading import read_mammogram, samples_inside
+from mammo_fed.data.dicom.image.codestream import FrameSize, frame_size
+from mammo_fed.data.dicom.image.headers import dataset
+from mammo_fed.data.dicom.image.intensity import intensity_of
+from mammo_fed.data.dicom.image.reading import read_mammogram, samples_inside
 from tests.data.dicom.making import gradient, mammogram, write
 
 

@@ -9,7 +9,7 @@ from pydicom import Dataset
 
 from mammo_fed.data.dicom.annotations.references import first_item, items_of
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import text_of
+from mammo_fed.data.dicom.image.headers import text_of
 
 __all__ = ["Item", "concept", "content_of", "value_code"]
 

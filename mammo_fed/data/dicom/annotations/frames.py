@@ -11,9 +11,9 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, RLELossless
 
-from mammo_fed.data.dicom.codestream import frame_size
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import number_of, text_of
+from mammo_fed.data.dicom.image.codestream import frame_size
+from mammo_fed.data.dicom.image.headers import number_of, text_of
 
 __all__ = ["Frames"]
 

@@ -16,7 +16,7 @@ from mammo_fed.data.dicom.annotations.report import reported_finding
 from mammo_fed.data.dicom.annotations.segmentation import segmented
 from mammo_fed.data.dicom.annotations.structures import contoured
 from mammo_fed.data.dicom.findings import Box, Outline, Skipped
-from mammo_fed.data.dicom.headers import text_of
+from mammo_fed.data.dicom.image.headers import text_of
 
 __all__ = ["is_annotation", "marked_region"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pydicom import Dataset
 
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import text_of
+from mammo_fed.data.dicom.image.headers import text_of
 
 __all__ = ["check_refers", "first_item", "instances", "items_of", "uids_of"]
 

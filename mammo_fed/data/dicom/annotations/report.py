@@ -12,7 +12,7 @@ from mammo_fed.data.dicom.annotations.references import check_refers, first_item
 from mammo_fed.data.dicom.annotations.regions import Region, Shape, one_region
 from mammo_fed.data.dicom.annotations.shapes import graphic_points, shape_of
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import text_of
+from mammo_fed.data.dicom.image.headers import text_of
 
 __all__ = ["reported_finding"]
 

@@ -18,7 +18,7 @@ from mammo_fed.data.dicom.annotations.frames import Frames
 from mammo_fed.data.dicom.annotations.references import check_refers, first_item, instances, items_of
 from mammo_fed.data.dicom.annotations.regions import Named, chosen
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import number_of, text_of
+from mammo_fed.data.dicom.image.headers import number_of, text_of
 
 __all__ = ["segmented"]
 

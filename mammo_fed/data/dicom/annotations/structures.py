@@ -15,7 +15,7 @@ from mammo_fed.data.dicom.annotations.references import check_refers, instances,
 from mammo_fed.data.dicom.annotations.regions import Named, Shape, chosen, joined
 from mammo_fed.data.dicom.annotations.shapes import graphic_points, shape_of
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import text_of
+from mammo_fed.data.dicom.image.headers import text_of
 
 __all__ = ["contoured"]
 
@@ -107,8 +107,8 @@ class _Pixels:
     """From millimetres to pixels.
 
     With Image Position and Image Orientation by PS3.3, C.7.6.2.1.1. A projection image has neither, and the standard gives no
-    rule: millimetres are taken to count from the middle of its first pixel along its rows and columns, with z = 0, as programs do
-    that give an image without a place an origin of 0. Other places than z = 0 are another, unknown, convention.
+    rule: millimetres are taken to count from the middle of its first pixel along its rows and columns, with z = 0, as programs
+    do that give an image without a place an origin of 0. Other places than z = 0 are another, unknown, convention.
     """
 
     def __init__(self, image: Dataset) -> None:

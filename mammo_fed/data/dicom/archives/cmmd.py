@@ -20,7 +20,7 @@ from mammo_fed.data.dicom.archives.places import dicom_files, distinct, folders_
 from mammo_fed.data.dicom.archives.saved_tables import Repeats, SavedTable, open_table, unusable
 from mammo_fed.data.dicom.archives.words import side_of
 from mammo_fed.data.dicom.findings import Breast, Finding, Reason, Skipped, SkippedFinding
-from mammo_fed.data.dicom.reading import read_side_and_view
+from mammo_fed.data.dicom.image.reading import read_side_and_view
 from mammo_fed.errors import DataError
 
 __all__ = ["findings"]

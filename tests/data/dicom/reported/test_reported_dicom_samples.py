@@ -28,7 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from mammo_fed.data.dicom.writing import write_dicom
+from mammo_fed.data.dicom.phantom_archive.writing import write_dicom
 from tests.data.dicom.reported.drawing import (
     COLUMNS,
     ROWS,

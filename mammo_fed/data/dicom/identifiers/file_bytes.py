@@ -12,7 +12,7 @@ from pydicom import FileDataset
 from pydicom.encaps import generate_fragments
 from pydicom.uid import RLELossless
 
-from mammo_fed.data.dicom.headers import PREAMBLE, text_of
+from mammo_fed.data.dicom.image.headers import PREAMBLE, text_of
 
 __all__ = ["bytes_beside_attributes", "kind_of_file"]
 

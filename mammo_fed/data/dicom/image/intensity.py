@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from mammo_fed.data.dicom.acquisition import is_raw
-from mammo_fed.data.dicom.breast import COARSE, breast_region, enlarged, is_inverted
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import code_of, text_of
-from mammo_fed.data.dicom.lookup import LookupTable, table_of
+from mammo_fed.data.dicom.image.acquisition import is_raw
+from mammo_fed.data.dicom.image.breast import COARSE, breast_region, enlarged, is_inverted
+from mammo_fed.data.dicom.image.headers import code_of, text_of
+from mammo_fed.data.dicom.image.lookup import LookupTable, table_of
 
 __all__ = ["Intensity", "Windowing", "intensity_of"]
 

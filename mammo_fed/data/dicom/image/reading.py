@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset
 
-from mammo_fed.data.dicom.acquisition import Intent, check_kind, side_of, spacing_of, view_of
-from mammo_fed.data.dicom.headers import dataset, opened, parse, quietly, regular
-from mammo_fed.data.dicom.pixels import LARGEST_PIXELS, check_grey, image_size, samples
-from mammo_fed.data.dicom.tiff import read_tiff
+from mammo_fed.data.dicom.image.acquisition import Intent, check_kind, side_of, spacing_of, view_of
+from mammo_fed.data.dicom.image.headers import dataset, opened, parse, quietly, regular
+from mammo_fed.data.dicom.image.pixels import LARGEST_PIXELS, check_grey, image_size, samples
+from mammo_fed.data.dicom.image.tiff import read_tiff
 
 __all__ = ["LARGEST_PIXELS", "Mammogram", "read_header", "read_mammogram", "read_side_and_view", "samples_inside"]
 

@@ -16,7 +16,7 @@ from pydicom import Dataset
 
 from mammo_fed.data.cohort import MALIGNANT
 from mammo_fed.data.dicom.findings import Box
-from mammo_fed.data.dicom.writing import Depth, Encoding, mammogram_header, write_dicom
+from mammo_fed.data.dicom.phantom_archive.writing import Depth, Encoding, mammogram_header, write_dicom
 
 __all__ = ["FORMS", "TABLES", "Drawn", "Form", "PhantomTree", "path_of"]
 

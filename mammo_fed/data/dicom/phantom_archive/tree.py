@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mammo_fed.data.cohort import Cohort
 from mammo_fed.data.dicom.findings import Box
-from mammo_fed.data.dicom.phantom_tables import FORMS, TABLES, Drawn, Form, PhantomTree, path_of
-from mammo_fed.data.dicom.writing import mammogram_header, store, write_dicom
+from mammo_fed.data.dicom.phantom_archive.tables import FORMS, TABLES, Drawn, Form, PhantomTree, path_of
+from mammo_fed.data.dicom.phantom_archive.writing import mammogram_header, store, write_dicom
 from mammo_fed.errors import InvalidSetting
 
 __all__ = ["FORMS", "Drawn", "Form", "PhantomTree", "write_phantom_tree"]

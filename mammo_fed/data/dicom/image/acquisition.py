@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import code_of, codes_of, text_of
+from mammo_fed.data.dicom.image.headers import code_of, codes_of, text_of
 
 __all__ = ["INTENTS", "Intent", "check_kind", "is_raw", "side_of", "spacing_of", "vendor_of", "view_of", "year_of"]
 

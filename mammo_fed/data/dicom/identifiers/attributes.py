@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag, repeater_has_tag
 
-from mammo_fed.data.dicom.headers import text_of
+from mammo_fed.data.dicom.image.headers import text_of
 from mammo_fed.errors import InvalidSetting
 
 __all__ = ["check_profile", "identifying_attributes"]

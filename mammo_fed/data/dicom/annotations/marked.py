@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset
 
 from mammo_fed.data.dicom.annotations.marking import is_annotation, marked_region
+from mammo_fed.data.dicom.annotations.masks import distinct_values, lesion_in_mask, looks_like_a_mask
 from mammo_fed.data.dicom.findings import Box, Masks, Outline, Skipped
-from mammo_fed.data.dicom.headers import code_of, opened, parse, quietly
-from mammo_fed.data.dicom.masks import distinct_values, lesion_in_mask, looks_like_a_mask
-from mammo_fed.data.dicom.reading import samples_inside
+from mammo_fed.data.dicom.image.headers import code_of, opened, parse, quietly
+from mammo_fed.data.dicom.image.reading import samples_inside
 
 __all__ = ["Marked", "marked_in_files"]
 

@@ -13,9 +13,9 @@ from typing import Final
 
 from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import code_of, dataset, regular
-from mammo_fed.data.dicom.phi_attributes import check_profile, identifying_attributes
-from mammo_fed.data.dicom.phi_bytes import WINDOW, bytes_beside_attributes, kind_of_file
+from mammo_fed.data.dicom.identifiers.attributes import check_profile, identifying_attributes
+from mammo_fed.data.dicom.identifiers.file_bytes import WINDOW, bytes_beside_attributes, kind_of_file
+from mammo_fed.data.dicom.image.headers import code_of, dataset, regular
 
 __all__ = ["HeaderAudit", "audit_headers"]
 

@@ -22,10 +22,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from mammo_fed.data.dicom.codestream import FrameSize, frame_size
 from mammo_fed.data.dicom.findings import Skipped
-from mammo_fed.data.dicom.headers import code_of, number_of, quietly
-from mammo_fed.data.dicom.stored_bits import samples_of
+from mammo_fed.data.dicom.image.codestream import FrameSize, frame_size
+from mammo_fed.data.dicom.image.headers import code_of, number_of, quietly
+from mammo_fed.data.dicom.image.stored_bits import samples_of
 
 __all__ = ["LARGEST_PIXELS", "check_grey", "image_size", "samples"]
 

@@ -1,0 +1,1 @@
+"""Whose image is it? What headers, bytes and pixels say of people."""

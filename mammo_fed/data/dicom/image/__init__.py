@@ -1,0 +1,1 @@
+"""One image of a file: its header, its samples, and what they look like."""

@@ -1,0 +1,1 @@
+"""Phantom patients as archives of DICOM files."""
