@@ -6,6 +6,7 @@ import csv
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.sequence import Sequence
@@ -129,15 +130,45 @@ def test_dicom_archive_of_which_most_is_refused_is_worth_a_word(tmp_path: Path) 
     assert any("preflight" in line and "refused" in line for line in told.said.splitlines())
 
 
-def test_dicom_magnified_view_is_cropped_in_millimetres_of_the_breast(tmp_path: Path) -> None:
-    """Imager Pixel Spacing is at the detector (PS3.3 C.8.7.10): at a magnification of 1.8 a pixel shows 0.07 / 1.8 mm."""
-    archive = archive_of(tmp_path, 2)
+# How a header says its scale, and the pixels of 6 mm in the breast.
+SCALES: dict[str, tuple[dict[str, Any], str]] = {
+    # Imager Pixel Spacing is at the detector (PS3.3 C.8.7.10): at a magnification of 1.8 a pixel shows 0.07 / 1.8 mm.
+    "contact": ({}, "86"),
+    "magnified": ({"EstimatedRadiographicMagnificationFactor": "1.8"}, "154"),
+    "no factor": ({"EstimatedRadiographicMagnificationFactor": None}, "86"),
+    # Pixel Spacing that repeats the detector's is the detector's (PS3.3 10.7.1.3).
+    "repeated": ({"PixelSpacing": [0.07, 0.07], "EstimatedRadiographicMagnificationFactor": "1.8"}, "154"),
+    # One that was calibrated is in the breast, and not divided again.
+    "calibrated": (
+        {
+            "PixelSpacing": [0.07 / 1.8, 0.07 / 1.8],
+            "PixelSpacingCalibrationType": "GEOMETRY",
+            "EstimatedRadiographicMagnificationFactor": "1.8",
+        },
+        "154",
+    ),
+    "pixel spacing alone": ({"ImagerPixelSpacing": None, "PixelSpacing": [0.07, 0.07]}, "86"),
+    # Of digitised film.
+    "scanned": ({"ImagerPixelSpacing": None, "NominalScannedPixelSpacing": [0.07, 0.07]}, "86"),
+    "none": ({"ImagerPixelSpacing": None}, ""),
+    "micrometres": ({"ImagerPixelSpacing": [70, 70]}, ""),
+}
+
+
+def test_dicom_crop_in_millimetres_is_in_those_of_the_breast(tmp_path: Path) -> None:
+    """However the header says its scale; where it does not, the finding is refused."""
+    archive = Archive(tmp_path / "archive")
     item = code(*CRANIO_CAUDAL, ViewModifierCodeSequence=Sequence([code(*MAGNIFIED)]))
-    how = {"EstimatedRadiographicMagnificationFactor": "1.8", "ViewCodeSequence": Sequence([item])}
-    archive.add("near", image=header(as_stored(scene(9)), number=9, **how), file="9.dcm")
+    for number, (name, (how, _)) in enumerate(SCALES.items()):
+        how = {attribute: value for attribute, value in how.items() if value or attribute == "ImagerPixelSpacing"}
+        if name == "magnified":
+            how["ViewCodeSequence"] = Sequence([item])
+        archive.add(name, image=header(as_stored(scene(number)), number=number, **how), file=f"{number}.dcm")
     told = archive.ingest("--side-mm", "6")
-    sides = {row["source_sha256"]: row["crop_side"] for row in told.provenance}
-    assert sorted(sides.values()) == ["154", "86", "86"]
+    sides = {Path(row["image"]).stem: row["crop_side"] for row in told.provenance}
+    found = {name: sides.get(told.pseudonym(name), "") for name in SCALES}
+    assert found == {name: side for name, (_, side) in SCALES.items()}
+    assert {told.reason(name) for name, side in found.items() if not side} == {"unknown_spacing"}
 
 
 def test_dicom_view_is_known_by_its_code(tmp_path: Path) -> None:
