@@ -70,6 +70,7 @@ DOUBTS: Final[Mapping[str, str]] = {
     "bright_air": "a bright background: they may be inverted",
     "incomplete_rescale": "a rescale slope without an intercept, or the other way round",
     "marker_left_out": "something beside the breast that is brighter than it, left out of the range",
+    "text_made_black": "text beside the breast, made black",
 }
 # Standard deviation of a patch in [0, 1] below which it shows nothing.
 FLAT: Final = 0.005

@@ -25,6 +25,8 @@ LARGEST_PATCH: Final = 1024
 OUTSIDE: Final = 2.0
 # Half the width of what is too thin to be a part of a breast, at every `COARSE`-th row and column.
 STRIP: Final = 4
+# Height over width of a pixel above which it is not square.
+SQUARE: Final = 1.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ def square_crop(box: Box, *, shape: tuple[int, int], rule: CropRule, spacing: tu
             raise Skipped(
                 "unknown_spacing", "millimetres are asked for, and the image does not say its pixel spacing in the breast"
             )
+        if max(spacing) > SQUARE * min(spacing):
+            raise Skipped("unknown_spacing", "the image's pixels are not square: a square of them is none of the breast")
         side = max(1, round(rule.side_mm / math.sqrt(spacing[0] * spacing[1])))
         if side > min(shape):
             raise Skipped("unknown_spacing", f"{rule.side_mm:g} mm are {side} pixels, more than the image has")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -172,8 +172,13 @@ def _one(job: Job, wanted: Wanted, view: _View) -> MadePatch | Refusal:
         crop = square_crop(box, shape=view.shape, rule=rule, spacing=mammogram.spacing)
         if not isinstance(wanted.lesion, Breast):
             _check_on_breast(box, view)
-        intensity = view.intensity if isinstance(wanted.lesion, Breast) else view.mapped_for(box)
+        whole = isinstance(wanted.lesion, Breast)
+        intensity = view.intensity if whole else view.mapped_for(box)
         shown = view.square(crop, intensity, blank_background=job.recipe.blank_background)
+        if whole and not job.recipe.burned_in and shows_text(shown):
+            # Beside a whole breast there nearly always is a view marker.
+            shown = view.square(crop, intensity, blank_background=True)
+            intensity = replace(intensity, notes=(*intensity.notes, "text_made_black"))
         _check_text(job, mammogram, shown)
         patch = area_resize(shown, rule.size)
     except Skipped as error:

@@ -27,9 +27,9 @@ __all__ = ["findings"]
 
 IMAGES: Final = "AllDICOMs"
 CONTOURS: Final = "AllXML"
-NAME: Final = re.compile(
-    r"(?P<file>\d+)_(?P<patient>[0-9a-f]+)_MG_(?P<side>[LR])_(?P<view>CC|ML|MLO)_ANON(\.\w+)?", re.IGNORECASE
-)
+# The release writes ML for the oblique view; it has a caudo-cranial one (FB) too.
+VIEWS: Final[Mapping[str, str]] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
+NAME: Final = re.compile(r"(?P<file>\d+)_(?P<patient>[0-9a-f]+)_MG_(?P<side>[LR])_(?P<view>[A-Z]+)_ANON(\.\w+)?", re.IGNORECASE)
 XML: Final = re.compile(r"(?P<file>\d+)\.xml", re.IGNORECASE)
 NUMBER: Final = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 POINT: Final = re.compile(rf"\(\s*({NUMBER})\s*[,;]\s*({NUMBER})\s*\)", re.ASCII)
@@ -111,7 +111,7 @@ def _finding(image: Path, name: str, points: NDArray[np.float64]) -> Finding:
     named = NAME.fullmatch(image.name)
     if named is None:
         raise DataError(f"{image} is not named as in INbreast")
-    view = "CC" if named["view"].upper() == "CC" else "MLO"
+    view = VIEWS.get(named["view"].upper(), "")
     patient = named["patient"].lower()
     return Finding(image=image, lesion=Outline(points=points), patient=patient, name=name, label=None, split="train", view=view)
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from mammo_fed.data.dicom.findings import Skipped
 from mammo_fed.data.dicom.image.acquisition import is_raw
@@ -25,6 +26,9 @@ LINEAR, EXACT, SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
 WIDEST: Final = 1e7
 # Standard deviation of an image in [0, 1] below which it shows nothing.
 FLAT: Final = 0.003
+# Padding after lossy compression, part of the range of the stored bits.
+AROUND: Final = 0.005
+LOSSY: Final = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K})
 # So much brighter than all tissue, what lies beside the breast is a lead marker and not for the range.
 MARKER: Final = 1.05
 MARKER_NOTE: Final = "marker_left_out"
@@ -199,7 +203,14 @@ def _padding(header: Dataset, stored: NDArray[Any]) -> tuple[int, int] | None:
     found = [_as_sample(value, bits=bits, width=width, signed=signed) for value in (first, last)]
     # A limit that no sample can have leaves the value alone.
     kept = sorted(value for value in found if value is not None)
-    return (kept[0], kept[-1]) if kept else None
+    # Lossy compression leaves of one value several.
+    around = round(AROUND * (1 << bits)) if _is_lossy(header) else 0
+    return (kept[0] - around, kept[-1] + around) if kept else None
+
+
+def _is_lossy(header: Dataset) -> bool:
+    meta = getattr(header, "file_meta", None)
+    return code_of(header, "LossyImageCompression") == "01" or (meta is not None and meta.TransferSyntaxUID in LOSSY)
 
 
 def _as_sample(value: int, *, bits: int, width: int, signed: bool) -> int | None:
