@@ -97,7 +97,10 @@ def _labelled(pixels: NDArray[np.generic], region: str) -> NDArray[np.uint8]:
 
 
 def _same(one: Marked, other: Marked) -> bool:
-    return isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and np.array_equal(one, other)
+    if isinstance(one, Box) or isinstance(other, Box):
+        return one is other or (isinstance(one, Box) and isinstance(other, Box) and one == other)
+    first, second = (marked.points if isinstance(marked, Outline) else marked for marked in (one, other))
+    return type(one) is type(other) and np.array_equal(first, second)
 
 
 def _weight(error: Skipped) -> int:
