@@ -67,6 +67,18 @@ def test_reading_refuses_files_that_are_not_there_not_dicom_or_cut_off(tmp_path)
     assert reason(tmp_path / "cut.dcm") in ("size_mismatch", "no_pixels", "damaged")
 
 
+def test_reading_refuses_pixels_of_which_a_download_left_the_rest_empty(tmp_path):
+    rng = np.random.default_rng(0)
+    breast = np.where(np.hypot(*np.mgrid[-1:1:96j, 0:1:64j]) < 0.9, rng.integers(1000, 3000, (96, 64)), 0).astype(np.uint16)
+    assert np.array_equal(read_mammogram(write(mammogram(breast), tmp_path / "a.dcm")).stored, breast)
+    cut = breast.copy()
+    cut.reshape(-1)[48 * 64 + 20 :] = 0
+    assert reason(write(mammogram(cut), tmp_path / "b.dcm")) == "damaged"
+    # Black below a straight edge is the image's own.
+    cut[48:] = 0
+    assert np.array_equal(read_mammogram(write(mammogram(cut), tmp_path / "c.dcm")).stored, cut)
+
+
 def test_reading_takes_a_mask_of_another_modality(tmp_path):
     path = write(
         mammogram(gradient(dtype="uint8", top=255), bits=8, Modality="OT", SOPClassUID=MRImageStorage), tmp_path / "m.dcm"

@@ -44,6 +44,8 @@ KINDS: Final = {
 }
 # Pairs of rows that are compared to see whether rows follow each other, and how much more those of a sheared image differ.
 ROWS_COMPARED, SHEARED = 64, 3.0
+# So many pixels of a row tell that it goes on.
+CUT_PIXELS: Final = 8
 # Repeating groups of overlays, PS3.5, 7.6.
 OVERLAY_GROUPS: Final = range(0x6000, 0x6020, 2)
 
@@ -118,6 +120,7 @@ def samples(header: FileDataset, rows: int, columns: int) -> NDArray[Any]:
         words = words.astype(words.dtype.newbyteorder("="))
     if not syntax.is_encapsulated:
         _check_rows(words)
+        _check_whole(words)
     if frame is not None and frame.signed and words.dtype.kind == "u" and int(words.max()) >> (frame.precision - 1):
         raise Skipped("size_mismatch", "the compressed frame has negative samples, the header says unsigned")
     high_bit = number_of(header, "HighBit", otherwise=bits - 1)
@@ -221,6 +224,26 @@ def _check_rows(words: NDArray[Any]) -> None:
     )
     if other * SHEARED < said:
         raise Skipped("size_mismatch", f"{rows} x {columns} pixels make no image, {columns} x {rows} do")
+
+
+def _check_whole(words: NDArray[Any]) -> None:
+    """Refuse pixels that are zero from within a row to the end: room that a download made and did not fill.
+
+    An image that ends in black ends along the skin, and the row above its last pixel is black from there on as well.
+
+    Raises:
+      Skipped: If they are.
+    """
+    if words[-1].any():
+        return
+    filled = np.flatnonzero(words.any(axis=1))
+    if not len(filled) or filled[-1] == 0:
+        return
+    row = int(filled[-1])
+    last = int(np.flatnonzero(words[row])[-1])
+    above = words[row - 1, last + 1 :]
+    if above.size >= CUT_PIXELS and np.count_nonzero(above) > above.size / 2:
+        raise Skipped("damaged", "the pixels are zero from within a row on: a copy or download that was not finished")
 
 
 def _overlay_bits(header: Dataset) -> frozenset[int]:
