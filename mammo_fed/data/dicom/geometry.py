@@ -25,6 +25,8 @@ LARGEST_PATCH: Final = 1024
 OUTSIDE: Final = 2.0
 # Half the width of what is too thin to be a part of a breast, at every `COARSE`-th row and column.
 STRIP: Final = 4
+# Lines of one pixel go on in corners.
+EIGHT: Final = np.ones((3, 3), dtype=bool)
 # Height over width of a pixel above which it is not square.
 SQUARE: Final = 1.02
 
@@ -165,7 +167,7 @@ def mask_box(mask: NDArray[Any]) -> Box:
     if not len(rows):
         raise Skipped("no_lesion", "the mask is empty")
     inner = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] != 0
-    labelled, count = ndimage.label(inner)
+    labelled, count = ndimage.label(inner, structure=EIGHT)
     areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
     found = [place for place, area in zip(ndimage.find_objects(labelled), areas, strict=True) if area >= DUST * areas.max()]
     boxes = [(part[0].start, part[1].start, part[0].stop, part[1].stop) for part in found]

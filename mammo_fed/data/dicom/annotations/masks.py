@@ -22,6 +22,8 @@ DUST: Final = 0.01
 FRAME_PART, LARGEST_PART = 0.1, 0.5
 # Overlap (of intersection and union) with the breast above which a mask is the breast's.
 BREAST_OVERLAP: Final = 0.7
+# Lines of one pixel go on in corners.
+EIGHT: Final = np.ones((3, 3), dtype=bool)
 
 
 def looks_like_a_mask(pixels: NDArray[Any]) -> bool:
@@ -94,7 +96,7 @@ def _check_labels(values: NDArray[np.float64]) -> None:
         # Of an inverted mask the lesion is what is dark.
         support = values < 1 - NEAR
         values = 1 - values
-    labelled, count = ndimage.label(support)
+    labelled, count = ndimage.label(support, structure=EIGHT)
     sizes = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
     brightest = ndimage.maximum(values, labelled, np.arange(1, count + 1))
     alone = (np.asarray(brightest) < 1 - NEAR) & (sizes >= DUST * sizes.max())
@@ -119,7 +121,7 @@ def _without_frame(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
     rest = ~marked
     if marked.mean() > LARGEST_PART and not _reaches_all_borders(rest):
         return rest
-    labelled, count = ndimage.label(marked)
+    labelled, count = ndimage.label(marked, structure=EIGHT)
     border = np.unique(np.concatenate([labelled[0], labelled[-1], labelled[:, 0], labelled[:, -1]]))
     frame = np.isin(labelled, border[border > 0])
     if count > len(border[border > 0]) and frame.mean() < FRAME_PART:
@@ -136,7 +138,7 @@ def _box_size(marked: NDArray[np.bool_]) -> int:
 
 def _without_dust(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Without specks, which a scan leaves anywhere."""
-    labelled, count = ndimage.label(marked)
+    labelled, count = ndimage.label(marked, structure=EIGHT)
     sizes = np.bincount(labelled.ravel(), minlength=count + 1)
     sizes[0] = 0
     kept: NDArray[np.bool_] = (sizes >= max(1, DUST * sizes.max()))[labelled]
