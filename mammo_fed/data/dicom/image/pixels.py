@@ -42,8 +42,8 @@ KINDS: Final = {
     JPEGLSLossless: ("JPEG-LS",),
     JPEGLSNearLossless: ("JPEG-LS",),
 }
-# Pairs of rows that are compared to see whether rows follow each other, and how much more those of a sheared image differ.
-ROWS_COMPARED, SHEARED = 64, 3.0
+# Rows that tell whether rows follow each other, how many are looked at, and how much more those of a sheared image differ.
+FEWEST_ROWS, MOST_ROWS, SHEARED = 64, 1024, 3.0
 # So many pixels of a row tell that it goes on.
 CUT_PIXELS: Final = 8
 # Repeating groups of overlays, PS3.5, 7.6.
@@ -215,15 +215,20 @@ def _check_rows(words: NDArray[Any]) -> None:
       Skipped: If they do.
     """
     rows, columns = words.shape
-    if rows == columns or min(rows, columns) < ROWS_COMPARED:
+    if rows == columns or min(rows, columns) < FEWEST_ROWS:
         return
     turned = words.reshape(columns, rows)
-    said, other = (
-        float(np.abs(image[1::step].astype(np.int64) - image[:-1:step][: len(image[1::step])]).mean())
-        for image, step in ((words, rows // ROWS_COMPARED), (turned, columns // ROWS_COMPARED))
-    )
-    if other * SHEARED < said:
+    said, other = (_roughness(image, max(1, len(image) // MOST_ROWS)) for image in (words, turned))
+    # In an image neighbours across differ as those below each other do, however little there is to see in it.
+    across = float(np.abs(np.diff(words[:: max(1, rows // MOST_ROWS)].astype(np.int32), axis=1)).mean())
+    if max(other, across) * SHEARED < said:
         raise Skipped("size_mismatch", f"{rows} x {columns} pixels make no image, {columns} x {rows} do")
+
+
+def _roughness(image: NDArray[Any], step: int) -> float:
+    """Mean difference of a row and the next, of rows so many apart."""
+    following = image[1::step].astype(np.int32)
+    return float(np.abs(following - image[:-1:step][: len(following)]).mean())
 
 
 def _check_whole(words: NDArray[Any]) -> None:
