@@ -45,6 +45,8 @@ RAW: Final = frozenset(
 # As the devices of today name what they compute of a tomosynthesis, in free text.
 SYNTHETIC: Final = re.compile(r"\b(C[- ]?VIEW|S[- ]?VIEW|V[- ]?PREVIEW|INSIGHT ?2D|INTELLIGENT ?2D|SYNTH\w*|GENERATED[ _]2D)\b")
 SYNTHETIC_TYPES: Final = frozenset({"GENERATED_2D", "TOMO_2D", "SYNTHETIC_2D", "SYNTHESIZED_2D"})
+# Value 4 of contrast mammography (PS3.3, C.8.11.7.1.4): two exposures taken from each other show vessels, not tissue.
+COMBINED_TYPES: Final = frozenset({"SUBTRACTION", "ADDITION"})
 DESCRIPTIONS: Final = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
 # Schemes of SNOMED's codes, of today and as older devices name them (PS3.16, 8).
 SNOMED: Final = frozenset({"SCT", "SRT", "SNM3", "99SDM", ""})
@@ -85,8 +87,8 @@ def check_kind(header: Dataset, *, modality: str | None, intent: Intent, synthet
     """Check that the image is one to learn from.
 
     Raises:
-      Skipped: If it is a tomosynthesis or what was computed of one, raw data, a specimen, of another modality or intent, or
-        shows an implant.
+      Skipped: If it is a tomosynthesis, or was computed of one or of two exposures, raw data, a specimen, of another modality
+        or intent, or shows an implant.
     """
     types = codes_of(header, "ImageType")
     described = " ".join(text_of(header, name).upper() for name in DESCRIPTIONS)
@@ -95,6 +97,8 @@ def check_kind(header: Dataset, *, modality: str | None, intent: Intent, synthet
         raise Skipped("tomosynthesis", "a tomosynthesis or a projection of one, not a mammogram")
     if synthetic and not synthetic_views:
         raise Skipped("synthetic_view", "a view that was computed of a tomosynthesis, not taken")
+    if COMBINED_TYPES & set(types) and not synthetic_views:
+        raise Skipped("synthetic_view", "a view that was computed of two exposures with contrast agent, not taken")
     if modality is not None and code_of(header, "Modality") != modality:
         raise Skipped("wrong_modality", f"the modality is not {modality}")
     _check_intent(header, intent)
