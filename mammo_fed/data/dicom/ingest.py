@@ -280,7 +280,8 @@ class _Ingestion:
     def _remove_strays(self, names: set[str]) -> None:
         """Patches of findings that the source no longer has, and what a killed worker left."""
         for path in (self._folder / PATCHES).iterdir():
-            if path.suffix != ".png" or path.stem not in names:
+            # Folders are of file servers and viewers, which keep thumbnails beside images.
+            if (path.suffix != ".png" or path.stem not in names) and (path.is_symlink() or not path.is_dir()):
                 path.unlink()
 
 
@@ -308,6 +309,10 @@ def _prepare(folder: Path) -> None:
         if entries and not entries & {JOURNAL_NAME, COHORT_NAME, LOCK_NAME}:
             raise InvalidSetting(f"FOLDER={folder} holds something else than a cohort: nothing is overwritten; choose another")
         check_private(folder)
+        if (folder / PATCHES).is_symlink():
+            raise InvalidSetting(
+                f"FOLDER={folder} has a link for its {PATCHES}: nothing is written where it leads; put all of FOLDER there"
+            )
         (folder / PATCHES).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise InvalidSetting(

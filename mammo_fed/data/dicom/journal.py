@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mammo_fed.data.dicom.findings import Finding, Skipped, files_of
 from mammo_fed.data.dicom.image.headers import regular
@@ -78,17 +78,18 @@ class Journal:
 
     def _listed(self, found: Mapping[str, Finding], stamp_of: Callable[[Finding], str]) -> Iterator[tuple[str, MadePatch]]:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            # A disk that lost power leaves bytes that are no text.
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return
         for line in lines:
             try:
                 values = json.loads(line)
-                patch = MadePatch(**{**values["patch"], "sources": tuple(values["patch"]["sources"])})
+                patch = _patch_of(values["patch"])
                 if patch.name in found and values["stamp"] == stamp_of(found[patch.name]) and self._intact(patch):
                     yield patch.name, patch
-            except (ValueError, KeyError, TypeError):
-                # The last line of a run that was killed.
+            except (ValueError, KeyError, TypeError, RecursionError):
+                # The last line of a run that was killed, or of another program.
                 continue
 
     def _intact(self, patch: MadePatch) -> bool:
@@ -106,6 +107,19 @@ def hash_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except Skipped:
         return ""
+
+
+def _patch_of(values: dict[str, Any]) -> MadePatch:
+    """A line's patch.
+
+    Raises:
+      TypeError: If it is none; others for values of another kind.
+    """
+    patch = MadePatch(**{**values, "sources": tuple(values["sources"])})
+    texts = (patch.name, patch.view, patch.sha256, *patch.sources, *patch.provenance, *dict(patch.provenance).values())
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a patch is noted in words")
+    return patch
 
 
 def _hashes(paths: Collection[Path], *, processes: int, on_check: Callable[[int, int], None]) -> dict[Path, str]:
