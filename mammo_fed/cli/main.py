@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = CommandLine(
         "mammo-fed",
         "Train a breast-mass malignancy classifier across hospitals, with a privacy guarantee for each patient.",
-        interrupted="interrupted; no result was written",
+        interrupted="interrupted; no result was written, and what was begun is resumed by the same command where it can be",
         commands=COMMANDS,
     )
     return line.run(arguments)

@@ -46,6 +46,7 @@ Reason = Literal[
     "for_processing",
     "for_presentation",
     "specimen",
+    "biopsy_view",
     "implant",
     "burned_in_text",
     "wrong_modality",

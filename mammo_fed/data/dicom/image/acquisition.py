@@ -44,9 +44,14 @@ RAW: Final = frozenset(
 )
 # As the devices of today name what they compute of a tomosynthesis, in free text.
 SYNTHETIC: Final = re.compile(r"\b(C[- ]?VIEW|S[- ]?VIEW|V[- ]?PREVIEW|INSIGHT ?2D|INTELLIGENT ?2D|SYNTH\w*|GENERATED[ _]2D)\b")
-SYNTHETIC_TYPES: Final = frozenset({"GENERATED_2D", "TOMO_2D", "SYNTHETIC_2D", "SYNTHESIZED_2D"})
-# Value 4 of contrast mammography (PS3.3, C.8.11.7.1.4): two exposures taken from each other show vessels, not tissue.
-COMBINED_TYPES: Final = frozenset({"SUBTRACTION", "ADDITION"})
+SYNTHETIC_TYPES: Final = frozenset({"GENERATED_2D", "SYNTHETIC_2D", "SYNTHESIZED_2D"})
+# The ordinary exposure of a combined examination, as some devices call it.
+ORDINARY_TYPE: Final = "TOMO_2D"
+# Value 3 of stereotactic images (PS3.3, C.8.11.7.1.4): needles and clips, from the side.
+BIOPSY: Final = ("STEREO", "PREFIRE", "POSTFIRE", "PREBIOPSY", "POSTBIOPSY", "PREMARKER", "POSTMARKER")
+# Values 4 and 5 of contrast mammography (PS3.3, C.8.11.7.1.4): two exposures taken from each other, and that of high energy,
+# show vessels.
+COMBINED_TYPES: Final = frozenset({"SUBTRACTION", "ADDITION", "HIGH_ENERGY"})
 DESCRIPTIONS: Final = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
 # Schemes of SNOMED's codes, of today and as older devices name them (PS3.16, 8).
 SNOMED: Final = frozenset({"SCT", "SRT", "SNM3", "99SDM", ""})
@@ -93,12 +98,16 @@ def check_kind(header: Dataset, *, modality: str | None, intent: Intent, synthet
     types = codes_of(header, "ImageType")
     described = " ".join(text_of(header, name).upper() for name in DESCRIPTIONS)
     synthetic = bool(SYNTHETIC_TYPES & set(types)) or SYNTHETIC.search(described) is not None
-    if text_of(header, "SOPClassUID") in TOMOSYNTHESIS or (not synthetic and any("TOMO" in one for one in types)):
+    if text_of(header, "SOPClassUID") in TOMOSYNTHESIS or (
+        not synthetic and any("TOMO" in one for one in types if one != ORDINARY_TYPE)
+    ):
         raise Skipped("tomosynthesis", "a tomosynthesis or a projection of one, not a mammogram")
     if synthetic and not synthetic_views:
         raise Skipped("synthetic_view", "a view that was computed of a tomosynthesis, not taken")
     if COMBINED_TYPES & set(types) and not synthetic_views:
-        raise Skipped("synthetic_view", "a view that was computed of two exposures with contrast agent, not taken")
+        raise Skipped("synthetic_view", "a view of contrast mammography that shows vessels")
+    if any(one.startswith(BIOPSY) for one in types[2:3]):
+        raise Skipped("biopsy_view", "a view taken to guide or check a biopsy")
     if modality is not None and code_of(header, "Modality") != modality:
         raise Skipped("wrong_modality", f"the modality is not {modality}")
     _check_intent(header, intent)

@@ -44,8 +44,8 @@ KINDS: Final = {
 }
 # Rows that tell whether rows follow each other, how many are looked at, and how much more those of a sheared image differ.
 FEWEST_ROWS, MOST_ROWS, SHEARED = 64, 1024, 3.0
-# So many pixels of a row tell that it goes on.
-CUT_PIXELS: Final = 8
+# So many pixels of a row, and such a part of the rest of it, tell that it goes on.
+CUT_PIXELS, CUT_PART = 8, 0.8
 # Repeating groups of overlays, PS3.5, 7.6.
 OVERLAY_GROUPS: Final = range(0x6000, 0x6020, 2)
 
@@ -246,8 +246,12 @@ def _check_whole(words: NDArray[Any]) -> None:
         return
     row = int(filled[-1])
     last = int(np.flatnonzero(words[row])[-1])
-    above = words[row - 1, last + 1 :]
-    if above.size >= CUT_PIXELS and np.count_nonzero(above) > above.size / 2:
+    above = words[max(0, row - 2) : row, last + 1 :]
+    if (
+        above.shape[1] >= CUT_PIXELS
+        and row < len(words) - 2
+        and np.count_nonzero(above, axis=1).min() > CUT_PART * above.shape[1]
+    ):
         raise Skipped("damaged", "the pixels are zero from within a row on: a copy or download that was not finished")
 
 
