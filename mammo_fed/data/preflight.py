@@ -207,7 +207,7 @@ def _refused(look: _Look) -> tuple[Level, str]:
     lost = sum(look.archive.refused.values())
     much = lost > MOST_REFUSED * look.findings
     most = max(look.archive.refused, key=lambda reason: look.archive.refused[reason], default="")
-    why = f", most of them as {most.replace('_', ' ')}" if much else ""
+    why = f", most often as {most.replace('_', ' ')}" if much else ""
     return ("warning" if much else "ok"), f"{look.text(lost)} of {look.text(look.findings)} findings gave no patch{why}"
 
 

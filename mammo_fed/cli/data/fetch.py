@@ -10,6 +10,7 @@ from typing import Final
 from rich.console import Console
 
 from mammo_fed.common.command_line import print_json, say
+from mammo_fed.errors import InvalidSetting
 
 __all__ = ["FETCHED", "STEPS", "fetch_command"]
 
@@ -71,7 +72,7 @@ def fetch_command(options: argparse.Namespace, console: Console) -> int:
 
     Raises:
       DataError: If it was to be fetched and cannot be.
-      InvalidSetting: If the folder cannot be written, or pooch is missing.
+      InvalidSetting: If the folder cannot be written, the URL is none, or pooch is missing.
     """
     if options.folder is None or options.name not in FETCHED:
         steps = STEPS[options.name]
@@ -93,6 +94,9 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
     from mammo_fed.data.downloads.nbia import COLLECTIONS, fetch_nbia
 
     folder = options.folder.expanduser()
+    url = options.url.rstrip("/") if options.url is not None else None
+    if url is not None and not url.lower().startswith(("https://", "http://")):
+        raise InvalidSetting(f"--url={options.url} must begin with https:// or http://")
     if not options.json:
         say(console, f"{options.name}: {FETCHED[options.name]}; interrupted, it goes on where it stopped")
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -103,9 +107,9 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
             progress.update(task, completed=done, total=total)
 
         if options.name == "mammo_dp":
-            done = fetch_mammo_dp(folder, url=options.url, on_progress=seen)
+            done = fetch_mammo_dp(folder, url=url, on_progress=seen)
         else:
-            done = fetch_nbia(COLLECTIONS[options.name], folder, url=options.url, on_progress=seen)
+            done = fetch_nbia(COLLECTIONS[options.name], folder, url=url, on_progress=seen)
     if options.json:
         print_json({"collection": options.name, "folder": str(folder.resolve()), **asdict(done)})
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +41,11 @@ def ingest_command(options: argparse.Namespace, console: Console) -> int:
       InvalidSetting: If an option is out of its range, or the cohort would lie inside the archive.
     """
     root, cohort = _folders(options)
-    salt = options.salt or cohort.with_name(f"{cohort.name}.salt")
+    beside = Path(os.path.abspath(cohort))
+    salt = options.salt or beside.with_name(f"{beside.name}.salt")
+    source, recipe = archive_origin(options.source), _recipe(options)
+    # Before there is a salt: an archive that cannot be read leaves nothing behind.
+    findings = [_in_split(finding, options.split) for finding in archive_named(options.source)(root)]
     problems: list[tuple[str, str, str]] = []
 
     def refusal(name: str, reason: str, detail: str) -> None:
@@ -49,17 +55,15 @@ def ingest_command(options: argparse.Namespace, console: Console) -> int:
 
     with _told(console, quiet=options.json) as told:
         done = ingest(
-            (_in_split(finding, options.split) for finding in archive_named(options.source)(root)),
+            findings,
             cohort,
-            plan=IngestPlan(
-                source=archive_origin(options.source), recipe=_recipe(options), public=options.public, processes=options.jobs
-            ),
+            plan=IngestPlan(source=source, recipe=recipe, public=options.public, processes=options.jobs),
             pseudonyms=Pseudonyms.kept_at(salt),
             on_progress=told.findings,
             on_refusal=refusal,
             on_check=told.files,
         )
-    named = cohort.with_name(f"{cohort.name}.problems.csv") if options.explain else None
+    named = beside.with_name(f"{beside.name}.problems.csv") if options.explain else None
     if named is not None:
         write_problems(named, ("finding", "reason", "detail"), problems)
     if options.json:
@@ -159,8 +163,8 @@ def _check(console: Console, cohort: Path, *, public: bool) -> None:
     _, findings = check_cohort_folder(cohort, public=public, reference=public_reference(None))
     for finding in findings:
         if finding.level == "error":
-            remedy = f"no site can join with it (mammo-fed data check {cohort})"
-            warn(console, f"preflight: {finding.name}: {finding.message}; {remedy}")
+            remedy = f"no site can join with it (mammo-fed data check {shlex.quote(str(cohort))})"
+            warn(console, f"preflight error: {finding.name}: {finding.message}; {remedy}")
         elif finding.level == "warning":
             warn(console, f"preflight: {finding.name}: {finding.message}")
 

@@ -126,7 +126,9 @@ def add_phantom_options(phantom: argparse.ArgumentParser) -> None:
     phantom.add_argument("--form", choices=SOURCES, default="csv", help="source whose files it imitates (csv)")
     phantom.add_argument("--encoding", choices=ENCODINGS, default="explicit", help="of the pixels (explicit)")
     phantom.add_argument("--depth", choices=DEPTHS, default="mono2_16", help="how values are stored (mono2_16)")
-    phantom.add_argument("--images", type=int, default=60, help="masses of training patients, and half as many for tests (60)")
+    phantom.add_argument(
+        "--images", type=int, default=60, help="masses of training patients, and half as many for tests, at least 8 (60)"
+    )
     phantom.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of a mass patch (128)")
     phantom.add_argument("--rows", type=int, default=512, help="height of a mammogram (512)")
     phantom.add_argument("--columns", type=int, default=384, help="width of a mammogram (384)")

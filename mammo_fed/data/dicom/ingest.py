@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from mammo_fed.common.private_files import check_private, file_lock, write_priva
 from mammo_fed.common.worker_pool import Lost, run_isolated
 from mammo_fed.data.dicom.findings import REASONS, Finding, Outline, Reason, SkippedFinding
 from mammo_fed.data.dicom.journal import Journal
-from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Wanted, make_patches
+from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Unwritten, Wanted, make_patches
 from mammo_fed.data.pseudonyms import Pseudonyms
 from mammo_fed.data.sources.cohort_folder import COHORT_NAME, PATCHES, CohortRow, listed_patients, write_cohort_folder
 from mammo_fed.errors import DataError, InvalidSetting, RunFailed
@@ -105,12 +106,13 @@ def ingest(
     """
     listed = list(findings)
     _prepare(folder)
-    with file_lock(folder / LOCK_NAME, what="mammo-fed data ingest"):
+    with file_lock(folder / LOCK_NAME, what="mammo-fed data ingest", folder=folder):
         try:
             return _Ingestion(folder, plan, pseudonyms, _Calls(on_progress, on_refusal, on_check)).run(listed)
         except OSError as error:
             raise RunFailed(
-                f"cohort {folder} cannot be written ({error.strerror}); free disk space and run it again"
+                f"cohort {folder} cannot be written ({error.strerror}); free disk space, or allow it to be written, "
+                "and run it again: what is made stays"
             ) from error
 
 
@@ -142,7 +144,10 @@ class _Ingestion:
             for answers in self._made(found, todo):
                 for answer in answers:
                     if isinstance(answer, Refusal):
-                        self._refuse(answer.name, answer.reason, answer.detail)
+                        self._refuse(answer.name, answer.reason, f"{found[answer.name].image}: {answer.detail}")
+                    elif isinstance(answer, Unwritten):
+                        # Every further file would be decoded in vain.
+                        raise OSError(answer.code, os.strerror(answer.code))
                     else:
                         kept[answer.name] = answer
                         journal.note(answer, stamp=self._stamp(found[answer.name]))
@@ -210,7 +215,7 @@ class _Ingestion:
                 kept[name] = finding
         return kept
 
-    def _made(self, found: Mapping[str, Finding], todo: Sequence[str]) -> Iterator[Sequence[MadePatch | Refusal]]:
+    def _made(self, found: Mapping[str, Finding], todo: Sequence[str]) -> Iterator[Sequence[MadePatch | Refusal | Unwritten]]:
         by_image: dict[Path, list[str]] = {}
         for name in todo:
             by_image.setdefault(found[name].image, []).append(name)
@@ -227,7 +232,7 @@ class _Ingestion:
         answers = run_isolated(make_patches, jobs, processes=self._plan.processes, seconds=SECONDS, memory_bytes=MEMORY_BYTES)
         for job, answer in answers:
             if isinstance(answer, Lost):
-                detail = f"{job.image}: the process that read it {answer.how.replace('_', ' ')}"
+                detail = f"the process that read it {answer.how.replace('_', ' ')}"
                 yield [Refusal(name=one.name, reason=LOST_AS[answer.how], detail=detail) for one in job.wanted]
             else:
                 yield answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 from collections.abc import Sequence
@@ -120,7 +121,15 @@ class Refusal:
     detail: str
 
 
-def make_patches(job: Job) -> Sequence[MadePatch | Refusal]:
+@dataclass(frozen=True, kw_only=True)
+class Unwritten:
+    """A patch that the disk did not take, which is no fault of its file; `code` is the system's own (errno)."""
+
+    name: str
+    code: int
+
+
+def make_patches(job: Job) -> Sequence[MadePatch | Refusal | Unwritten]:
     """Read the mammogram once, and make a patch of every lesion, or say why not."""
     recipe = job.recipe
     try:
@@ -165,7 +174,7 @@ class _View:
         return shown
 
 
-def _one(job: Job, wanted: Wanted, view: _View) -> MadePatch | Refusal:
+def _one(job: Job, wanted: Wanted, view: _View) -> MadePatch | Refusal | Unwritten:
     rule, mammogram = job.recipe.crop, view.mammogram
     try:
         box, marks = _box(wanted.lesion, view)
@@ -187,10 +196,14 @@ def _one(job: Job, wanted: Wanted, view: _View) -> MadePatch | Refusal:
         return Refusal(name=wanted.name, reason="too_large", detail="the patch does not fit into memory")
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, NotImplementedError) as error:
         return Refusal(name=wanted.name, reason="damaged", detail=f"the pixels cannot be mapped ({type(error).__name__})")
+    try:
+        sha256 = _write(patch, job.folder / f"{wanted.name}.png")
+    except OSError as error:
+        return Unwritten(name=wanted.name, code=error.errno or errno.EIO)
     return MadePatch(
         name=wanted.name,
         view=mammogram.view,
-        sha256=_write(patch, job.folder / f"{wanted.name}.png"),
+        sha256=sha256,
         provenance={name: str(value) for name, value in _provenance(job, wanted, view, crop, intensity).items()},
         sources=(mammogram.sha256, *marks),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,8 +13,8 @@ from mammo_fed.privacy.patient_identity import normal_identifier
 __all__ = ["is_blank", "label_of", "side_of", "view_of", "whole"]
 
 LABELS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("malignant", "malign", "maligno", "maligna"), MALIGNANT),
-    **dict.fromkeys(("benign", "benigno", "benigna"), BENIGN),
+    **dict.fromkeys(("malignant", "malign", "maligno", "maligna", "bösartig", "boesartig", "malin", "maligne"), MALIGNANT),
+    **dict.fromkeys(("benign", "benigno", "benigna", "gutartig", "bénin", "bénigne", "benin"), BENIGN),
 }
 SIDES: Final[Mapping[str, str]] = {"l": "L", "left": "L", "r": "R", "right": "R"}
 CC: Final = frozenset({"cc", "ccid", "idcc", "craniocaudal"})
@@ -33,7 +34,7 @@ AFTER: Final = re.compile(r"(.+?)(?:[\W_]+(?:left|right|[lr])|left|right)")
 
 def label_of(text: str) -> int | None:
     """MALIGNANT or BENIGN, or None for another word."""
-    return LABELS.get(text.strip().casefold())
+    return LABELS.get(unicodedata.normalize("NFC", text).strip().casefold())
 
 
 def side_of(text: str) -> str:
