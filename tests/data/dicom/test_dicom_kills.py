@@ -129,9 +129,10 @@ def test_dicom_ingestion_that_was_killed_ten_times_gives_the_same_cohort(tmp_pat
     rng, cohort, lost = random.Random(11), tmp_path / "killed", 0  # noqa: S311 - when it is killed is no secret
     for number in range(KILLS):
         process, before = begun(archive, cohort), made(cohort)
-        # At any moment of a whole run; or as soon as some patches more were made, so that kills do not all come early.
-        latest = time.monotonic() + rng.uniform(0, seconds)
-        more = before + rng.randrange(1, 2 + 2 * images // KILLS) if number % 2 else images + 1
+        # At any moment of a tenth of a whole run, its start included; or as soon as so many patches more were made. All kills
+        # together come before the end.
+        latest = time.monotonic() + (seconds if number % 2 else rng.uniform(0, seconds / KILLS))
+        more = before + rng.randrange(1, 1 + max(1, images // KILLS)) if number % 2 else images + 1
         while process.poll() is None and time.monotonic() < latest and made(cohort) < more:
             time.sleep(0.002)
         lost += process.poll() is None
