@@ -22,6 +22,7 @@ from mammo_fed.data.dicom.archives.words import side_of
 from mammo_fed.data.dicom.findings import Breast, Finding, Reason, Skipped, SkippedFinding
 from mammo_fed.data.dicom.image.reading import read_side_and_view
 from mammo_fed.errors import DataError
+from mammo_fed.privacy.patient_identity import normal_identifier
 
 __all__ = ["findings"]
 
@@ -64,8 +65,10 @@ def findings(root: Path) -> Iterator[Finding | SkippedFinding]:
     yield from refused
     folders = folders_named(root, re.compile("|".join(map(re.escape, breasts)) or r"(?!)", re.IGNORECASE))
     for patient, sides in breasts.items():
+        # Folders are known by their names in lower case.
+        folder = patient
         if any(side.mass for side in sides.values()):
-            yield from _images(root, patient, sides, folders.get(patient.casefold(), ()))
+            yield from _images(root, patient, sides, folders.get(folder.casefold(), ()))
 
 
 def _table(root: Path) -> Path:
@@ -95,11 +98,11 @@ def _refused(table: SavedTable, breasts: dict[str, dict[str, _Side]]) -> Iterato
             yield unusable(table, row, "LeftRight must be L or R")
         elif not calcification and not MASS.fullmatch(row.fields["abnormality"]):
             yield unusable(table, row, "abnormality must be mass, calcification or both")
-        elif repeats.again((patient.casefold(), side, bool(calcification), label)) and not calcification:
+        elif repeats.again((normal_identifier(patient), side, bool(calcification), label)) and not calcification:
             name = f"{patient} {side} ({table.path.name} row {row.line})"
             yield SkippedFinding(name=name, reason="repeated_row", detail=f"{name}: the same as a row above")
         else:
-            sides = breasts.setdefault(spellings.setdefault(patient.casefold(), patient), {})
+            sides = breasts.setdefault(spellings.setdefault(normal_identifier(patient), patient), {})
             known = sides.get(side, _Side(labels=(), mass=False))
             labels = tuple(dict.fromkeys((*known.labels, label)))
             sides[side] = _Side(labels=labels, mass=known.mass or not calcification)
