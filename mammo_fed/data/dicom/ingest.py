@@ -14,7 +14,7 @@ from typing import Final
 
 from mammo_fed.common.private_files import check_private, file_lock, write_private
 from mammo_fed.common.worker_pool import Lost, run_isolated
-from mammo_fed.data.dicom.findings import REASONS, Finding, Outline, Reason, SkippedFinding
+from mammo_fed.data.dicom.findings import REASONS, Finding, Masks, Outline, Reason, SkippedFinding
 from mammo_fed.data.dicom.journal import Journal
 from mammo_fed.data.dicom.patch import Job, MadePatch, PatchRecipe, Refusal, Unwritten, Wanted, make_patches
 from mammo_fed.data.pseudonyms import Pseudonyms
@@ -275,12 +275,15 @@ class _Ingestion:
         return {"loose_patient": " ".join(loose), "placeholder": "yes" if is_placeholder(identifier) else ""}
 
     def _stamp(self, finding: Finding) -> str:
-        """Changes with the recipe, the file and the lesion."""
-        lesion = finding.lesion
-        points = [lesion.points.tolist(), lesion.drawn_on] if isinstance(lesion, Outline) else repr(lesion)
-        return self._pseudonyms.of(
-            "stamp", json.dumps([self._settings, points, str(finding.image)], sort_keys=True, default=str)
-        )
+        """Changes with the recipe and the lesion; not with where the files lie, for their content is compared."""
+        match finding.lesion:
+            case Outline(points=points, drawn_on=drawn_on):
+                about: object = [points.tolist(), drawn_on]
+            case Masks(candidates=candidates, region=region):
+                about = [len(candidates), region]
+            case lesion:
+                about = repr(lesion)
+        return self._pseudonyms.of("stamp", json.dumps([self._settings, about], sort_keys=True, default=str))
 
     def _remove_strays(self, names: set[str]) -> None:
         """Patches of findings that the source no longer has, and what a killed worker left."""

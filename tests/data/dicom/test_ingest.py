@@ -214,6 +214,18 @@ def test_ingest_makes_a_patch_again_whose_file_was_replaced_by_one_of_the_same_s
     assert any(np.allclose(patch, shown, atol=1e-4) for patch in read(tmp_path / "cohort").pixels)
 
 
+def test_ingest_knows_the_patches_of_an_archive_that_was_moved(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    mask = np.zeros((96, 64), np.uint8)
+    mask[20 : 20 + SIZE, 10 : 10 + SIZE] = 255
+    write(mammogram(mask, bits=8), old / "mask.dcm")
+    run([finding(old, "aa1"), finding(old, "bb1", lesion=Masks(candidates=(old / "mask.dcm",)))], tmp_path / "cohort")
+    old.rename(new)
+    moved = [finding(new, "aa1"), finding(new, "bb1", lesion=Masks(candidates=(new / "mask.dcm",)))]
+    assert run(moved, tmp_path / "cohort").reused == 2
+
+
 def test_ingest_makes_a_patch_again_whose_mask_was_replaced(tmp_path):
     mask = np.zeros((96, 64), np.uint8)
     mask[20 : 20 + SIZE, 10 : 10 + SIZE] = 255

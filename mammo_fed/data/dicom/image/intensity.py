@@ -141,6 +141,7 @@ def intensity_of(header: Dataset, stored: NDArray[Any], *, windowing: Windowing)
             found = _stored_range(header, found) if windowing == "stored" else _used_range(found, stored)
     except Skipped:
         raise
+    # pydicom converts values when they are asked for; of a damaged header it raises any of these, for an unknown VR the last.
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, NotImplementedError) as error:
         raise Skipped("damaged", f"the header's intensity attributes make no sense ({type(error).__name__})") from error
     if not (np.isfinite([found.low, found.high]).all() and 0 < found.high - found.low < WIDEST):
